@@ -1,0 +1,127 @@
+"""The commands of capbench. `nox -l` lists them; words after `--` go to the command that a session runs.
+
+All sessions share one environment, `.nox/capbench`: torch with its CUDA libraries takes some gigabytes. The
+Python that runs nox makes it from requirements.lock, and makes it again when that or pyproject.toml changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "none"  # made by `environment` below
+nox.options.sessions = ["tests", "lint"]
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = ROOT / ".nox" / "capbench"
+PROGRAMS = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
+MADE_FROM = ("requirements.lock", "pyproject.toml")
+
+
+def paper_names() -> list[str]:
+    """The packages under reproductions/ that define PAPER, found without importing them."""
+    files = sorted(ROOT.glob("reproductions/*/__init__.py"))
+    return [file.parent.name for file in files if re.search(r"\bPAPER\b", file.read_text(encoding="utf-8"))]
+
+
+def reproduction(name: str) -> Callable[[nox.Session], None]:
+    def reproduce(session: nox.Session) -> None:
+        run(session, "capbench", "run", name, *session.posargs)
+
+    reproduce.__doc__ = f"Train and score {name} and record it (`-- --dataset flickr8k --seeds 3`)."
+    return reproduce
+
+
+for _name in paper_names():
+    nox.session(reproduction(_name), name=f"reproduce-{_name.replace('_', '-')}")
+
+
+@nox.session
+def leaderboards(session: nox.Session) -> None:
+    """Write the leaderboards from the records; `-- --check` fails where a page is stale."""
+    run(session, "capbench", "leaderboard", *session.posargs)
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Time the kernels and the training step against their rivals on this machine."""
+    run(session, "pytest", "benchmarks", "--benchmark-only", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; words after `--` go to pytest (`-- tests/test_layout.py -k floor`)."""
+    run(session, "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style (ruff), format (ruff) and types (mypy)."""
+    run(session, "ruff", "check", ".")
+    run(session, "ruff", "format", "--check", ".")
+    run(session, "mypy")
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write requirements.lock from pyproject.toml; `-- --upgrade` takes the newest versions."""
+    groups = [f"--group={name}" for name in ("build", "test", "lint")]
+    form = ["--universal", "--python-version=3.11", "--generate-hashes", "--no-emit-index-url", "--quiet"]
+    files = ["pyproject.toml", "--output-file=requirements.lock", "--custom-compile-command=nox -s lock"]
+    session.run(*uv(session), "pip", "compile", *form, *groups, *files, *session.posargs)
+
+
+def run(session: nox.Session, program: str, *words: str) -> None:
+    """Run a program of the shared environment, which is also the first that its children find.
+
+    Ctrl-C reaches the program too, and nox waits for it: a run that is stopped saves a checkpoint first.
+    """
+    environment(session)
+    path = os.pathsep.join([str(PROGRAMS), os.environ.get("PATH", "")])
+    variables = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT)}
+    session.run(str(PROGRAMS / program), *words, env=variables, interrupt_timeout=None)
+
+
+def environment(session: nox.Session) -> None:
+    """Make the shared environment, unless it stands and was made from the same files by the same Python."""
+    made_from = "".join(hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in MADE_FROM)
+    wanted = f"{sys.version} {ENVIRONMENT} {made_from}"
+    stamp = ENVIRONMENT / "made-from"
+    with one_at_a_time(ENVIRONMENT.with_suffix(".lock")):
+        if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+            return
+        make = [*uv(session), "venv", "--clear", "--quiet", f"--python={sys.executable}"]
+        install = [*uv(session), "pip", "install", "--quiet", f"--python={ENVIRONMENT}"]
+        session.run(*make, str(ENVIRONMENT))
+        session.run(*install, "--require-hashes", "--requirements=requirements.lock")
+        session.run(*install, "--no-deps", "--no-build-isolation", "--editable=.")
+        stamp.write_text(wanted, encoding="utf-8")
+
+
+def uv(session: nox.Session) -> list[str]:
+    """How uv is called: the one beside nox, else the one on PATH."""
+    if importlib.util.find_spec("uv"):
+        return [sys.executable, "-m", "uv"]
+    return [shutil.which("uv") or session.error("uv is missing: python -m pip install uv")]
+
+
+@contextmanager
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Of sessions started together, one makes the environment and the others wait (not on Windows)."""
+    file.parent.mkdir(exist_ok=True)
+    with file.open("w") as handle:
+        if importlib.util.find_spec("fcntl"):
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
