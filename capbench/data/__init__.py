@@ -1,0 +1,1 @@
+"""Captions, images, vocabularies and features: what a model is fed."""

@@ -1,0 +1,34 @@
+"""Batches as a pure function of (seed, epoch): a resumed run needs no loader state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from capbench.data.vocabulary import PAD
+
+
+def length_grouped(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """The captions of one epoch in batches of nearly one length: every caption once, the last batch may be short.
+
+    Captions are shuffled, sorted by length with ties left in shuffled order, cut into batches, and the batches are
+    shuffled: so each batch is a random draw among captions of its length. `lengths` [caption] are in words.
+    """
+    random = np.random.Generator(np.random.PCG64([seed, epoch]))
+    order = random.permutation(len(lengths))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [random.permutation(batches[i]) for i in random.permutation(len(batches))]
+
+
+def padded(captions: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "caption length"], Int[Tensor, " caption"]]:
+    """Word ids padded at the end with PAD, and how many of each row count."""
+    lengths = np.array([len(caption) for caption in captions], np.int64)
+    ids = np.full((len(captions), lengths.max()), PAD, np.int64)
+    ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(captions)
+    return torch.from_numpy(ids), torch.from_numpy(lengths)

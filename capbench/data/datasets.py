@@ -1,0 +1,127 @@
+"""The data sets by name: the embedded scenes, and those whose files the user brings."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from capbench.data.captions import CaptionDataset
+from capbench.data.karpathy_split import Restval, read_karpathy_split
+from capbench.data.scenes import scenes
+from capbench.errors import CapbenchError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set to be brought: its split file, the images in each split of the published file, and the origin.
+
+    COCO's restval images are counted apart from train.
+    """
+
+    split_file: str
+    counts: Mapping[str, int]
+    origin: str
+
+
+SOURCES = {
+    "flickr8k": Source(
+        "dataset_flickr8k.json",
+        {"train": 6000, "val": 1000, "test": 1000},
+        "images: Hodosh, Young and Hockenmaier (JAIR 2013), by their request form",
+    ),
+    "flickr30k": Source(
+        "dataset_flickr30k.json",
+        {"train": 29000, "val": 1014, "test": 1000},
+        "images: Young et al. (TACL 2014), by their request form",
+    ),
+    "coco": Source(
+        "dataset_coco.json",
+        {"train": 82783, "val": 5000, "test": 5000, "restval": 30504},
+        "images: train2014 and val2014 of cocodataset.org, as folders under images/",
+    ),
+}
+SPLIT_FILES = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+WITHOUT_RESTVAL = "coco-norestval"  # COCO's files with the 82,783 training images alone
+NAMES = ("scenes", *SOURCES, WITHOUT_RESTVAL)
+
+
+def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
+    """A data set by name: "scenes", or one whose files lie under `data` (CAPBENCH_DATA where None).
+
+    They are `<data>/<name>/dataset_<name>.json` and the folder `<data>/<name>/images`. "coco" trains on COCO's restval
+    images too, "coco-norestval" leaves them out. Warns loudly where a split has
+    not the published number of images, and says so in `notes`. Raises CapbenchError saying what is missing and where to
+    put it; all missing images are counted and listed before any work starts.
+    """
+    if name == "scenes":
+        return scenes()
+    if name not in NAMES:
+        raise CapbenchError(f"no data set {name!r}; there is {', '.join(NAMES)}")
+    folder, source = _folder(name, data), SOURCES[_family(name)]
+    restval: Restval = "drop" if name == WITHOUT_RESTVAL else "train"
+    if not (folder / source.split_file).is_file():
+        raise CapbenchError(f"{folder / source.split_file} is missing; {_advice(name, folder)}")
+    dataset = read_karpathy_split(folder / source.split_file, folder / "images", name, restval)
+    differing = _differing_counts(dataset, source, restval)
+    if differing:
+        fault = f"not the published split ({differing})"
+        warnings.warn(f"{name} is {fault}: its numbers cannot be compared with published ones", stacklevel=2)
+        dataset = replace(dataset, notes=(*dataset.notes, fault))
+    try:
+        dataset.images.check()
+    except CapbenchError as error:
+        raise CapbenchError(f"{error}; {_advice(name, folder)}") from error
+    return dataset
+
+
+def describe(data: Path | None = None) -> Iterator[tuple[str, str, str, str, str]]:
+    """A row for each data set: name, images, captions, splits, and where it is or what to do to have it."""
+    for name in NAMES:
+        try:
+            dataset = load_dataset(name, data)
+        except CapbenchError as error:
+            yield name, "-", "-", "-", str(error)
+            continue
+        counts = Counter(dataset.split_of_image)
+        splits = " / ".join(f"{counts[split]:,} {split}" for split in dataset.splits)
+        place = "drawn on the spot" if name == "scenes" else str(_folder(name, data))
+        yield name, f"{len(dataset.images):,}", f"{len(dataset.captions):,}", splits, place
+
+
+def _folder(name: str, data: Path | None) -> Path:
+    if data is None:
+        if not os.environ.get("CAPBENCH_DATA"):
+            folder = Path(_family(name))
+            raise CapbenchError(
+                f"CAPBENCH_DATA is not set; set it to a folder with {folder}/ in it: {_advice(name, folder)}"
+            )
+        data = Path(os.environ["CAPBENCH_DATA"]).expanduser()
+    return data / _family(name)
+
+
+def _family(name: str) -> str:
+    """Whose files a data set is made from."""
+    return "coco" if name == WITHOUT_RESTVAL else name
+
+
+def _advice(name: str, folder: Path) -> str:
+    source = SOURCES[_family(name)]
+    return f"put {source.split_file} and images/ into {folder} (split file: {SPLIT_FILES}; {source.origin})"
+
+
+def _differing_counts(dataset: CaptionDataset, source: Source, restval: Restval) -> str:
+    """Such as "test: 999, published 1,000"; empty where all are as published."""
+    expected = dict(source.counts)
+    rest = expected.pop("restval", 0)
+    if restval == "train":
+        expected["train"] += rest
+    counts = Counter(dataset.split_of_image)
+    return "; ".join(
+        f"{split}: {counts[split]:,}, published {count:,}"
+        for split, count in expected.items()
+        if counts[split] != count
+    )

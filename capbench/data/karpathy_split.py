@@ -1,0 +1,125 @@
+"""Split files in the format of Karpathy and Fei-Fei (CVPR 2015): Flickr8K, Flickr30K and COCO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from pydantic import BeforeValidator, field_validator, model_validator
+
+from capbench.data.captions import CaptionDataset, duplicates, one_line, stays_inside
+from capbench.data.checked_json import Checked, Line, read_json
+from capbench.data.images import ImageFolder
+from capbench.errors import CapbenchError
+
+Restval = Literal["train", "drop", "error"]
+
+
+def read_karpathy_split(path: Path, image_folder: Path, name: str, restval: Restval) -> CaptionDataset:
+    """The data set of a split file, in the order of the file and with the file's own tokens.
+
+    Pictures are looked for in `image_folder`, in the subfolder that COCO's `filepath` names. An image's id is its
+    `cocoid` where it has one, else its `imgid`. `restval` says what becomes of COCO's 30,504 validation images
+    outside the published val and test: "train" adds them to the training split, as most papers do, "drop" leaves
+    them out, "error" refuses them; it stands in `notes`. An image has one caption or more; a caption may be empty,
+    and a line break in it becomes a space.
+    Raises CapbenchError naming the file, and the line or field, where it is missing, malformed or contradictory.
+    """
+    if restval not in get_args(Restval):
+        raise CapbenchError(f"restval is {restval!r}; choose one of {', '.join(get_args(Restval))}")
+    file = read_json(path, _File)
+    _refuse_twice(path, "imgid", (image.imgid for image in file.images))
+    _refuse_twice(path, "sentid", (sentence.sentid for image in file.images for sentence in image.sentences))
+    notes = _restval_notes(path, file, restval)
+    images = [image for image in file.images if image.split != "restval" or restval == "train"]
+    owned = [(index, sentence) for index, image in enumerate(images) for sentence in image.sentences]
+    names = tuple(image.path for image in images)
+    try:
+        dataset = CaptionDataset(
+            name=name,
+            images=ImageFolder(image_folder, names),
+            image_names=names,
+            image_ids=tuple(image.imgid if image.cocoid is None else image.cocoid for image in images),
+            split_of_image=tuple("train" if image.split == "restval" else image.split for image in images),
+            captions=tuple(sentence.raw for _, sentence in owned),
+            tokens=tuple(tuple(sentence.tokens) for _, sentence in owned),
+            caption_ids=tuple(sentence.sentid for _, sentence in owned),
+            image_of_caption=np.array([index for index, _ in owned], dtype=np.int64),
+            notes=notes,
+        )
+    except CapbenchError as error:
+        raise CapbenchError(f"{path}: {error}") from error
+    _refuse_twice(path, "the image", (image.path for image in file.images))  # those left out, too
+    return dataset
+
+
+def _clean_tokens(value: Any) -> Any:
+    """Tokens without white space or lone surrogates; what is not a list of strings is left to the type check."""
+    try:
+        return one_line(" ".join(value)).split() if isinstance(value, list) else value
+    except TypeError:
+        return value
+
+
+class _Sentence(Checked):
+    tokens: Annotated[list[str], BeforeValidator(_clean_tokens)]
+    raw: Line
+    sentid: int
+    imgid: int | None = None
+
+
+class _Image(Checked):
+    filename: str
+    filepath: str | None = None
+    imgid: int
+    cocoid: int | None = None
+    split: Literal["train", "val", "test", "restval"]
+    sentences: list[_Sentence]
+    sentids: list[int] | None = None
+
+    @property
+    def path(self) -> str:
+        return f"{self.filepath}/{self.filename}" if self.filepath else self.filename
+
+    @field_validator("filename", "filepath")
+    @classmethod
+    def _inside(cls, value: str | None) -> str | None:
+        if value is not None and not stays_inside(value):
+            raise ValueError("it leads out of the image folder")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _Image:
+        for sentence in self.sentences:
+            if sentence.imgid not in (None, self.imgid):
+                raise ValueError(
+                    f"imgid {self.imgid} holds sentid {sentence.sentid}, which says imgid {sentence.imgid}"
+                )
+        ids = [sentence.sentid for sentence in self.sentences]
+        if self.sentids is not None and sorted(self.sentids) != sorted(ids):
+            raise ValueError(f"imgid {self.imgid} lists the sentids {self.sentids} and holds {ids}")
+        return self
+
+
+class _File(Checked):
+    images: list[_Image]
+
+
+def _refuse_twice(path: Path, field: str, values: Iterable[int | str]) -> None:
+    twice = duplicates(list(values))
+    if twice:
+        raise CapbenchError(f"{path}: {field} {twice[0]} is given twice ({len(twice):,} such); correct the file")
+
+
+def _restval_notes(path: Path, file: _File, restval: Restval) -> tuple[str, ...]:
+    count = sum(image.split == "restval" for image in file.images)
+    if count == 0:
+        return ()
+    if restval == "error":
+        raise CapbenchError(
+            f"{path}: {count:,} images are in the split 'restval'; choose restval='train' to train on them too, "
+            "or restval='drop' to leave them out"
+        )
+    return (f"{count:,} restval images {'in train' if restval == 'train' else 'left out'}",)

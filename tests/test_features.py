@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import capbench.data.features as store
+from capbench.data.captions import CaptionDataset
+from capbench.data.features import Features, features
+from capbench.data.images import ImageFolder, one_crop, ten_crops
+from capbench.encoders import Encoder
+from capbench.errors import CapbenchError
+
+COUNT = 11  # more than a batch
+
+
+def dataset_of(folder: Path) -> CaptionDataset:
+    names = tuple(f"{i}.jpg" for i in range(COUNT))
+    words = tuple((f"w{i}",) for i in range(COUNT))
+    return CaptionDataset(
+        name="little",
+        images=ImageFolder(folder, names),
+        image_names=names,
+        image_ids=tuple(range(COUNT)),
+        split_of_image=("train",) * COUNT,
+        captions=tuple(w[0] for w in words),
+        tokens=words,
+        caption_ids=tuple(range(COUNT)),
+        image_of_caption=np.arange(COUNT),
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(COUNT):
+        pixels = np.random.default_rng(i).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    return dataset_of(folder)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder("scenes")
+
+
+def only_folder(root: Path) -> Path:
+    (folder,) = [path for path in (root / "features").iterdir() if path.is_dir()]
+    return folder
+
+
+def test_features_are_what_the_encoder_makes_of_each_image(dataset, encoder, tmp_path):
+    made = features(dataset, encoder, store=tmp_path)
+    crops = torch.stack([one_crop(dataset.images[i], 64) for i in range(COUNT)])
+    with torch.inference_mode():
+        expected = encoder(crops).numpy()
+    assert made.array.dtype == np.float32
+    assert isinstance(made.array, np.memmap)
+    assert not made.array.flags.writeable
+    assert np.abs(made.array - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert made.skipped == ()
+
+
+def test_ten_crops_are_averaged(dataset, encoder, tmp_path):
+    made = features(dataset, encoder, "10C", store=tmp_path)
+    with torch.inference_mode():
+        expected = torch.stack([encoder(ten_crops(dataset.images[i], 64)).mean(0) for i in range(COUNT)]).numpy()
+    assert np.abs(made.array - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_grid_keeps_its_locations(dataset, tmp_path):
+    encoder = Encoder("scenes", "grid")
+    made = features(dataset, encoder, store=tmp_path)
+    assert made.array.shape == (COUNT, 64, encoder.dim)
+
+
+def test_the_second_time_no_image_is_read(dataset, encoder, tmp_path, monkeypatch):
+    made = features(dataset, encoder, store=tmp_path)
+    monkeypatch.setattr(ImageFolder, "__getitem__", lambda *_: pytest.fail("an image was read"))
+    again = features(dataset, encoder, store=tmp_path)
+    assert again.fingerprint == made.fingerprint
+    assert np.array_equal(again.array, made.array)
+
+
+def test_the_number_of_threads_does_not_change_the_features(dataset, encoder, tmp_path):
+    before = torch.get_num_threads()
+    made = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            made.append(features(dataset, encoder, store=tmp_path / str(threads)).array)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(made[0], made[1])
+
+
+def test_all_that_makes_the_features_is_in_their_fingerprint(dataset, encoder, tmp_path):
+    made = [features(dataset, encoder, store=tmp_path), features(dataset, encoder, "10C", store=tmp_path)]
+    made.append(features(dataset, Encoder("scenes", "grid"), store=tmp_path))
+    made.append(features(dataset, Encoder("scenes", weights="random"), store=tmp_path))
+    made.append(features(dataset, encoder.fold(torch.bfloat16), store=tmp_path))
+    Image.new("RGB", (50, 50)).save(dataset.images.root / "3.jpg")
+    made.append(features(dataset_of(dataset.images.root), encoder, store=tmp_path))
+    assert len({one.fingerprint for one in made}) == len(made)
+
+
+def test_the_default_place_follows_the_environment(dataset, encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "elsewhere"))
+    made = features(dataset, encoder)
+    assert made.path == tmp_path / "elsewhere" / "features" / made.fingerprint / "features.npy"
+
+
+@pytest.mark.parametrize("output", ["regions", "grid"])
+def test_features_that_are_not_defined_are_refused(dataset, output, tmp_path):
+    with pytest.raises(CapbenchError, match="not defined"):
+        features(dataset, Encoder("scenes", output), "10C", store=tmp_path)
+
+
+def flip_a_byte(folder):
+    with (folder / "features.npy").open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def cut(folder):
+    os.truncate(folder / "features.npy", 500)
+
+
+def spoil_the_description(folder):
+    (folder / "meta.json").write_text("{")
+
+
+def describe_another_spec(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["spec"]["crop"] = "10C"
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def lose_the_array(folder):
+    (folder / "features.npy").unlink()
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut, spoil_the_description, describe_another_spec, lose_the_array])
+def test_damaged_features_are_set_aside_and_made_again_with_a_warning(dataset, encoder, tmp_path, damage):
+    expected = features(dataset, encoder, store=tmp_path).array.copy()
+    folder = only_folder(tmp_path)
+    for n in (1, 2):
+        damage(folder)
+        with pytest.warns(UserWarning, match=rf"damaged.*set aside as .*\.corrupt-{n}"):
+            again = features(dataset, encoder, store=tmp_path)
+        assert np.array_equal(again.array, expected)
+        assert folder.with_name(f"{folder.name}.corrupt-{n}").is_dir()
+
+
+def test_a_bad_image_stops_the_work_and_leaves_nothing_behind(dataset, encoder, tmp_path):
+    path = dataset.images.root / "4.jpg"
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(CapbenchError, match=r"4\.jpg is truncated"):
+        features(dataset, encoder, store=tmp_path / "s")
+    assert not [left for left in (tmp_path / "s" / "features").iterdir() if left.suffix != ".lock"]
+
+
+def test_tolerant_features_leave_bad_images_out_and_count_them(dataset, encoder, tmp_path):
+    whole = features(dataset, encoder, store=tmp_path).array.copy()
+    for name in ("4.jpg", "9.jpg"):
+        path = dataset.images.root / name
+        path.write_bytes(path.read_bytes()[:-900])
+    spoilt = dataset_of(dataset.images.root)
+    with pytest.warns(UserWarning, match=r"2 images of little could not be decoded .*4\.jpg, 9\.jpg"):
+        made = features(spoilt, encoder, store=tmp_path, tolerant=True)
+    assert made.skipped == ("4.jpg", "9.jpg")
+    bad = np.isin(np.arange(COUNT), [4, 9])
+    assert np.isnan(made.array[bad]).all()
+    assert np.allclose(made.array[~bad], whole[~bad], rtol=1e-5)
+    with pytest.raises(CapbenchError, match=r"2 images of little have no features.*4\.jpg"):
+        features(spoilt, encoder, store=tmp_path)
+    assert features(spoilt, encoder, store=tmp_path, tolerant=True).skipped == made.skipped
+
+
+def test_a_data_set_of_bad_images_is_refused_even_when_tolerant(dataset, encoder, tmp_path):
+    for i in range(COUNT):
+        (dataset.images.root / f"{i}.jpg").write_bytes(b"<html>")
+    with pytest.raises(CapbenchError, match="no image of little could be decoded"):
+        features(dataset, encoder, store=tmp_path, tolerant=True)
+
+
+def test_missing_images_are_all_listed_before_any_work(dataset, encoder, tmp_path):
+    for i in (2, 5):
+        (dataset.images.root / f"{i}.jpg").unlink()
+    with pytest.raises(CapbenchError, match=r"2 of 11 images are missing .*2\.jpg, 5\.jpg"):
+        features(dataset, encoder, store=tmp_path)
+
+
+def test_progress_counts_up_to_the_whole(dataset, encoder, tmp_path):
+    seen = []
+    features(dataset, encoder, store=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (COUNT, COUNT)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_the_progress_bar_shows_images_a_second(dataset, encoder, tmp_path, capsys):
+    features(dataset, encoder, store=tmp_path, progress=True)
+    shown = capsys.readouterr().out
+    assert "features of little" in shown
+    assert "images/s" in shown
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_store_is_named_at_the_start(dataset, encoder, tmp_path):
+    (tmp_path / "s").mkdir(mode=0o500)
+    with pytest.raises(CapbenchError, match="cannot write to"):
+        features(dataset, encoder, store=tmp_path / "s")
+
+
+def test_a_store_that_is_a_file_is_named_at_the_start(dataset, encoder, tmp_path):
+    (tmp_path / "s").write_text("")
+    with pytest.raises(CapbenchError, match="cannot write to"):
+        features(dataset, encoder, store=tmp_path / "s")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(dataset, encoder, tmp_path):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(CapbenchError, match=r"cannot write .*features"):
+            features(dataset, encoder, store=tmp_path / "s")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [left for left in (tmp_path / "s" / "features").iterdir() if left.suffix != ".lock"]
+
+
+HOLD = """
+    import sys, time
+    from filelock import FileLock
+    lock = FileLock(sys.argv[1])
+    lock.acquire()
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(dataset, encoder, tmp_path):
+    """A process that holds the lock of the features, which are not made."""
+    made = features(dataset, encoder, store=tmp_path)
+    folder = only_folder(tmp_path)
+    folder.rename(tmp_path / "away")
+    lock = folder.with_name(f"{made.fingerprint}.lock")
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLD), str(lock)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_the_wait_for_another_process_is_bounded(dataset, encoder, tmp_path, holder, monkeypatch):
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0.3)
+    start = time.monotonic()
+    with pytest.raises(CapbenchError, match=r"another process has held .*\.lock for 0\.3 s"):
+        features(dataset, encoder, store=tmp_path)
+    assert time.monotonic() - start < 20
+
+
+def test_the_lock_and_the_remains_of_a_dead_process_are_no_obstacle(dataset, encoder, tmp_path, holder, monkeypatch):
+    monkeypatch.setattr(store, "LOCK_SECONDS", 5.0)
+    lock = next((tmp_path / "features").glob("*.lock"))
+    remains = lock.with_name(f".{lock.stem}.dead")
+    remains.mkdir()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert isinstance(features(dataset, encoder, store=tmp_path), Features)
+    assert not remains.exists()
+
+
+SLOWLY = """
+    import sys, time
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[3])
+    from tests.test_features import dataset_of
+    from capbench.data.features import features
+    from capbench.encoders import Encoder
+
+    def slowly(done, total):
+        print(done, flush=True)
+        time.sleep(1)
+
+    made = features(dataset_of(Path(sys.argv[1])), Encoder("scenes"), store=Path(sys.argv[2]), progress=slowly)
+    print(made.fingerprint, flush=True)
+"""
+
+
+def test_of_two_processes_at_once_one_makes_the_features_and_the_other_waits(dataset, encoder, tmp_path):
+    arguments = [str(dataset.images.root), str(tmp_path), str(Path(__file__).parents[1])]
+    other = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SLOWLY), *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout
+    assert other.stdout.readline().strip().isdigit()  # it is at work
+    worked_here = []
+    made = features(dataset, encoder, store=tmp_path, progress=lambda done, _: worked_here.append(done))
+    told = other.communicate(timeout=60)[0].split()
+    assert other.returncode == 0
+    assert told[-1] == made.fingerprint
+    assert worked_here == []

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+
+from capbench.data import scenes as module
+from capbench.data.captions import CaptionDataset, Phrase
+from capbench.data.scenes import (
+    COLOURS,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    THINGS,
+    Dice,
+    Scene,
+    SceneImages,
+    Thing,
+    draw_scene,
+    places,
+    relations,
+    render,
+    scenes,
+)
+from capbench.errors import CapbenchError
+
+NUMBERS = {"a": 1, "an": 1, "the": 1, "one": 1, "two": 2, "three": 3, "four": 4}
+
+
+@cache
+def small() -> CaptionDataset:
+    return scenes(train=200, val=20, test=60)
+
+
+def drawn(data: CaptionDataset) -> tuple[Scene, ...]:
+    assert isinstance(data.images, SceneImages)
+    return data.images.scenes
+
+
+def phrases_of(data: CaptionDataset) -> tuple[tuple[Phrase, ...], ...]:
+    assert data.phrases is not None
+    return data.phrases
+
+
+def pairs(data: CaptionDataset) -> Iterator[tuple[Scene, tuple[str, ...], tuple[Phrase, ...]]]:
+    for caption, image in enumerate(data.image_of_caption):
+        yield drawn(data)[image], data.tokens[caption], phrases_of(data)[caption]
+
+
+def meaning(word: str, table: Mapping[str, tuple[str, ...]]) -> str | None:
+    singular = re.sub(r"(?<=[sx])es$|(?<!s)s$", "", word) if word != "plus" else word
+    return next((key for key, words in table.items() if word in words or singular in words), None)
+
+
+def asked(words: tuple[str, ...]) -> tuple[int, dict[str, str]]:
+    """What a phrase asks for: how many, and which size, colour and shape, read by its words alone."""
+    wanted: dict[str, str] = {}
+    for word in words[1:]:
+        found = [
+            (what, meaning(word, table)) for what, table in (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES))
+        ]
+        known = [(what, value) for what, value in found if value]
+        assert known or word.removesuffix("s") in THINGS, word
+        wanted.update(known)
+    return NUMBERS[words[0]], wanted
+
+
+def fitting(scene: Scene, wanted: dict[str, str]) -> list[Thing]:
+    return [t for t in scene.things if all(getattr(t, what) == value for what, value in wanted.items())]
+
+
+def said(tokens: tuple[str, ...], phrases: tuple[Phrase, ...]) -> Iterator[tuple[str, str, int, int]]:
+    """The relations and places of a caption, as (kind, name, phrase, other phrase)."""
+    subject = 0
+    ends = [*(phrase.start for phrase in phrases[1:]), len(tokens)]
+    for index, (phrase, end) in enumerate(zip(phrases, ends, strict=True)):
+        gap = " ".join(tokens[phrase.end : end])
+        if not gap.startswith("and "):
+            subject = index
+        relation = [n for n, words in RELATIONS.items() if any(f" {gap}".endswith(f" {w}") for w in words)]
+        place = [n for n, words in PLACES.items() if any(f" {w} " in f" {gap} " for w in words)]
+        if relation:
+            yield "relation", relation[0], subject, index + 1
+        elif place:
+            yield "place", place[0], index, index
+
+
+Meaning = tuple[list[tuple[int, dict[str, str]]], list[tuple[str, str, int, int]]]
+
+
+def read(tokens: tuple[str, ...], phrases: tuple[Phrase, ...]) -> Meaning:
+    return [asked(tokens[p.start : p.end]) for p in phrases], list(said(tokens, phrases))
+
+
+def is_true(scene: Scene, meant: Meaning) -> bool:
+    """Whether a caption could have been said of a scene."""
+    groups = []
+    for count, wanted in meant[0]:
+        groups.append(fitting(scene, wanted))
+        if len(groups[-1]) != count:
+            return False
+    return all(
+        name in (relations(groups[one], groups[other]) if kind == "relation" else places(groups[one]))
+        for kind, name, one, other in meant[1]
+    )
+
+
+def test_pixels_are_the_same_bytes_everywhere():
+    pixels = np.stack([small().images[i] for i in range(len(small().images))])
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (280, 64, 64, 3)
+    assert (
+        hashlib.sha256(pixels.tobytes()).hexdigest()
+        == "dbbcef3ac03e4482fe38f493bb1044f02cfc8b508ecd322d8ae2ab883ab6a243"
+    ), "raise RENDER_VERSION, then pin anew"
+
+
+def test_captions_and_phrases_are_the_same_everywhere():
+    lines = [f"{text}|{phrases}" for text, phrases in zip(small().captions, phrases_of(small()), strict=True)]
+    assert (
+        hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        == "d67137fa0e7d32c556897b5ff10b10181afb998a91d64af192ebff55d409bc97"
+    )
+
+
+def test_a_smaller_set_is_the_beginning_of_a_larger_one():
+    less = scenes(train=3, val=1, test=2)
+    assert less.captions[:15] == small().captions[:15]
+    assert less.captions[-10:] == small().captions[1100:1110]
+    assert np.array_equal(less.images[4], small().images[220])
+    assert less.images.fingerprint != small().images.fingerprint
+
+
+def test_another_seed_gives_other_scenes_and_another_fingerprint():
+    one, two = (scenes(seed, train=2, val=1, test=1) for seed in (0, 1))
+    assert one.captions != two.captions
+    assert not np.array_equal(one.images[0], two.images[0])
+    assert one.images.fingerprint != two.images.fingerprint
+
+
+def test_it_is_a_data_set_with_three_splits_and_five_captions_an_image():
+    data = small()
+    assert data.splits == ("train", "val", "test")
+    assert [len(data.split(name).image_index) for name in data.splits] == [200, 20, 60]
+    assert np.bincount(data.image_of_caption).tolist() == [5] * 280
+    data.images.check()
+
+
+@pytest.mark.parametrize("sizes", [(-1, 2, 2), (0, 0, 0)])
+def test_a_negative_or_empty_size_is_refused(sizes: tuple[int, int, int]):
+    with pytest.raises(CapbenchError, match="give sizes of 0 or more"):
+        scenes(0, *sizes)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("radius", [5, 6, 8, 9, 12, 13])
+def test_a_box_is_the_smallest_around_the_pixels_of_its_thing(shape: str, radius: int):
+    thing = Thing(shape, "red", "medium", 30, 33, radius, (255, 0, 0))
+    pixels = render(Scene((0, 0, 0), (thing,)))[:, :, 0]
+    rows, columns = pixels.nonzero()
+    assert thing.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert (pixels == 255).sum() > 0.09 * (2 * radius) ** 2, "a solid shape, not an outline"
+    cell = pixels[33 - radius : 33 + radius, 30 - radius : 30 + radius]
+    assert np.abs(cell.astype(int) - cell[:, ::-1]).max() <= 32, "left and right are alike"
+
+
+def test_things_of_a_scene_never_touch_and_lie_on_the_canvas():
+    for scene in drawn(small()):
+        assert 2 <= len(scene.things) <= 4
+        assert len({(t.shape, t.colour) for t in scene.things}) > 1
+        for one, two in combinations([t.box for t in scene.things], 2):
+            assert one[2] < two[0] or two[2] < one[0] or one[3] < two[1] or two[3] < one[1]
+        assert all(min(t.box) >= 0 and max(t.box) <= 64 for t in scene.things)
+
+
+def test_a_pixel_outside_of_all_boxes_is_background():
+    for index, scene in enumerate(drawn(small())[:60]):
+        outside = np.ones((64, 64), bool)
+        for x0, y0, x1, y1 in (np.array(t.box, int) for t in scene.things):
+            outside[y0:y1, x0:x1] = False
+        assert (small().images[index][outside] == scene.background).all()
+
+
+def test_a_phrase_names_exactly_the_things_that_fit_its_words():
+    for scene, tokens, phrases in pairs(small()):
+        assert phrases
+        for phrase in phrases:
+            count, wanted = asked(tokens[phrase.start : phrase.end])
+            things = fitting(scene, wanted)
+            assert len(things) == count, tokens
+            assert sorted(t.box for t in things) == sorted(phrase.boxes), tokens
+        assert all(one.end <= two.start for one, two in pairwise(phrases))
+
+
+def test_every_word_for_a_thing_is_inside_a_phrase():
+    nouns = {w for words in (*SHAPES.values(), THINGS) for w in words}
+    nouns |= {w + "s" for w in nouns} | {w + "es" for w in nouns}
+    for _, tokens, phrases in pairs(small()):
+        inside = {i for phrase in phrases for i in range(phrase.start, phrase.end)}
+        assert not [w for i, w in enumerate(tokens) if w in nouns and i not in inside], tokens
+
+
+def test_every_relation_that_is_said_is_true_of_the_boxes():
+    checked = 0
+    for _, tokens, phrases in pairs(small()):
+        for kind, name, one, other in said(tokens, phrases):
+            if kind == "relation" and name in ("left", "right", "above", "below"):
+                axis, sign = ("left", "above", "right", "below").index(name) % 2, name in ("left", "above")
+                for a in phrases[one].boxes:
+                    for b in phrases[other].boxes:
+                        first, second = (a, b) if sign else (b, a)
+                        assert first[axis + 2] <= second[axis], tokens
+                        checked += 1
+    assert checked > 300
+
+
+def test_every_caption_is_true_of_its_image():
+    assert all(is_true(scene, read(tokens, phrases)) for scene, tokens, phrases in pairs(small()))
+
+
+def test_the_captions_of_a_scene_differ_and_have_4_to_16_words():
+    captions = small().tokens
+    lengths = {len(tokens) for tokens in captions}
+    assert min(lengths) == 4
+    assert max(lengths) == 16
+    assert all(len(set(captions[i : i + 5])) == 5 for i in range(0, len(captions), 5))
+
+
+def test_tokens_are_the_raw_text_in_lower_case_without_punctuation():
+    for text, tokens in zip(small().captions, small().tokens, strict=True):
+        assert tuple(re.findall("[a-z0-9]+", text.lower())) == tokens
+        assert text[0].isupper()
+        assert text.endswith(".")
+        assert not re.search(r"\ba [aeiou]|\ban [^aeiou]| ,|  ", text.lower()), text
+
+
+def test_all_synonyms_are_used():
+    text = " " + " ".join(" ".join(tokens) for tokens in small().tokens) + " "
+    tables = (SHAPES, COLOURS, SIZES, RELATIONS, PLACES)
+    missing = [w for table in tables for words in table.values() for w in words if f" {w} " not in text]
+    assert not missing
+
+
+def test_captions_leave_things_out_and_large_things_less_often():
+    named, there = dict.fromkeys(SIZES, 0), dict.fromkeys(SIZES, 0)
+    for scene, _, phrases in pairs(small()):
+        boxes = {box for phrase in phrases for box in phrase.boxes}
+        for thing in scene.things:
+            there[thing.size] += 1
+            named[thing.size] += thing.box in boxes
+    share = {size: named[size] / there[size] for size in SIZES}
+    assert 0.5 < share["small"] < share["medium"] < share["large"] < 0.95
+
+
+def test_retrieval_among_500_images_is_neither_trivial_nor_hopeless_and_needs_relations():
+    data = scenes(train=0, val=0, test=500)
+    chances = []
+    for caption in range(0, 2500, 25):
+        meant = read(data.tokens[caption], phrases_of(data)[caption])
+        named = [scene for scene in drawn(data) if is_true(scene, (meant[0], []))]
+        fits = [scene for scene in named if is_true(scene, meant)]
+        assert drawn(data)[caption // 5] in fits
+        chances.append((100 / len(fits), 100 / len(named)))
+    reader, without = np.mean(chances, axis=0)
+    print(f"caption to image R@1 of a perfect reader {reader:.1f}, without relations and places {without:.1f}")
+    assert 40 < reader < 65
+    assert without < reader - 10
+
+
+def test_relations_agree_with_their_opposites():
+    opposite = {"left": "right", "above": "below", "near": "near", "far": "far"}
+    for index in range(100):
+        things = draw_scene(Dice(5, index)).things
+        for a, b in combinations(things, 2):
+            there, back = relations([a], [b]), relations([b], [a])
+            for one, two in opposite.items():
+                assert (one in there) == (two in back)
+                assert (two in there) == (one in back)
+
+
+def test_a_relation_of_groups_holds_between_every_two_of_them():
+    left, middle, right = (Thing("star", "red", "small", x, 30, 5, (0, 0, 0)) for x in (10, 30, 50))
+    assert relations([left, middle], [right]) == ["left"]
+    assert relations([left], [right]) == ["left", "far"]
+    assert relations([left, right], [middle]) == []
+    assert places([left]) == ["left"]
+    assert places([left, middle]) == []
+
+
+def test_dice_are_even_and_follow_the_odds():
+    dice = Dice(0, "test")
+    counts = np.bincount([dice.pick((0, 1, 2), (6, 3, 1)) for _ in range(4000)])
+    assert np.abs(counts / 4000 - (0.6, 0.3, 0.1)).max() < 0.03
+    assert {dice.below(3) for _ in range(200)} == {0, 1, 2}
+    assert [Dice(1, "a").below(10**6) for _ in range(2)] == [Dice(1, "a").below(10**6)] * 2
+
+
+def test_drawing_waits_until_an_image_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    asked_for = []
+
+    def blank(scene: Scene) -> np.ndarray:
+        asked_for.append(scene)
+        return np.zeros((64, 64, 3), np.uint8)
+
+    monkeypatch.setattr(module, "render", blank)
+    data = scenes(train=2, val=1, test=1)
+    assert not asked_for
+    data.images[3]
+    assert asked_for == [drawn(data)[3]]
