@@ -1,0 +1,255 @@
+"""Last hidden state of a GRU over a batch of captions: the reference, cuDNN, and a prefix tree for the CPU.
+
+Captions share their beginnings ("<start> a dog ..."), and a recurrent state depends only on the words before it, so
+a batch has fewer distinct states than words. The CPU path runs the cell once for each distinct prefix (80 % of the
+words of a Flickr8K batch), multiplies by the recurrent weights once for each prefix that goes on (72 %), projects each
+distinct word once (26 %), makes the weight gradient in one product, and leaves captions whose gradient is exactly zero
+out of the backward pass: under the max of hinges these are all captions that no active hinge points at.
+The result is that of the reference up to rounding; forward and backward are deterministic for a given
+number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.nn.utils.rnn import pack_padded_sequence
+
+Embedding = Callable[[Tensor], Tensor]  # word ids of any shape to their vectors, as nn.Embedding
+PACK_FROM = 2**19  # elements; a smaller weight costs more to hand to oneDNN than the product takes
+PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def last_hidden(
+    gru: nn.GRU,
+    embedding: Embedding,
+    captions: Int[Tensor, "caption length"],
+    lengths: Int[Tensor, " caption"],
+) -> Float[Tensor, "caption hidden"]:
+    """State of a one-layer, one-direction `gru` after the last word of each caption.
+
+    `captions` holds word ids, padded at the end; `lengths` (on the CPU) how many of them count, at least one each.
+    The prefix tree serves the CPU, cuDNN the rest. The tree asks `embedding` for each distinct word once, so that
+    dropout in it takes the same coordinates from a word wherever it stands in the batch.
+    """
+    if captions.device.type == "cpu":
+        return prefix_tree_last_hidden(gru, embedding, captions, lengths)
+    return reference_last_hidden(gru, embedding, captions, lengths)
+
+
+def reference_last_hidden(
+    gru: nn.GRU,
+    embedding: Embedding,
+    captions: Int[Tensor, "caption length"],
+    lengths: Int[Tensor, " caption"],
+) -> Float[Tensor, "caption hidden"]:
+    """The same through torch's packed sequences: cuDNN on a GPU, the oracle everywhere."""
+    packed = pack_padded_sequence(embedding(captions), lengths, batch_first=True, enforce_sorted=False)
+    _, hidden = gru(packed)
+    return hidden[0]
+
+
+def prefix_tree_last_hidden(
+    gru: nn.GRU,
+    embedding: Embedding,
+    captions: Int[Tensor, "caption length"],
+    lengths: Int[Tensor, " caption"],
+) -> Float[Tensor, "caption hidden"]:
+    """The same, computed once for each distinct prefix of the batch."""
+    tree = PrefixTree.of(captions.numpy(), lengths.numpy())
+    input_weight, recurrent, input_bias, bias = (getattr(gru, f"{name}_l0") for name in PARAMETERS)
+    projected = linear(embedding(tree.vocabulary), input_weight, input_bias)
+    hidden: Tensor = _TreeGRU.apply(projected.to(recurrent.dtype), recurrent, bias, tree)
+    return hidden
+
+
+@dataclass(frozen=True)
+class Level:
+    """The nodes of one depth: where they lie, their words, and which row of the distinct parents each follows."""
+
+    nodes: slice
+    word: Tensor  # [node], into the vocabulary of the tree
+    parent: Tensor  # [parent], the distinct parents as rows among all nodes
+    follows: Tensor | None  # [node], into `parent`; None where each node has a parent of its own
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """The distinct prefixes of a batch of captions, shallow before deep.
+
+    word, parent: [node]; last: [caption], the node that ends each caption; bounds: the first node of each depth, and
+    the end.
+    """
+
+    vocabulary: Tensor
+    word: np.ndarray
+    parent: np.ndarray
+    last: np.ndarray
+    bounds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, captions: np.ndarray, lengths: np.ndarray) -> PrefixTree:
+        """The tree of `captions` [caption, length], of which the first `lengths` [caption] words count."""
+        count, longest = len(lengths), int(lengths.max())
+        present = np.arange(longest) < lengths[:, None]
+        vocabulary, compact = np.unique(np.where(present, captions[:, :longest], captions[0, 0]), return_inverse=True)
+        compact = compact.reshape(count, longest)
+        node, last = np.full(count, -1), np.empty(count, np.int64)
+        words, parents, bounds = [], [], [0]
+        for depth in range(longest):
+            alive = np.flatnonzero(lengths > depth)
+            prefix = (node[alive] + 1) * len(vocabulary) + compact[alive, depth]
+            distinct, which = np.unique(prefix, return_inverse=True)
+            words.append(distinct % len(vocabulary))
+            parents.append(distinct // len(vocabulary) - 1)
+            node[alive] = bounds[-1] + which
+            ended = lengths == depth + 1
+            last[ended] = node[ended]
+            bounds.append(bounds[-1] + len(distinct))
+        return cls(torch.from_numpy(vocabulary), np.concatenate(words), np.concatenate(parents), last, tuple(bounds))
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """The nodes by depth."""
+        levels = []
+        for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
+            parent, follows = np.unique(self.parent[start:stop], return_inverse=True)
+            alone = len(parent) == stop - start
+            word = torch.from_numpy(self.word[start:stop])
+            follow = None if alone else torch.from_numpy(follows)
+            levels.append(Level(slice(start, stop), word, torch.from_numpy(parent), follow))
+        return tuple(levels)
+
+    def ending_in(self, captions: np.ndarray) -> tuple[PrefixTree, np.ndarray]:
+        """The part of the tree that leads to `captions` [chosen], and its nodes as rows of this tree."""
+        kept = np.zeros(len(self.word), bool)
+        kept[self.last[captions]] = True
+        for start, stop in reversed(list(zip(self.bounds[1:], self.bounds[2:], strict=False))):
+            kept[self.parent[start:stop][kept[start:stop]]] = True
+        rows = np.flatnonzero(kept)
+        place = np.cumsum(kept) - 1
+        parent = self.parent[rows]
+        part = PrefixTree(
+            self.vocabulary,
+            self.word[rows],
+            np.where(parent < 0, -1, place[parent]),
+            place[self.last[captions]],
+            tuple(int(n) for n in np.searchsorted(rows, self.bounds)),
+        )
+        return part, rows
+
+
+class _TreeGRU(torch.autograd.Function):
+    """h = (1 - z) n + z h', with r, z = sigmoid(x + U h'), n = tanh(x_n + r (U_n h')); x is `projected`."""
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, recurrent: Tensor, bias: Tensor, tree: PrefixTree) -> Tensor:
+        hidden = recurrent.shape[1]
+        multiply = _times(recurrent)
+        states = projected.new_empty(len(tree.word), hidden)
+        gates = projected.new_empty(len(tree.word), 3 * hidden)  # r, z, n after their nonlinearities
+        reset_part = projected.new_empty(len(tree.word), hidden)  # U_n h' + b_n, which r multiplies
+        for level in tree.levels:
+            gate = gates[level.nodes]
+            torch.index_select(projected, 0, level.word, out=gate)
+            before, product = _before(states, level, multiply, bias)
+            r, z, n = gate.split(hidden, 1)
+            gate[:, : 2 * hidden].add_(product[:, : 2 * hidden]).sigmoid_()
+            reset_part[level.nodes] = product[:, 2 * hidden :]
+            n.addcmul_(r, reset_part[level.nodes]).tanh_()
+            torch.lerp(n, before, z, out=states[level.nodes])
+        ctx.save_for_backward(recurrent, states, gates, reset_part)
+        ctx.tree, ctx.words = tree, len(projected)
+        return states[torch.from_numpy(tree.last)]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        recurrent, states, gates, reset_part = ctx.saved_tensors
+        tree: PrefixTree = ctx.tree
+        active = gradient.ne(0).any(1)
+        if not bool(active.all()):
+            tree, rows = tree.ending_in(active.nonzero()[:, 0].numpy())
+            chosen = torch.from_numpy(rows)
+            states, gates, reset_part, gradient = states[chosen], gates[chosen], reset_part[chosen], gradient[active]
+        hidden = recurrent.shape[1]
+        multiply = _times(recurrent.t())
+        d_projected = gradient.new_zeros(ctx.words, 3 * hidden)
+        d_state = torch.zeros_like(states).index_add_(0, torch.from_numpy(tree.last), gradient)
+        d_product = [gradient.new_zeros(0, 3 * hidden)]  # of each distinct parent, deep before shallow
+        before_all = [gradient.new_zeros(0, hidden)]
+        d_bias = gradient.new_zeros(3 * hidden)
+        for level in reversed(tree.levels):
+            root = level.nodes.start == 0
+            r, z, n = gates[level.nodes].split(hidden, 1)
+            dh = d_state[level.nodes]
+            parents = None if root else states[level.parent]
+            before = torch.zeros_like(dh) if parents is None else _follow(parents, level)
+            d_gate = torch.empty_like(gates[level.nodes])
+            dr, dz, dn = d_gate.split(hidden, 1)
+            torch.mul(dh, 1 - z, out=dn).mul_(1 - n * n)
+            torch.mul(dh, before.sub_(n) if level.follows is not None or root else before - n, out=dz)
+            dz.mul_(z).mul_(1 - z)
+            torch.mul(dn, reset_part[level.nodes], out=dr).mul_(r).mul_(1 - r)
+            d_projected.index_add_(0, level.word, d_gate)
+            dn.mul_(r)  # from here on d_gate is the gradient of the recurrent product
+            d_bias += d_gate.sum(0)
+            if parents is not None:
+                d_gate = _gather(d_gate, level)
+                d_state.index_add_(0, level.parent, multiply(d_gate).add_(_gather(dh * z, level)))
+                d_product.append(d_gate)
+                before_all.append(parents)
+        d_recurrent = _product_of_transposed(torch.cat(d_product), torch.cat(before_all), recurrent.dtype)
+        return d_projected, d_recurrent, d_bias, None
+
+
+def _before(states: Tensor, level: Level, multiply: Callable[[Tensor], Tensor], bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Each node's state before its word, and the recurrent product with the bias."""
+    count = level.nodes.stop - level.nodes.start
+    if level.nodes.start == 0:
+        return states.new_zeros(count, states.shape[1]), bias.expand(count, -1)
+    parents = states[level.parent]
+    return _follow(parents, level), _follow(multiply(parents).add_(bias), level)
+
+
+def _follow(parents: Tensor, level: Level) -> Tensor:
+    """A row for each node, from the row of its parent."""
+    return parents if level.follows is None else parents[level.follows]
+
+
+def _gather(nodes: Tensor, level: Level) -> Tensor:
+    """A row for each distinct parent: the sum over its nodes."""
+    if level.follows is None:
+        return nodes
+    return nodes.new_zeros(len(level.parent), nodes.shape[1]).index_add_(0, level.follows, nodes)
+
+
+def _times(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """x -> x @ weight.T for many x: under autocast in its type, with a large weight packed once where oneDNN can."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    typed = weight.detach().to(dtype)
+    if dtype is not torch.float64 and weight.numel() >= PACK_FROM and _can_pack():
+        packed = torch.ops.mkldnn._reorder_linear_weight(typed.contiguous(), 128)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, None, "none", [], "").to(weight.dtype)
+    return lambda x: (x.to(dtype) @ typed.t()).to(weight.dtype)
+
+
+def _product_of_transposed(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left.T @ right, under autocast in its type."""
+    compute = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
+    return (left.to(compute).t() @ right.to(compute)).to(dtype)
+
+
+def _can_pack() -> bool:
+    ops = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    )
