@@ -1,0 +1,285 @@
+"""The `capbench` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from capbench import __version__, leaderboard
+from capbench.data.features import Crop
+from capbench.errors import CapbenchError
+from capbench.harness import DEFAULT_ENCODER, ENCODERS, Job, Materials, Places, run
+from capbench.paper import Paper, paper, papers
+from capbench.records import load_results
+from capbench.training import State, StoppedError
+
+BAD_INPUT, STOPPED = 2, 75
+
+app = App(
+    name="capbench",
+    version=__version__,
+    help="Reproductions of the classic image-caption papers, measured under one protocol.",
+)
+console = Console()
+
+
+@app.command
+def datasets() -> None:
+    """List the data sets: what is here, and where to put what is not."""
+    from capbench.data.datasets import describe
+
+    table = Table("data set", "images", "captions", "splits", "where")
+    for row in describe():
+        table.add_row(*(str(value) for value in row))
+    console.print(table)
+
+
+@app.command
+def features(dataset: str, *, encoder: str = DEFAULT_ENCODER, crop: Crop = "1C", tolerant: bool = False) -> None:
+    """Compute the features of a data set, or find them in the store.
+
+    Parameters
+    ----------
+    dataset: scenes, flickr8k, flickr30k or coco.
+    encoder: the network, as in torchvision; its weights come from CAPBENCH_WEIGHTS or from torchvision.
+    crop: 1C, the centre crop, or 10C, the mean of ten.
+    tolerant: leave out images that cannot be decoded, and list them, instead of stopping at the first.
+    """
+    from capbench.data.datasets import load_dataset
+    from capbench.data.features import features as extract
+    from capbench.encoders import Encoder
+
+    found = extract(load_dataset(dataset), Encoder(ENCODERS.get(dataset, encoder)), crop, tolerant=tolerant)
+    console.print(f"{found.array.shape} {found.array.dtype} in {found.path}")
+    for name in found.skipped:
+        console.print(f"left out: {name}", markup=False)
+
+
+@app.command(name="run")
+def run_(
+    paper_name: Annotated[str, Parameter(name="paper")],
+    /,
+    *,
+    dataset: str = "scenes",
+    preset: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    encoder: str | None = None,
+    seeds: int = 3,
+    seed: int | None = None,
+    fresh: bool = False,
+    runs: Path = Path("runs"),
+    leaderboards: Path = Path("leaderboards"),
+) -> None:
+    """Train a paper's presets, record the results and rewrite the paper's leaderboard.
+
+    Stop it with Ctrl-C, SIGTERM or SIGUSR1: the step is finished and saved, the exit code is 75, and the same command
+    goes on from there.
+
+    Parameters
+    ----------
+    paper_name: the paper, for example vsepp.
+    dataset: scenes (drawn on the spot), flickr8k, flickr30k or coco.
+    preset: which presets; the paper's headline ones if not given, `all` for every one.
+    encoder: the network that sees the images; mobilenet_v2 for photographs if not given.
+    seeds: how many seeds, from 0.
+    seed: one seed alone, in place of `seeds`.
+    fresh: throw the checkpoints of an unfinished run away and start it anew.
+    runs: where checkpoints and trained snapshots are kept.
+    leaderboards: where records and pages are written.
+    """
+    owner, places, materials = paper(paper_name), Places(runs, leaderboards), Materials()
+    chosen = list(owner.presets(dataset)) if preset == ["all"] else preset or list(owner.headline)
+    network = encoder or ENCODERS.get(dataset, DEFAULT_ENCODER)
+    numbers = range(seeds) if seed is None else [seed]
+    if not numbers:
+        raise CapbenchError(f"--seeds is {seeds}; give at least 1")
+    jobs = [Job(owner.name, name, dataset, network, number) for number in numbers for name in chosen]
+    for job in jobs:
+        owner.recipe(job.preset, job.dataset)  # an unknown preset stops here, before any work
+    finished = _Session(places.runs / owner.name / "session.json", jobs)
+    with _Bars(owner, len(jobs)) as bars:
+        for job in finished.remaining():
+            bars.start(job)
+            records = run(job, places, materials, bars.report, fresh=fresh)
+            finished.add(job)
+            bars.done(records)
+    finished.clear()
+    _conclude(owner, places)
+
+
+@app.command(name="leaderboard")
+def leaderboard_(
+    *,
+    check: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    leaderboards: Path = Path("leaderboards"),
+) -> None:
+    """Rewrite the pages from the records.
+
+    Parameters
+    ----------
+    check: write nothing; exit with 1 and name the stale files where a page does not match its records.
+    as_json: print every row as JSON and write nothing.
+    leaderboards: where records and pages are.
+    """
+    if as_json:
+        print(json.dumps(leaderboard.rows_as_json(papers(), leaderboards), indent=1))
+    elif check:
+        stale = leaderboard.check(papers(), leaderboards)
+        for path in stale:
+            console.print(f"stale: {path}; run `capbench leaderboard`", markup=False)
+        if stale:
+            sys.exit(1)
+        console.print("every page matches its records")
+    else:
+        for path in leaderboard.write(papers(), leaderboards):
+            console.print(str(path), markup=False)
+
+
+@app.command
+def search(
+    query: str | None = None,
+    *,
+    images: Path | None = None,
+    image: Path | None = None,
+    captions: Path | None = None,
+    top: int = 5,
+    run: Path | None = None,
+    runs: Path = Path("runs"),
+    sheet: Path | None = None,
+) -> None:
+    """Find the images of a folder that a sentence describes, or the captions of a file that describe an image.
+
+    Parameters
+    ----------
+    query: the sentence; needs --images.
+    images: a folder of images to search.
+    image: the photograph; needs --captions.
+    captions: a text file, one caption a line.
+    top: how many to show.
+    run: the folder of a finished run; the newest of a joint embedding under `runs` if not given.
+    runs: where runs are kept.
+    sheet: also draw the images found into this PNG file.
+    """
+    from capbench.search import captions_of_image, contact_sheet, images_of_sentence, retriever
+
+    if (
+        (query is None) == (image is None)
+        or (query is not None) != (images is not None)
+        or (image is not None) != (captions is not None)
+    ):
+        raise CapbenchError("give either a sentence with --images FOLDER, or --image FILE with --captions FILE")
+    trained = retriever(run, runs)
+    console.print(f"with {trained.job}", markup=False)
+    found: list[tuple[object, float]] = []
+    if query is not None and images is not None:
+        pictures = images_of_sentence(trained, query, images, top)
+        found += pictures
+        if sheet is not None:
+            contact_sheet([path for path, _ in pictures], sheet)
+    elif image is not None and captions is not None:
+        found += captions_of_image(trained, image, captions, top)
+    for item, similarity in found:
+        console.print(f"{similarity:7.3f}  {item}", markup=False, highlight=False)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 a check found something, 2 bad input, 75 stopped by a signal and saved."""
+    try:
+        app()
+    except CapbenchError as error:
+        Console(stderr=True).print(f"capbench: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
+    except StoppedError:
+        Console(stderr=True).print("stopped and saved; the same command goes on from here", markup=False)
+        sys.exit(STOPPED)
+
+
+class _Session:
+    """Which jobs of one command are done, so that a stopped command goes on with the next and not from the first."""
+
+    def __init__(self, path: Path, jobs: list[Job]) -> None:
+        self.path, self.jobs = path, jobs
+        try:
+            saved = json.loads(path.read_text())
+        except (OSError, ValueError):
+            saved = {}
+        names = [job.name for job in jobs]
+        self.names = saved["done"] if saved.get("jobs") == names else []
+
+    def remaining(self) -> list[Job]:
+        return [job for job in self.jobs if job.name not in self.names]
+
+    def add(self, job: Job) -> None:
+        from capbench.files import atomic_write
+
+        self.names.append(job.name)
+        state = {"jobs": [job.name for job in self.jobs], "done": self.names}
+        atomic_write(self.path, json.dumps(state).encode())
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class _Bars:
+    """Progress of a command: one bar over the steps of the job in work, one line for each job that is done."""
+
+    def __init__(self, owner: Paper, jobs: int) -> None:
+        self.owner, self.jobs, self.count = owner, jobs, 0
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(TextColumn("{task.description}"), *columns, console=console)
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> _Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def start(self, job: Job) -> None:
+        self.count += 1
+        self.progress.console.print(f"[{self.count}/{self.jobs}] {job}", markup=False, highlight=False)
+        self.task = self.progress.add_task(f"{job.preset}, seed {job.seed}", total=None)
+
+    def report(self, job: Job, state: State, batches: int) -> None:
+        if self.task is None:
+            return
+        if batches:
+            epochs = self.owner.recipe(job.preset, job.dataset).training.epochs
+            done = state.epoch * batches + state.step
+            self.progress.update(self.task, completed=done, total=epochs * batches)
+        else:
+            entry = state.curve[-1]
+            score = entry["validation"][self.owner.metric]
+            line = f"  epoch {entry['epoch'] + 1:3d}  loss {entry['loss']:9.3f}  {self.owner.metric} {score:7.2f}"
+            line += f"  {entry['seconds']:6.1f} s"
+            self.progress.console.print(line, markup=False, highlight=False)
+
+    def done(self, records: list[Path]) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        for record in records:
+            self.progress.console.print(f"  {record}", markup=False, highlight=False)
+
+
+def _conclude(owner: Paper, places: Places) -> None:
+    """The tables in the terminal, and the path of the page."""
+    for table in leaderboard.terminal_tables(owner, load_results(places.results, owner.name)):
+        console.print(table)
+    leaderboard.write(papers(), places.leaderboards)
+    console.print(f"{places.leaderboards / owner.name}.md", markup=False, highlight=False)

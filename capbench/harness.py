@@ -1,0 +1,253 @@
+"""Paper x preset x data set x encoder x seed -> Result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from capbench import checkpoint
+from capbench.data.captions import CaptionDataset, protocol_line
+from capbench.data.datasets import WITHOUT_RESTVAL, load_dataset
+from capbench.data.features import Crop, Features, features
+from capbench.data.vocabulary import Vocabulary
+from capbench.encoders import Encoder
+from capbench.errors import CapbenchError
+from capbench.files import atomic_write, check_writable
+from capbench.paper import Inputs, Paper, paper
+from capbench.records import Epoch, Result, provenance, save_result
+from capbench.training import Evaluation, State, fit
+from capbench.weights import fit as fit_weights
+
+PROTOCOLS = dict.fromkeys(("coco", WITHOUT_RESTVAL), ("1K", "5-fold 1K", "5K"))  # every other test set is scored whole
+ENCODERS = {"scenes": "scenes"}
+DEFAULT_ENCODER = "mobilenet_v2"
+
+Report = Callable[["Job", State, int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a preset of a paper on a data set with an encoder and a seed."""
+
+    paper: str
+    preset: str
+    dataset: str
+    encoder: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.paper} {self.preset} on {self.dataset}, {self.encoder}, seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{self.preset}-{self.dataset}-{self.encoder}-s{self.seed}"
+
+    @property
+    def command(self) -> str:
+        """What to type to make this run again."""
+        words = ["capbench", "run", self.paper.replace("_", "-"), "--preset", self.preset, "--dataset", self.dataset]
+        return shlex.join([*words, "--encoder", self.encoder, "--seed", str(self.seed)])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where runs keep their checkpoints and snapshots, and where records go."""
+
+    runs: Path = Path("runs")
+    leaderboards: Path = Path("leaderboards")
+
+    @property
+    def results(self) -> Path:
+        return self.leaderboards / "results"
+
+    def folder(self, job: Job) -> Path:
+        return self.runs / job.paper / job.name
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, loaded: its job, recipe, vocabulary, and the model with its best snapshot.
+
+    `encoder_weights` are those of the fine-tuned encoder, empty where it was left as it is.
+    """
+
+    job: Job
+    recipe: Any
+    vocabulary: Vocabulary
+    model: nn.Module
+    encoder_weights: Mapping[str, Tensor]
+
+
+class Materials:
+    """Data sets and features, each made once for all the jobs that need it."""
+
+    def __init__(self, store: Path | None = None) -> None:
+        self.store = store
+        self._datasets: dict[str, CaptionDataset] = {}
+        self._features: dict[tuple[str, str, str], tuple[Encoder, Features]] = {}
+
+    def dataset(self, name: str) -> CaptionDataset:
+        if name not in self._datasets:
+            self._datasets[name] = load_dataset(name)
+        return self._datasets[name]
+
+    def inputs(self, job: Job, recipe: Any) -> Inputs:
+        dataset = self.dataset(job.dataset)
+        crop: Crop = "1C" if recipe.crop == "RC" else recipe.crop
+        key = (job.dataset, job.encoder, crop)
+        if key not in self._features:
+            encoder = Encoder(job.encoder).to(default_device())
+            self._features[key] = (encoder, features(dataset, encoder, crop, self.store, progress=True))
+        encoder, stored = self._features[key]
+        vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count)
+        return Inputs(dataset, encoder, stored, vocabulary)
+
+
+def run(job: Job, places: Places, materials: Materials, report: Report, *, fresh: bool = False) -> list[Path]:
+    """Train, or go on with, one job; write a record for each protocol of its data set; return their paths.
+
+    A preset that starts from another one trains that first. `fresh` throws the checkpoints of an unfinished run away.
+    Raises CapbenchError for bad input, training.StoppedError after a signal.
+    """
+    owner = paper(job.paper)
+    recipe = owner.recipe(job.preset, job.dataset)
+    folder = places.folder(job)
+    check_writable(places.results)
+    check_writable(folder)
+    with _locked(folder):
+        if fresh:
+            checkpoint.clear(folder)
+        inputs = materials.inputs(job, recipe)
+        if recipe.start_from is not None:
+            inputs = replace(inputs, start=_snapshot(replace(job, preset=recipe.start_from), places, materials, report))
+        return _train_and_record(owner, job, recipe, inputs, places, report)
+
+
+def load_run(folder: Path) -> Trained:
+    """A finished run from its folder. Raises CapbenchError when it is not one, or is of another version."""
+    try:
+        saved = json.loads((folder / "run.json").read_text())
+        job, trained_with, feature_dim = Job(**saved["job"]), saved["recipe"], saved["feature_dim"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CapbenchError(f"{folder} is not a finished run (no readable run.json): {error}") from error
+    owner = paper(job.paper)
+    recipe = owner.recipe(job.preset, job.dataset)
+    changed = checkpoint.differences(asdict(recipe), trained_with)
+    if changed:
+        raise CapbenchError(f"{folder} was trained with another recipe; train it again:\n  " + "\n  ".join(changed))
+    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    if vocabulary.fingerprint != saved.get("vocabulary"):
+        raise CapbenchError(f"{folder / 'vocabulary.json'} is not the vocabulary of this run; train it again")
+    model = owner.model(recipe, vocabulary, feature_dim)
+    tensors, _ = checkpoint.load(folder / "best.safetensors")
+    encoder = {name[8:]: value for name, value in tensors.items() if name.startswith("encoder.")}
+    bare = {name: value for name, value in tensors.items() if not name.startswith("encoder.")}
+    fit_weights(model, bare, folder / "best.safetensors")
+    return Trained(job, recipe, vocabulary, model.eval(), encoder)
+
+
+def finished_runs(runs: Path) -> list[Path]:
+    """The folders of finished runs, newest first."""
+    return sorted((p.parent for p in runs.glob("*/*/run.json")), key=lambda p: p.stat().st_mtime, reverse=True)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _train_and_record(
+    owner: Paper, job: Job, recipe: Any, inputs: Inputs, places: Places, report: Report
+) -> list[Path]:
+    device, folder = default_device(), places.folder(job)
+    origin = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA needs to be deterministic
+    torch.use_deterministic_algorithms(True)
+    experiment = owner.experiment(recipe, inputs, job.seed, device)
+    identity = {
+        "recipe": asdict(recipe),
+        "seed": job.seed,
+        "dataset": inputs.dataset.fingerprint,
+        "features": inputs.features.fingerprint,
+        "vocabulary": inputs.vocabulary.fingerprint,
+    }
+    state = fit(experiment, recipe.training, owner.metric, folder, identity, job.seed, partial(report, job))
+    parameters = sum(value.numel() for value in experiment.model.parameters() if value.requires_grad)
+    made_by = origin | {"wall_seconds": state.seconds, "energy_joules": state.joules, "parameters": parameters}
+    paths = []
+    for protocol in PROTOCOLS.get(job.dataset, ("whole",)):
+        with torch.no_grad():
+            evaluation = experiment.evaluate("test", protocol)
+        result = _result(job, recipe, inputs, state, protocol, evaluation, made_by)
+        paths.append(save_result(result, evaluation.arrays, places.results))
+    inputs.vocabulary.save(folder / "vocabulary.json")
+    description = {
+        "job": asdict(job),
+        "recipe": asdict(recipe),
+        "vocabulary": inputs.vocabulary.fingerprint,
+        "feature_dim": inputs.features.array.shape[-1],
+    }
+    atomic_write(folder / "run.json", json.dumps(description, indent=1).encode())
+    checkpoint.clear(folder)
+    return paths
+
+
+def _result(
+    job: Job,
+    recipe: Any,
+    inputs: Inputs,
+    state: State,
+    protocol: str,
+    evaluation: Evaluation,
+    made_by: Mapping[str, Any],
+) -> Result:
+    damaged = [f"resumed past a damaged checkpoint: {name}" for name in state.fallbacks]
+    skipped = [f"left out, not decodable: {name}" for name in inputs.features.skipped]
+    return Result(
+        **asdict(job),
+        split="test",
+        protocol=protocol,
+        crop=recipe.crop,
+        metrics=dict(evaluation.metrics),
+        validation=state.curve[state.best_epoch]["validation"],
+        best_epoch=state.best_epoch,
+        curve=[Epoch(**entry) for entry in state.curve],
+        recipe=asdict(recipe),
+        dataset_fingerprint=inputs.dataset.fingerprint,
+        features_fingerprint=inputs.features.fingerprint,
+        vocabulary_size=len(inputs.vocabulary),
+        command=job.command,
+        notes=[protocol_line(inputs.dataset.split("test")), *damaged, *skipped],
+        **made_by,
+    )
+
+
+def _snapshot(job: Job, places: Places, materials: Materials, report: Report) -> Mapping[str, Tensor]:
+    """The best snapshot of another preset with the same data, encoder and seed; it is trained first if need be."""
+    folder = places.folder(job)
+    if not (folder / "run.json").exists():
+        run(job, places, materials, report)
+    load_run(folder)  # refuses a snapshot of another recipe
+    return checkpoint.load(folder / "best.safetensors")[0]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time in a run's folder; the lock of a dead process is released by the system."""
+    try:
+        with FileLock(folder / ".lock", timeout=5):
+            yield
+    except Timeout as error:
+        raise CapbenchError(f"another process is training in {folder}; wait for it, or choose other --runs") from error

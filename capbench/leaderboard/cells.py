@@ -1,0 +1,76 @@
+"""What the pages say in one cell: a number with its interval, a verdict, a setting, a mark."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from capbench.leaderboard.columns import Metric
+from capbench.leaderboard.comparison import Runs, marks
+from capbench.leaderboard.markdown import DASH, Notes, code, escape
+from capbench.metrics.significance import Interval
+from capbench.paper import Paper
+from capbench.verdicts import Status, Verdict
+
+SIGNS: dict[Status, str] = {"exceeds": "▲", "reproduced": "=", "close": "≈", "short": "▼"}
+_SPACE = "\u00a0"
+
+
+def ours(runs: Runs, shown: Metric, notes: Notes) -> str:
+    """Mean ± half of the 95 % interval; a dash with its reason where no record has the metric."""
+    found = runs.estimate(shown.key)
+    if found is None:
+        return DASH + notes.mark(runs.why_missing(shown.key))
+    text = f"{found.mean:.{shown.digits}f}"
+    if found.half is not None:
+        text += f"{_SPACE}±{_SPACE}{found.half:.{shown.digits}f}"
+    if len(found.values) < len(runs.records):
+        have = ", ".join(map(str, sorted(found.values)))
+        text += notes.mark(f"{shown.head} from seed {have} alone: {runs.why_missing(shown.key)}")
+    return text
+
+
+def setting(runs: Runs) -> str:
+    """The encoder, the crop and the number of seeds."""
+    record = runs.first
+    seeds = f"{len(runs.records)} seed" + ("s" if len(runs.records) != 1 else "")
+    return ", ".join([*(escape(word) for word in (record.encoder, record.crop) if word), seeds.replace(" ", _SPACE)])
+
+
+def preset(runs: Runs, paper: Paper, notes: Notes) -> str:
+    """The name of the preset, with a raised letter where something about its records must be known."""
+    return f"{code(runs.first.preset)}{warnings(runs, paper, notes)}"
+
+
+def warnings(runs: Runs, paper: Paper, notes: Notes) -> str:
+    seeds_of: dict[str, list[int]] = {}
+    for record in runs.records:
+        for mark in marks(record, paper):
+            seeds_of.setdefault(mark, []).append(record.seed)
+    found = [f"{mark} (seed {', '.join(map(str, seeds))})" for mark, seeds in seeds_of.items()]
+    for name in ("recipe", "dataset_fingerprint", "features_fingerprint"):
+        if any(getattr(record, name) != getattr(runs.first, name) for record in runs.records):
+            found.append(f"the seeds differ in their {name.replace('_', ' ')}")
+    return notes.mark("Caution: " + "; ".join(found)) if found else ""
+
+
+def tally(verdicts: Iterable[Verdict], signs: bool = False) -> str:
+    """How often each verdict was found: "exceeds 6, close 2", or with signs "▲ 6, ≈ 2"."""
+    counts = Counter(found.status for found in verdicts)
+    order: Sequence[Status] = (*SIGNS, "pending", "not comparable")
+    words = (f"{SIGNS.get(name, name) if signs else name}{_SPACE}{counts[name]}" for name in order if counts[name])
+    return ", ".join(words)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f}{_SPACE}s"
+    return f"{seconds / 60:.0f}{_SPACE}min" if seconds < 7200 else f"{seconds / 3600:.1f}{_SPACE}h"
+
+
+def difference(interval: Interval) -> str:
+    """A signed difference with its 95 % interval."""
+    values = (interval.mean, interval.low, interval.high)
+    digits = 1 if max(map(abs, values)) >= 1 else 3
+    mean, low, high = (f"{value:+.{digits}f}" for value in values)
+    return f"{mean}{_SPACE}[{low},{_SPACE}{high}]"

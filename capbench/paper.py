@@ -1,0 +1,111 @@
+"""What every paper provides, and how papers are found."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from capbench.data.captions import CaptionDataset
+from capbench.data.features import Features
+from capbench.data.vocabulary import Vocabulary
+from capbench.encoders import Encoder
+from capbench.errors import CapbenchError
+from capbench.training import Experiment, Training
+from capbench.verdicts import Claim, Reported, read_reported
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """The frozen hyper-parameters of a preset; each paper has a dataclass of its own with at least these fields."""
+
+    @property
+    def crop(self) -> str: ...
+    @property
+    def min_count(self) -> int: ...
+    @property
+    def start_from(self) -> str | None: ...
+    @property
+    def training(self) -> Training: ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an experiment is made from.
+
+    `features` has a row for each image of the whole data set; `start` is the snapshot that a preset with `start_from`
+    goes on from, by parameter name.
+    """
+
+    dataset: CaptionDataset
+    encoder: Encoder
+    features: Features
+    vocabulary: Vocabulary
+    start: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A reproduction: its presets, how one of them becomes an experiment, what the paper reported and claims.
+
+    `presets(dataset)` gives the frozen recipes by name, in the order in which tables show them; `headline` are those
+    that a plain reproduction runs; `metric` is the validation metric that chooses the snapshot, higher being better.
+    `experiment(recipe, inputs, seed, device)` is what is trained and scored; `model(recipe, vocabulary, feature_dim)`
+    is the bare model that a snapshot is loaded into.
+    """
+
+    name: str
+    title: str
+    citation: str
+    folder: Path
+    presets: Callable[[str], Mapping[str, Any]]
+    headline: tuple[str, ...]
+    metric: str
+    experiment: Callable[[Any, Inputs, int, torch.device], Experiment]
+    model: Callable[[Any, Vocabulary, int], nn.Module]
+    claims: tuple[Claim, ...]
+
+    @cached_property
+    def reported(self) -> list[Reported]:
+        """The numbers that the paper prints, from its reported.csv."""
+        return read_reported(self.folder / "reported.csv")
+
+    def recipe(self, preset: str, dataset: str) -> Any:
+        """The recipe of a preset on a data set. Raises CapbenchError naming the known presets."""
+        presets = self.presets(dataset)
+        if preset not in presets:
+            raise CapbenchError(f"{self.name} has no preset {preset!r}; it has {', '.join(presets)}")
+        return presets[preset]
+
+
+def papers() -> dict[str, Paper]:
+    """Every package under `reproductions` that defines PAPER, by name."""
+    return {paper.name: paper for paper in _discover()}
+
+
+def paper(name: str) -> Paper:
+    """One paper; `-` and `_` are the same in its name. Raises CapbenchError naming the known ones."""
+    found = papers()
+    key = name.replace("-", "_")
+    if key not in found:
+        raise CapbenchError(f"no paper {name!r}; there is {', '.join(found) or 'none: is reproductions installed?'}")
+    return found[key]
+
+
+def _discover() -> Iterator[Paper]:
+    if importlib.util.find_spec("reproductions") is None:
+        return
+    package = importlib.import_module("reproductions")
+    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
+        if module.ispkg:
+            found = importlib.import_module(f"reproductions.{module.name}")
+            if hasattr(found, "PAPER"):
+                yield found.PAPER

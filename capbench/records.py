@@ -1,0 +1,300 @@
+"""What a run leaves behind: one JSON file of numbers and provenance, and one file of arrays beside it.
+
+Nothing is overwritten: each record has a name of its own, however many processes write into the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import re
+import secrets
+import subprocess
+import warnings
+import zipfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from capbench.errors import CapbenchError
+from capbench.files import atomic_write
+
+SCHEMA_VERSION = 1
+
+_BLANKS: dict[str, Any] = {
+    "split": "", "protocol": "", "encoder": "", "crop": "",
+    "validation": {}, "best_epoch": 0, "curve": [], "recipe": {}, "parameters": 0,
+    "dataset_fingerprint": "", "features_fingerprint": "", "vocabulary_size": 0,
+    "commit": "unknown", "dirty": False, "versions": {}, "device": "", "threads": 0,
+    "started": "1970-01-01T00:00:00+00:00", "wall_seconds": 0.0, "command": "",
+}  # fmt: skip
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|(^|_)(API|ACCESS|PRIVATE)?_?KEY(_|$)", re.I)
+
+
+class Epoch(BaseModel):
+    """One epoch of training: mean loss, learning rate, wall seconds, and the validation metrics after it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    epoch: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    validation: dict[str, float]
+
+
+class Result(BaseModel):
+    """One run of one preset with one seed. A metric that could not be computed is absent from `metrics`.
+
+    `file` and `marks` belong to the reader and are not written: the record's file name, and what a page must
+    say about it ("dirty tree", "schema 0: no threads", "unknown fields: mood").
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    schema_version: int = SCHEMA_VERSION
+    paper: str
+    preset: str
+    dataset: str
+    split: str
+    protocol: str
+    encoder: str
+    crop: str
+    seed: int
+    metrics: dict[str, float]
+    validation: dict[str, float]
+    best_epoch: int
+    curve: list[Epoch]
+    recipe: dict[str, JsonValue]
+    parameters: int
+    dataset_fingerprint: str
+    features_fingerprint: str
+    vocabulary_size: int
+    commit: str
+    dirty: bool
+    versions: dict[str, str]
+    device: str
+    threads: int
+    started: str
+    wall_seconds: float
+    energy_joules: float | None = None
+    command: str
+    notes: list[str] = []
+    arrays: str | None = None
+    arrays_sha256: str | None = None
+    file: str = Field(default="", exclude=True)
+    marks: tuple[str, ...] = Field(default=(), exclude=True)
+
+    @field_validator("started")
+    @classmethod
+    def _started_is_utc(cls, value: str) -> str:
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None:
+            raise ValueError("has no time zone; write UTC, as in 2024-05-01T12:00:00+00:00")
+        return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def save_result(result: Result, arrays: Mapping[str, np.ndarray], folder: Path) -> Path:
+    """Write the arrays, then the record, under a name that no other record has; return the record's path.
+
+    The name is `<paper>-<preset>-<dataset>-<encoder>-s<seed>-<UTC start>-<6 hex>.json`. Integer arrays are
+    stored as int32, compressed; the same arrays give the same bytes. Values of environment variables whose
+    names speak of a token, key or password are cut out of every string.
+    Raises CapbenchError when the folder cannot be written or an array does not fit.
+    """
+    packed = _pack(arrays) if arrays else b""
+    stem = _reserve(result, folder)
+    bundle, path = folder / f"{stem}.npz", folder / f"{stem}.json"
+    try:
+        if arrays:
+            atomic_write(bundle, packed)
+        named = {"arrays": bundle.name, "arrays_sha256": hashlib.sha256(packed).hexdigest()} if arrays else {}
+        document = _without_secrets(result.model_dump(mode="json") | named)
+        atomic_write(path, (json.dumps(document, indent=1) + "\n").encode())
+    except BaseException:
+        bundle.unlink(missing_ok=True)
+        raise
+    if not arrays:
+        bundle.unlink(missing_ok=True)
+    return path
+
+
+def load_results(folder: Path, paper: str | None = None) -> list[Result]:
+    """Every readable record of `folder` (of one paper, if named), by file name; none without such a folder.
+
+    A file that is no record is left out with a warning that names it. A record of another schema is kept:
+    fields that it lacks are blank, fields unknown here stay on it, and `marks` says both.
+    """
+    results = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = _read(path)
+        except (OSError, ValueError) as error:
+            reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
+            warnings.warn(f"{path} is left out, it is not a record: {reason}", stacklevel=2)
+            continue
+        if paper is None or result.paper == paper:
+            results.append(result)
+    return results
+
+
+def load_arrays(result: Result, folder: Path) -> dict[str, np.ndarray]:
+    """The arrays saved with a record; empty when it has none. Nothing in the file is ever executed.
+
+    Raises CapbenchError when the file is missing, changed, unreadable, or named outside `folder`.
+    """
+    if result.arrays is None:
+        return {}
+    if result.arrays != os.path.basename(result.arrays) or "\\" in result.arrays:
+        raise CapbenchError(f"{result.file}: arrays names {result.arrays!r}, which is not a plain file name")
+    path = folder / result.arrays
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != result.arrays_sha256:
+            raise CapbenchError(f"{path} has changed since its record was written; restore it or remove both")
+        with np.load(io.BytesIO(content), allow_pickle=False) as bundle:
+            return {name: bundle[name] for name in bundle.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise CapbenchError(f"cannot read the arrays {path}: {error}") from error
+
+
+def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Where a number comes from: the fields commit, dirty, versions, device and threads of a Result.
+
+    `commit` is "unknown" when capbench is not run from its own git checkout. Changes below leaderboards/ do
+    not make a tree dirty, for runs write there. Names no host, no user, and nothing of the environment.
+    """
+    commit, dirty = _commit()
+    packages = ("capbench", "torch", "torchvision", "numpy")
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+        "device": _device_name(torch.device(device)),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _reserve(result: Result, folder: Path) -> str:
+    """A stem that is ours alone: creating the array file fails for all processes but one."""
+    stamp = datetime.fromisoformat(result.started).strftime("%Y%m%dT%H%M%SZ")
+    names = [result.paper, result.preset, result.dataset, result.encoder]
+    words = [re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:40] for name in names]
+    base = "-".join([*words, f"s{result.seed}", stamp]).lstrip(".")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for _ in range(100):
+            stem = f"{base}-{secrets.token_hex(3)}"
+            try:
+                (folder / f"{stem}.npz").open("xb").close()
+            except FileExistsError:
+                continue
+            if not (folder / f"{stem}.json").exists():
+                return stem
+            (folder / f"{stem}.npz").unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise CapbenchError(f"cannot write to {folder}: {reason}; choose another folder") from error
+    raise CapbenchError(f"no free record name for {base} in {folder} after 100 tries; choose another folder")
+
+
+def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """A compressed .npz without dates, so that its hash depends on the arrays alone."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name in sorted(arrays):
+            array = np.ascontiguousarray(arrays[name])
+            if array.dtype.kind in "iu":
+                if array.size and (array.min() < -(2**31) or array.max() >= 2**31):
+                    raise CapbenchError(f"array {name!r} holds integers that do not fit in int32")
+                array = array.astype(np.int32)
+            elif array.dtype.kind not in "fb":
+                raise CapbenchError(f"array {name!r} has type {array.dtype}; records hold numbers only")
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3
+            bundle.writestr(entry, member.getvalue(), zipfile.ZIP_DEFLATED, 6)
+    return buffer.getvalue()
+
+
+def _read(path: Path) -> Result:
+    document = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(document, dict):
+        raise ValueError("it holds no JSON object")
+    version, marks = document.get("schema_version", 0), []
+    if version != SCHEMA_VERSION:
+        missing = [name for name in _BLANKS if name not in document]
+        document = {**_BLANKS, **document, "schema_version": version}
+        marks.append(f"schema {version}" + (f": no {', '.join(missing)}" if missing else ""))
+    unknown = sorted(set(document) - set(Result.model_fields))
+    if unknown:
+        marks.append(f"unknown fields: {', '.join(unknown)}")
+    if document.get("dirty"):
+        marks.append("dirty tree")
+    return Result.model_validate({**document, "file": path.name, "marks": tuple(marks)})
+
+
+def _reasons(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+
+
+def _without_secrets(value: Any) -> Any:
+    secret = {text for name, text in os.environ.items() if _SECRET_NAME.search(name) and len(text) >= 8}
+
+    def clean(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {clean(key): clean(entry) for key, entry in item.items()}
+        if isinstance(item, list):
+            return [clean(entry) for entry in item]
+        if isinstance(item, str):
+            for text in secret:
+                item = item.replace(text, "[removed]")
+        return item
+
+    return clean(value)
+
+
+def _commit() -> tuple[str, bool]:
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        return run.stdout.strip() if run.returncode == 0 else ""
+
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        if not top or Path(top).resolve() != root:
+            return "unknown", False
+        changes = git("status", "--porcelain", "--", ".", ":(exclude)leaderboards")
+        return git("rev-parse", "--verify", "--quiet", "HEAD") or "unknown", bool(changes)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown", False
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    try:
+        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        model = None
+    return f"CPU, {model.group(1).strip() if model else platform.processor() or platform.machine()}"

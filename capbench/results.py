@@ -1,0 +1,106 @@
+"""The records of a folder, as tables and claims ask for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from capbench.errors import CapbenchError
+from capbench.records import Result, load_arrays, load_results
+
+_PER_QUERY = re.compile(r"(image_to_caption|caption_to_image)_(?:r(\d+)|mean_rank)")
+
+
+@dataclass(frozen=True)
+class Results:
+    """The records of a folder. `latest` keeps, of equal runs, the one started last."""
+
+    folder: Path
+    records: tuple[Result, ...]
+
+    @classmethod
+    def load(cls, folder: Path, paper: str | None = None) -> Results:
+        return cls(folder, tuple(load_results(folder, paper)))
+
+    def select(self, **wanted: object) -> Results:
+        """The records whose named fields have these values: `select(preset="vsepp", dataset="flickr8k")`."""
+        for name in wanted:
+            if name not in Result.model_fields:
+                known = ", ".join(Result.model_fields)
+                raise CapbenchError(f"records have no field {name!r}; they have {known}")
+        kept = (record for record in self.records if all(getattr(record, n) == v for n, v in wanted.items()))
+        return Results(self.folder, tuple(kept))
+
+    @cached_property
+    def latest(self) -> Results:
+        last: dict[tuple[str, ...], Result] = {}
+        for record in sorted(self.records, key=lambda record: (record.started, record.file)):
+            last[_identity(record)] = record
+        return Results(self.folder, tuple(last[key] for key in sorted(last)))
+
+    @property
+    def superseded(self) -> int:
+        """How many records an equal, later run has replaced."""
+        return len(self.records) - len(self.latest.records)
+
+    def settings(self, *names: str) -> list[tuple[str, ...]]:
+        """The distinct values of some fields, sorted: `settings("dataset", "encoder")`."""
+        return sorted({tuple(str(getattr(record, name)) for name in names) for record in self.records})
+
+    def values(self, metric: str) -> dict[int, float]:
+        """The metric by seed, of the latest records that have it; these must be of one setting."""
+        return {r.seed: r.metrics[metric] for r in self._of_one_setting() if metric in r.metrics}
+
+    def queries(self, metric: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Values [seed, query] whose mean is the metric, and where known the image of each query.
+
+        The image comes from the array "image_of_caption" and groups captions only. Raises CapbenchError for a
+        metric that is no mean over queries, without ranks, or for records of several settings.
+        """
+        rows, groups = [], None
+        for record in self._of_one_setting():
+            arrays = load_arrays(record, self.folder)
+            rows.append(query_values(metric, arrays))
+            if metric.startswith("caption_to_image"):
+                groups = arrays.get("image_of_caption")
+        if not rows:
+            raise CapbenchError(f"no record to take {metric} from")
+        if len({len(row) for row in rows}) > 1:
+            raise CapbenchError(f"the records differ in their number of queries for {metric}; run them again")
+        return np.stack(rows), groups
+
+    def _of_one_setting(self) -> tuple[Result, ...]:
+        found = {_identity(record)[:-1] for record in self.records}
+        if len(found) > 1:
+            raise CapbenchError(f"records of {len(found)} settings cannot be pooled: {sorted(found)[:3]}")
+        return self.latest.records
+
+
+def is_per_query(metric: str) -> bool:
+    """Whether a metric is a mean over queries: a recall or a mean rank, not a median or a sum."""
+    return _PER_QUERY.fullmatch(metric) is not None
+
+
+def query_values(metric: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One value a query whose mean is `metric` (a recall in percent, or a mean rank), from the 0-based ranks.
+
+    Raises CapbenchError for a metric that is no mean over queries (a median, rsum), or without the ranks.
+    """
+    known = _PER_QUERY.fullmatch(metric)
+    if known is None:
+        raise CapbenchError(f"{metric} is not a mean over queries; recalls and mean ranks are")
+    direction, depth = known.groups()
+    if direction not in arrays:
+        raise CapbenchError(f"the record has no array {direction!r}; run it again")
+    ranks = np.asarray(arrays[direction])
+    return 100.0 * (ranks < int(depth)) if depth else ranks + 1.0
+
+
+def _identity(record: Result) -> tuple[str, ...]:
+    names = ("paper", "preset", "dataset", "split", "protocol", "encoder", "crop", "seed")
+    return tuple(str(getattr(record, name)) for name in names)

@@ -1,0 +1,112 @@
+"""Search with a trained joint embedding: images for a sentence, captions for an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from capbench.data.batches import padded
+from capbench.data.features import CROPS
+from capbench.data.images import decode
+from capbench.data.vocabulary import tokenize
+from capbench.encoders import Encoder
+from capbench.errors import CapbenchError
+from capbench.files import atomic_write
+from capbench.harness import Trained, finished_runs, load_run
+
+PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"}
+TILE = 224
+BATCH = 32
+
+
+@runtime_checkable
+class JointEmbedding(Protocol):
+    """A model that puts images and captions into one space, where the inner product is the similarity."""
+
+    def embed_images(self, phi: Float[Tensor, "image feature"]) -> Float[Tensor, "image dim"]: ...
+
+    def embed_captions(
+        self, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]
+    ) -> Float[Tensor, "caption dim"]: ...
+
+    def similarity(
+        self, images: Float[Tensor, "image dim"], captions: Float[Tensor, "caption dim"]
+    ) -> Float[Tensor, "image caption"]: ...
+
+
+def retriever(run: Path | None, runs: Path) -> Trained:
+    """The finished run in `run`, or the newest one under `runs` that is a joint embedding.
+
+    Raises CapbenchError saying how to make one when there is none.
+    """
+    if run is not None:
+        trained = load_run(run)
+        if not isinstance(trained.model, JointEmbedding):
+            raise CapbenchError(
+                f"{run} ({trained.job}) is not a joint embedding of images and captions; choose another run"
+            )
+        return trained
+    for folder in finished_runs(runs):
+        trained = load_run(folder)
+        if isinstance(trained.model, JointEmbedding):
+            return trained
+    raise CapbenchError(
+        f"no trained joint embedding under {runs}; make one with: capbench run vsepp --dataset flickr8k"
+    )
+
+
+def images_of_sentence(trained: Trained, sentence: str, folder: Path, top: int) -> list[tuple[Path, float]]:
+    """The `top` images of a folder (and those below it) that are most similar to a sentence, best first."""
+    if not tokenize(sentence):
+        raise CapbenchError(f"the sentence {sentence!r} has no word with a letter or digit")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not paths:
+        raise CapbenchError(f"no image in {folder}; looked for {', '.join(sorted(PICTURES))}")
+    scores = _similarities(trained, paths, [sentence])[:, 0]
+    best = scores.argsort(descending=True, stable=True)[:top].tolist()
+    return [(paths[i], float(scores[i])) for i in best]
+
+
+def captions_of_image(trained: Trained, image: Path, captions: Path, top: int) -> list[tuple[str, float]]:
+    """The `top` lines of a text file that are most similar to an image, best first; empty lines are skipped."""
+    try:
+        lines = captions.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CapbenchError(f"cannot read the captions {captions}: {error}") from error
+    sentences = [line.strip() for line in lines if tokenize(line)]
+    if not sentences:
+        raise CapbenchError(f"{captions} holds no caption; write one a line")
+    scores = _similarities(trained, [image], sentences)[0]
+    best = scores.argsort(descending=True, stable=True)[:top].tolist()
+    return [(sentences[i], float(scores[i])) for i in best]
+
+
+def contact_sheet(paths: list[Path], out: Path) -> None:
+    """Draw images side by side, best first, into a PNG file."""
+    sheet = Image.new("RGB", (TILE * len(paths), TILE), "white")
+    for place, path in enumerate(paths):
+        picture = Image.fromarray(decode(path))
+        picture.thumbnail((TILE - 4, TILE - 4))
+        sheet.paste(picture, (place * TILE + (TILE - picture.width) // 2, (TILE - picture.height) // 2))
+    atomic_write(out, lambda file: sheet.save(file, "PNG"))
+
+
+@torch.no_grad()
+def _similarities(trained: Trained, paths: list[Path], sentences: list[str]) -> Float[Tensor, "image caption"]:
+    encoder = Encoder(trained.job.encoder)
+    if trained.encoder_weights:
+        encoder.load_state_dict(trained.encoder_weights)
+    model, size = cast(JointEmbedding, trained.model), encoder.input_size
+    crop = CROPS["1C" if trained.recipe.crop == "RC" else trained.recipe.crop]  # as the test images were seen
+    embedded = []
+    for start in range(0, len(paths), BATCH):
+        views = [crop(decode(path), size).view(-1, 3, size, size) for path in paths[start : start + BATCH]]
+        phi = encoder(torch.cat(views)).unflatten(0, (len(views), -1)).mean(1)
+        embedded.append(model.embed_images(phi))
+    ids, lengths = padded([trained.vocabulary.encode(tokenize(sentence)) for sentence in sentences])
+    return model.similarity(torch.cat(embedded), model.embed_captions(ids, lengths))

@@ -1,0 +1,321 @@
+"""The one training loop: every paper's model is fitted here.
+
+All that decides a step is a function of (seed, epoch, step) and of what a checkpoint holds, so a run that was killed
+and started again makes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from capbench import checkpoint
+from capbench.errors import CapbenchError
+from capbench.records import Epoch
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is fitted. Learning rates are per step, schedules count epochs.
+
+    decay_every: multiply the rate by `decay` after so many epochs; plateau: after so many without a better snapshot;
+    patience: stop after so many without one; clip_norm: largest norm of the whole gradient; clip_value: largest
+    absolute value of an element; precision: "auto" computes in bf16 where the device has it, "full" in fp32.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: Literal["adam", "sgd", "rmsprop"] = "adam"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    decay_every: int | None = None
+    plateau: int | None = None
+    decay: float = 0.1
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    patience: int | None = None
+    precision: Literal["auto", "full"] = "auto"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics by name, and the arrays they were counted from (ranks by query)."""
+
+    metrics: Mapping[str, float]
+    arrays: Mapping[str, np.ndarray]
+
+
+@runtime_checkable
+class Experiment(Protocol):
+    """One model of one paper on one data set, as the training loop and the harness see it."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def batches(self, epoch: int) -> Sequence[np.ndarray]:
+        """The batches of an epoch, as caption indices: a pure function of the seed and the epoch."""
+
+    def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
+        """The scalar to be minimised on a batch."""
+
+    def evaluate(self, split: str, protocol: str) -> Evaluation:
+        """Scores on a split under a protocol; the model is in evaluation mode and no gradient is kept."""
+
+
+class StoppedError(Exception):
+    """A signal asked the run to stop: the step was finished and saved, and the same command goes on from there."""
+
+
+@dataclass
+class State:
+    """Where a run stands. `step` counts within the epoch, `steps` from the start.
+
+    `seconds` and `joules` (None where the machine does not tell) are the work of all starts.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float = 0.0
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    joules: float | None = None
+    best: float = -math.inf
+    best_epoch: int = -1
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    fallbacks: list[str] = field(default_factory=list)
+
+
+def fit(
+    experiment: Experiment,
+    training: Training,
+    metric: str,
+    folder: Path,
+    identity: Mapping[str, Any],
+    seed: int,
+    report: Callable[[State, int], None] = lambda state, batches: None,
+) -> State:
+    """Train until the schedule or the patience ends; leave the best snapshot in `folder` and in the model.
+
+    The snapshot is the epoch with the highest validation `metric` (the first of equals). `identity` says what the
+    run is (recipe, data, vocabulary): a checkpoint in `folder` is resumed when it says the same, else CapbenchError
+    lists the keys that differ. `report` is called after every step with the state and the batches in the epoch.
+    Raises CapbenchError on a loss that is not finite, naming the batch; StoppedError after a signal.
+    """
+    model = experiment.model
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(training, parameters)
+    whole = {**identity, "architecture": {name: list(value.shape) for name, value in model.state_dict().items()}}
+    state = _resume(folder, whole, model, optimizer)
+    with stop_requests() as stop_requested:
+        while not finished(training, state):
+            work = _Work()
+            batches = experiment.batches(state.epoch)
+            _set_rate(optimizer, learning_rate(training, state.epoch, state.curve, metric))
+            model.train()
+            while state.step < len(batches):
+                torch.manual_seed(step_seed(seed, state.epoch, state.step))
+                state.loss += _step(experiment, training, batches[state.step], state, optimizer, parameters)
+                state.step, state.steps = state.step + 1, state.steps + 1
+                report(state, len(batches))
+                if stop_requested():
+                    work.add_to(state)
+                    _save(folder, state, whole, model, optimizer)
+                    raise StoppedError
+            model.eval()
+            with torch.no_grad():
+                validation = dict(experiment.evaluate("val", "whole").metrics)
+            work.add_to(state)
+            _end_epoch(state, optimizer, validation, metric, len(batches), folder, model)
+            _save(folder, state, whole, model, optimizer)
+            report(state, 0)
+    model.load_state_dict(checkpoint.load(folder / "best.safetensors")[0])
+    model.eval()
+    return state
+
+
+def step_seed(seed: int, epoch: int, step: int) -> int:
+    """The seed of a step's dropout, crops and samples: resuming needs no generator state."""
+    return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1)[0])
+
+
+def learning_rate(training: Training, epoch: int, curve: Sequence[Mapping[str, Any]], metric: str) -> float:
+    """The rate of an epoch: a function of the recipe and of the validation curve so far, with no state of its own."""
+    drops = 0 if training.decay_every is None else epoch // training.decay_every
+    if training.plateau is not None:
+        best, waited = -math.inf, 0
+        for entry in curve:
+            waited += 1
+            if entry["validation"][metric] > best:
+                best, waited = entry["validation"][metric], 0
+            elif waited == training.plateau:
+                drops, waited = drops + 1, 0
+    return training.learning_rate * training.decay**drops
+
+
+def finished(training: Training, state: State) -> bool:
+    """Whether the epochs are used up, or the best snapshot is `patience` epochs old."""
+    waited = state.epoch - 1 - state.best_epoch
+    return state.epoch >= training.epochs or (training.patience is not None and waited >= training.patience)
+
+
+def make_optimizer(training: Training, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of a recipe; fused kernels, which are several times faster on a CPU too."""
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "adam":
+        return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=training.momentum, weight_decay=decay, fused=True)
+    return torch.optim.RMSprop(parameters, rate, momentum=training.momentum, weight_decay=decay)
+
+
+def bf16_where_native(device: torch.device, precision: Literal["auto", "full"]) -> AbstractContextManager[Any]:
+    """Autocast to bf16 where the device multiplies in it natively and the recipe allows; else full precision."""
+    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_has_bf16()
+    return torch.autocast(device.type, torch.bfloat16) if native and precision == "auto" else nullcontext()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor has bf16 products (avx512_bf16 or amx_bf16); elsewhere they are emulated, and slow."""
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGTERM, SIGUSR1 and the first SIGINT only set what the function returns; a second SIGINT leaves."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and signal.SIGINT in seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    before = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _step(
+    experiment: Experiment,
+    training: Training,
+    batch: np.ndarray,
+    state: State,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+) -> float:
+    optimizer.zero_grad(set_to_none=True)
+    with bf16_where_native(parameters[0].device, training.precision):
+        loss: Tensor = experiment.loss(batch, state.epoch)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise CapbenchError(
+            f"the loss is {value} at epoch {state.epoch}, step {state.step}; captions of the batch: {batch.tolist()}. "
+            "The last checkpoint and the best snapshot are from before it; try a lower learning rate or precision=full"
+        )
+    loss.backward()
+    if training.clip_norm is not None:
+        nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+    if training.clip_value is not None:
+        nn.utils.clip_grad_value_(parameters, training.clip_value)
+    optimizer.step()
+    return value
+
+
+def _end_epoch(
+    state: State,
+    optimizer: torch.optim.Optimizer,
+    validation: dict[str, float],
+    metric: str,
+    batches: int,
+    folder: Path,
+    model: nn.Module,
+) -> None:
+    entry = Epoch(
+        epoch=state.epoch,
+        loss=state.loss / batches,
+        learning_rate=optimizer.param_groups[0]["lr"],
+        seconds=state.epoch_seconds,
+        validation=validation,
+    )
+    state.curve.append(entry.model_dump())
+    if validation[metric] > state.best:
+        state.best, state.best_epoch = validation[metric], state.epoch
+        checkpoint.save(folder / "best.safetensors", model.state_dict(), {"epoch": state.epoch})
+    state.epoch, state.step, state.loss, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
+
+
+class _Work:
+    """Seconds and joules since it was made."""
+
+    def __init__(self) -> None:
+        self.started, self.energy = time.monotonic(), energy_joules()
+
+    def add_to(self, state: State) -> None:
+        spent, energy = time.monotonic() - self.started, energy_joules()
+        state.epoch_seconds += spent
+        state.seconds += spent
+        if energy is not None and self.energy is not None and energy >= self.energy:
+            state.joules = (state.joules or 0.0) + energy - self.energy
+
+
+def energy_joules() -> float | None:
+    """The processor packages' energy counters, where the system shows them (Linux powercap)."""
+    counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))
+    try:
+        return sum(int(counter.read_text()) for counter in counters) / 1e6 if counters else None
+    except OSError:
+        return None
+
+
+def _save(
+    folder: Path, state: State, identity: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    checkpoint.save_step(
+        folder,
+        state.steps,
+        tensors | checkpoint.optimizer_tensors(optimizer),
+        {"run": asdict(state), "identity": identity},
+    )
+
+
+def _resume(folder: Path, identity: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    found = checkpoint.load_newest(folder)
+    if found is None:
+        return State()
+    tensors, saved = found
+    changed = checkpoint.differences(identity, saved["identity"])
+    if changed:
+        raise CapbenchError(
+            f"{folder} holds a run that is not this one; start anew with --fresh, or restore:\n  "
+            + "\n  ".join(changed)
+        )
+    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    checkpoint.restore_optimizer(optimizer, tensors)
+    return State(**{**saved["run"], "fallbacks": saved["fallbacks"]})
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate

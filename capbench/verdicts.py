@@ -1,0 +1,198 @@
+"""What a paper reported, whether our seeds agree with it, and its claims made executable."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from capbench.errors import CapbenchError
+from capbench.metrics.significance import Interval, bootstrap, paired_bootstrap, seed_interval
+from capbench.results import Results, is_per_query
+
+Status = Literal["exceeds", "reproduced", "close", "short", "pending", "not comparable"]
+Role = Literal["target", "baseline", "context"]
+
+# The first author's own re-run of VSE++ (Table 3, row 3.15) differs from the paper by up to 2.4 points.
+RECALL_TOLERANCE = 2.4
+RANK_TOLERANCE = 1.0
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One number of a paper, in the paper's own digits (`value`), and where it stands.
+
+    `role` says what it is for: "target", the reported number of our `preset`; "baseline", another system's
+    number that the presets in `compare_with` are set against; "context", shown and never judged. `confidence`
+    is "two-sources", "one-source" or "memory" (known by heart alone, marked until confirmed).
+    """
+
+    table: str
+    dataset: str
+    protocol: str
+    split: str
+    system: str
+    preset: str
+    encoder: str
+    crop: str
+    train_split: str
+    setting: str
+    metric: str
+    value: str
+    unit: str
+    source: str
+    confidence: str
+    role: Role
+    compare_with: tuple[str, ...]
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """The presets of ours that this number is compared with."""
+        return (self.preset,) if self.role == "target" else self.compare_with
+
+    @property
+    def number(self) -> float:
+        return float(self.value)
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric.endswith("_rank")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Ours against a reported number. `advantage` is how much better ours is, whichever way better lies.
+
+    `interval` is of our mean; `test` says how it was found; `reason` says why there is no judgement.
+    """
+
+    status: Status
+    mean: float | None = None
+    interval: Interval | None = None
+    advantage: float | None = None
+    test: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a claim's test found: its interval is of the difference that the claim says is above 0."""
+
+    status: Literal["holds", "fails", "undecided", "pending"]
+    statement: str
+    interval: Interval | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper, where it stands, and the test that decides it on our records."""
+
+    name: str
+    sentence: str
+    source: str
+    test: Callable[[Results], Outcome]
+
+
+def read_reported(path: Path) -> list[Reported]:
+    """The rows of a paper's reported.csv. Raises CapbenchError naming the row and the field that is wrong."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CapbenchError(f"cannot read {path}: {error}") from error
+    names = [field.name for field in fields(Reported)]
+    rows = []
+    for line, cells in enumerate(lines, start=2):
+        if list(cells) != names or None in cells.values():
+            raise CapbenchError(f"{path}, row {line}: the columns must be {', '.join(names)}")
+        try:
+            float(cells["value"])
+        except ValueError as error:
+            raise CapbenchError(f"{path}, row {line}: value {cells['value']!r} is not a number") from error
+        if cells["role"] not in get_args(Role):
+            known = ", ".join(get_args(Role))
+            raise CapbenchError(f"{path}, row {line}: role {cells['role']!r} is none of {known}")
+        if cells["role"] == "target" and not cells["preset"]:
+            raise CapbenchError(f"{path}, row {line}: a target needs a preset")
+        row: dict[str, Any] = {**cells, "compare_with": tuple(cells["compare_with"].split())}
+        rows.append(Reported(**row))
+    return rows
+
+
+def judge(reported: Reported, results: Results, preset: str) -> Verdict:
+    """The verdict on the runs of one preset, of one encoder and crop, on the number's data set and protocol.
+
+    One seed alone gets its interval from the bootstrap over queries, where the metric is a mean over them.
+    """
+    ours = results.select(preset=preset, dataset=reported.dataset)
+    same = ours.select(protocol=reported.protocol, split=reported.split)
+    if reported.role == "context":
+        return Verdict("not comparable", reason="shown for context")
+    if not ours.records:
+        return Verdict("pending", reason=f"no run of {preset} on {reported.dataset}")
+    if not same.records:
+        found = ", ".join(" ".join(words) for words in ours.settings("protocol", "split"))
+        return Verdict("not comparable", reason=f"our runs are under {found}")
+    values = same.values(reported.metric)
+    if not values:
+        return Verdict("not comparable", reason=f"our records have no {reported.metric}")
+    one_seed = None
+    if len(values) == 1 and is_per_query(reported.metric) and same.latest.records[0].arrays:
+        queries, groups = same.queries(reported.metric)
+        one_seed = bootstrap(queries[0], groups=groups)
+    return verdict(reported, values, one_seed)
+
+
+def verdict(reported: Reported, values: Mapping[int, float], one_seed: Interval | None = None) -> Verdict:
+    """Our values by seed, of the same data set and protocol, against a reported number.
+
+    exceeds: the whole 95 % interval is better; reproduced: the interval holds the number, or our mean is
+    better, and the mean is at most the tolerance worse; close: worse, outside the interval, within the
+    tolerance; short: worse by more than the tolerance. Two seeds or more use t over seeds, one seed
+    `one_seed`; without an interval nothing exceeds. The tolerance is of one recall or one rank, not of rsum.
+    """
+    if not values:
+        return Verdict("pending", reason="no run of ours")
+    sign = -1.0 if reported.lower_is_better else 1.0
+    tolerance = RANK_TOLERANCE if reported.lower_is_better else RECALL_TOLERANCE
+    interval = seed_interval(list(values.values())) if len(values) > 1 else one_seed
+    mean = sum(values.values()) / len(values)
+    advantage = sign * (mean - reported.number)
+    status: Status
+    if interval and min(sign * (end - reported.number) for end in (interval.low, interval.high)) > 0:
+        status = "exceeds"
+    elif advantage < -tolerance - 1e-9:
+        status = "short"
+    elif advantage >= 0 or (interval and interval.low <= reported.number <= interval.high):
+        status = "reproduced"
+    else:
+        status = "close"
+    return Verdict(status, mean, interval, advantage, interval.test if interval else "1 seed, no interval")
+
+
+def difference(results: Results, better: str, worse: str, metric: str) -> Outcome:
+    """The claim that one preset beats another in a metric, on records of one data set, protocol and encoder.
+
+    The interval is of the advantage of `better`, by paired bootstrap over queries and seeds: above 0 the
+    claim holds, below 0 it fails, else it is undecided; pending when a side has no run. Raises CapbenchError
+    when the two sides are of different data or encoders.
+    """
+    sides = [results.select(preset=name) for name in (better, worse)]
+    missing = [name for name, side in zip((better, worse), sides, strict=True) if not side.records]
+    if missing:
+        return Outcome("pending", f"no run of {' and '.join(missing)}")
+    both = Results(results.folder, sides[0].latest.records + sides[1].latest.records)
+    found = both.settings("dataset", "split", "protocol", "encoder", "dataset_fingerprint")
+    if len(found) > 1:
+        raise CapbenchError(f"{better} and {worse} are not of the same data and encoder: {found[:3]}")
+    (ours, groups), (theirs, _) = (side.queries(metric) for side in sides)
+    left, right = (theirs, ours) if metric.endswith("_rank") else (ours, theirs)
+    interval = paired_bootstrap(left, right, groups=groups)
+    status: Literal["holds", "fails", "undecided"] = "undecided"
+    if interval.low > 0 or interval.high < 0:
+        status = "holds" if interval.low > 0 else "fails"
+    statement = f"{better} {ours.mean():.1f}, {worse} {theirs.mean():.1f}"
+    return Outcome(status, statement, interval, f"{metric}, {interval.test}")
