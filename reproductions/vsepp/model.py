@@ -1,0 +1,72 @@
+"""The joint embedding of VSE++ (Faghri et al., BMVC 2018, section 2.1)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from capbench.kernels.gru import last_hidden
+from reproductions.vsepp.objective import cosine_similarity, order_similarity
+from reproductions.vsepp.recipe import Recipe
+
+
+class VSE(nn.Module):
+    """Images and captions in one space.
+
+    Legend, the paper's letters: phi(i), the feature of image i; psi(c), the last state of a GRU over caption c;
+    f(i) = W_f^T phi(i) and g(c) = W_g^T psi(c), their embeddings. The released code takes W_g = 1 (the GRU has the
+    dimension of the space), and gives f a bias.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, recipe: Recipe, vocabulary_size: int, feature_dim: int) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.W_f = nn.Linear(feature_dim, recipe.embedding)
+        self.words = nn.Embedding(vocabulary_size, recipe.word)
+        self.psi = nn.GRU(recipe.word, recipe.embedding, batch_first=True)
+        if recipe.input == "standardised_roots":
+            self.register_buffer("mean", torch.zeros(feature_dim))
+            self.register_buffer("scale", torch.ones(feature_dim))
+        nn.init.xavier_uniform_(self.W_f.weight)
+        nn.init.zeros_(self.W_f.bias)
+        nn.init.uniform_(self.words.weight, -0.1, 0.1)
+        with torch.no_grad():
+            _, update, _ = self.psi.get_parameter("bias_hh_l0").chunk(3)
+            update += recipe.keep_bias
+
+    def standardise(self, features: Float[Tensor, "image feature"]) -> None:
+        """Fix the mean and scale from the training images: each coordinate's root then has mean 0 and deviation 1."""
+        self.mean = _root(features).mean(0)
+        self.scale = 1 / _root(features).std(0).clamp(min=1e-6)
+
+    def embed_images(self, phi: Float[Tensor, "image feature"]) -> Float[Tensor, "image dim"]:
+        """f(i), of length one where the recipe normalises images."""
+        if self.recipe.input == "standardised_roots":
+            phi = (_root(phi) - self.mean) * self.scale
+        f = self.W_f(phi)
+        f = normalize(f, dim=1) if self.recipe.normalise_images else f
+        return f.abs() if self.recipe.absolute else f
+
+    def embed_captions(
+        self, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]
+    ) -> Float[Tensor, "caption dim"]:
+        """g(c), of length one. `captions` are word ids padded at the end, `lengths` how many of them count."""
+        g = normalize(last_hidden(self.psi, self.words, captions, lengths), dim=1)
+        return g.abs() if self.recipe.absolute else g
+
+    def similarity(
+        self, images: Float[Tensor, "image dim"], captions: Float[Tensor, "caption dim"]
+    ) -> Float[Tensor, "image caption"]:
+        """s(i, c) of every image and caption."""
+        measure = order_similarity if self.recipe.similarity == "order" else cosine_similarity
+        return measure(images, captions)
+
+
+def _root(phi: Float[Tensor, "image feature"]) -> Float[Tensor, "image feature"]:
+    """The signed square root, which tames long tails (Perronnin, Sanchez, Mensink 2010, section 3.1)."""
+    return phi.sign() * phi.abs().sqrt()
