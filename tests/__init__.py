@@ -1,0 +1,1 @@
+"""Tests of capbench and its reproductions."""

@@ -1,0 +1,226 @@
+"""From a preset to a record: on a few embedded scenes, through the command line and below it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from capbench import checkpoint, harness
+from capbench.data.scenes import scenes
+from capbench.errors import CapbenchError
+from capbench.harness import Job, Materials, Places, finished_runs, load_run, run
+from capbench.paper import Paper, paper, papers
+from capbench.records import load_arrays, load_results
+from capbench.training import StoppedError
+
+ROOT = Path(__file__).parent.parent
+
+
+def silent(job, state, batches):
+    """Reports nothing."""
+
+
+@pytest.fixture(scope="session")
+def small_scenes():
+    return scenes(seed=5, train=60, val=15, test=20)
+
+
+@pytest.fixture
+def few(monkeypatch, tmp_path, small_scenes) -> Paper:
+    """VSE++ on a few scenes, three epochs of a tiny model."""
+    original = paper("vsepp")
+
+    def presets(dataset):
+        return {name: tiny(recipe) for name, recipe in original.presets("scenes").items()}
+
+    def tiny(recipe):
+        training = replace(recipe.training, epochs=3, batch_size=32)
+        return replace(recipe, embedding=16, word=8, training=training, warmup=recipe.warmup // 2)
+
+    small = replace(original, presets=presets)
+    monkeypatch.setattr(harness, "paper", lambda name: small)
+    monkeypatch.setattr(harness, "load_dataset", lambda name: small_scenes)
+    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
+    return small
+
+
+def places(folder: Path) -> Places:
+    return Places(folder / "runs", folder / "leaderboards")
+
+
+def job(preset: str = "vsepp-small", seed: int = 0) -> Job:
+    return Job("vsepp", preset, "scenes", "scenes", seed)
+
+
+def numbers(folder: Path):
+    """What must be equal between equal runs: metrics, ranks, curve without seconds."""
+    (result,) = load_results(places(folder).results)
+    arrays = load_arrays(result, places(folder).results)
+    curve = [entry.model_dump(exclude={"seconds"}) for entry in result.curve]
+    return result.metrics, {name: value.tolist() for name, value in arrays.items()}, curve
+
+
+@pytest.mark.parametrize(
+    "preset", ["vse0", "vsepp", "order0", "orderpp", "vsepp-10C", "vsepp-RC", "vsepp-negatives-4", "vsepp-small"]
+)
+def test_every_kind_of_preset_trains_and_is_recorded(few, tmp_path, preset):
+    (path,) = run(job(preset), places(tmp_path), Materials(), silent)
+    (result,) = load_results(path.parent)
+    assert (result.preset, result.dataset, result.seed, result.protocol) == (preset, "scenes", 0, "whole")
+    assert result.recipe == json.loads(json.dumps(asdict(few.recipe(preset, "scenes"))))
+    assert len(result.curve) == 3
+    assert result.metrics["rsum"] == pytest.approx(
+        sum(value for name, value in result.metrics.items() if name.endswith(("_r1", "_r5", "_r10")))
+    )
+    arrays = load_arrays(result, path.parent)
+    assert len(arrays["image_to_caption"]) == 20
+    assert len(arrays["caption_to_image"]) == len(arrays["image_of_caption"]) == 100
+    r1 = 100 * np.mean(arrays["caption_to_image"] < 1)
+    assert result.metrics["caption_to_image_r1"] == pytest.approx(r1)
+
+
+def test_fine_tuning_starts_from_the_fixed_model_and_moves_the_encoder(few, tmp_path):
+    (path,) = run(job("vsepp-ft"), places(tmp_path), Materials(), silent)
+    assert sorted(r.preset for r in load_results(path.parent)) == ["vsepp", "vsepp-ft"]
+    trained = load_run(places(tmp_path).folder(job("vsepp-ft")))
+    from capbench.encoders import Encoder
+
+    fresh = Encoder("scenes").state_dict()
+    assert any(
+        not np.array_equal(fresh[name].numpy(), value.numpy()) for name, value in trained.encoder_weights.items()
+    )
+
+
+def test_the_same_job_twice_gives_the_same_metrics_and_a_second_record(few, tmp_path):
+    first = run(job(), places(tmp_path / "a"), Materials(), silent)
+    again = run(job(), places(tmp_path / "b"), Materials(), silent)
+    assert first != again
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+
+
+def test_a_job_stopped_and_started_again_ends_with_the_same_record(few, tmp_path):
+    def stop(job, state, batches):
+        if state.steps == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run(job(), places(tmp_path / "whole"), Materials(), silent)
+    with pytest.raises(StoppedError):
+        run(job(), places(tmp_path / "stopped"), Materials(), stop)
+    run(job(), places(tmp_path / "stopped"), Materials(), silent)
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_another_recipe_is_refused_until_the_run_is_started_anew(few, tmp_path, monkeypatch):
+    def stop(job, state, batches):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        run(job(), places(tmp_path), Materials(), stop)
+    changed = replace(few, presets=lambda name: {k: replace(r, margin=0.3) for k, r in few.presets(name).items()})
+    monkeypatch.setattr(harness, "paper", lambda name: changed)
+    with pytest.raises(CapbenchError, match=r"recipe\.margin: 0\.3 here, 0\.2 in the checkpoint"):
+        run(job(), places(tmp_path), Materials(), silent)
+    run(job(), places(tmp_path), Materials(), silent, fresh=True)
+
+
+def test_a_read_only_place_is_refused_before_any_work(few, tmp_path):
+    (tmp_path / "leaderboards").write_text("a file stands here")
+    with pytest.raises(CapbenchError, match="cannot write to"):
+        run(job(), places(tmp_path), Materials(), lambda *_: pytest.fail("training has begun"))
+
+
+def test_a_folder_in_use_is_refused(few, tmp_path):
+    with harness._locked(_made(places(tmp_path).folder(job()))), pytest.raises(CapbenchError, match="another process"):
+        run(job(), places(tmp_path), Materials(), silent)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_finished_run_loads_and_is_found(few, tmp_path):
+    run(job(), places(tmp_path), Materials(), silent)
+    (folder,) = finished_runs(places(tmp_path).runs)
+    trained = load_run(folder)
+    assert trained.job == job()
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def test_a_snapshot_of_another_vocabulary_or_architecture_says_what_differs(few, tmp_path):
+    run(job(), places(tmp_path), Materials(), silent)
+    (folder,) = finished_runs(places(tmp_path).runs)
+    vocabulary = json.loads((folder / "vocabulary.json").read_text())
+    checkpoint.save(folder / "best.safetensors", {"W_f.weight": torch.zeros(2, 3)}, {})
+    with pytest.raises(CapbenchError, match=r"best\.safetensors .*W_f\.weight \[2, 3\] for \[16, 512\]"):
+        load_run(folder)
+    vocabulary["words"][0] = "another"
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(CapbenchError, match=r"vocabulary\.json is not the vocabulary of this run"):
+        load_run(folder)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(CapbenchError, match=r"run\.json"):
+        load_run(tmp_path)
+
+
+def test_an_unknown_preset_names_the_known_ones():
+    with pytest.raises(CapbenchError, match="vse0, vsepp"):
+        paper("vsepp").recipe("vse3", "scenes")
+
+
+def test_vsepp_is_discovered():
+    assert "vsepp" in papers()
+    with pytest.raises(CapbenchError, match="vsepp"):
+        paper("vse-plus")
+
+
+def test_the_published_recipes_are_those_of_the_paper():
+    for name in ("vse0", "vsepp"):
+        recipe = paper("vsepp").recipe(name, "flickr8k")
+        assert (recipe.margin, recipe.embedding, recipe.word, recipe.min_count) == (0.2, 1024, 300, 4)
+        training = recipe.training
+        assert (training.epochs, training.batch_size, training.learning_rate) == (30, 128, 2e-4)
+        assert (training.decay_every, training.decay, training.clip_norm) == (15, 0.1, 2.0)
+    assert not paper("vsepp").recipe("vse0", "flickr8k").normalise_images
+
+
+def command(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CAPBENCH_CACHE": str(cwd / "cache")}
+    program = "import sys; from capbench.cli import main; sys.argv[0] = 'capbench'; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *words], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_bad_input_ends_with_one_message_and_exit_code_two(tmp_path):
+    process = command("run", "vsepp", "--dataset", "nowhere", cwd=tmp_path)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "nowhere" in error
+    assert "Traceback" not in error
+
+
+def test_sigterm_saves_and_ends_with_exit_code_75(tmp_path):
+    process = command("run", "vsepp", "--preset", "vse0", "--seeds", "1", cwd=tmp_path)
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "runs").rglob("checkpoint-*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGTERM)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 75, (output, error)
+    assert "same command" in error
+    assert not list((tmp_path / "leaderboards" / "results").glob("*.json"))

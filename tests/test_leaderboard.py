@@ -1,0 +1,418 @@
+"""The leaderboard: what its pages say, that they say it safely, and that the same records give the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from capbench import leaderboard
+from capbench.errors import CapbenchError
+from capbench.leaderboard.columns import columns
+from capbench.leaderboard.comparison import gather
+from capbench.leaderboard.markdown import code, code_block, escape, plain, table
+from capbench.leaderboard.page import page
+from capbench.metrics.significance import Interval
+from capbench.paper import Paper
+from capbench.records import Epoch, Result, load_results, save_result
+from capbench.results import Results
+from capbench.training import Training
+from capbench.verdicts import Claim, Outcome, Reported
+
+ROOT = Path(__file__).resolve().parents[1]
+NASTY = "a|b\n<script>alert(1)</script> `c` **d** [e](f) \u2028 $g$ \x00"
+
+
+TRAINING = Training(epochs=3, batch_size=128, learning_rate=1e-3)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    loss: str = "max_of_hinges"
+    margin: float = 0.2
+    crop: str = "1C"
+    min_count: int = 4
+    training: Training = TRAINING
+
+
+PRESETS = {"hard": Recipe(), "sum": Recipe("sum_of_hinges")}
+
+
+def record(preset: str = "hard", seed: int = 0, r1: float = 40.0, **changes) -> Result:
+    """A made-up run whose recall grows with the seed's number."""
+    recipe = json.loads(json.dumps(asdict(PRESETS.get(preset, Recipe()))))
+    scores = [{"rsum": 100.0 + 10 * epoch + seed} for epoch in range(3)]
+    entries = [
+        Epoch(epoch=epoch, loss=51.2 - epoch - seed, learning_rate=1e-3, seconds=2.0, validation=score)
+        for epoch, score in enumerate(scores)
+    ]
+    return Result(
+        **{
+            "paper": "fake", "preset": preset, "dataset": "flickr8k", "split": "test", "protocol": "whole",
+            "encoder": "mobilenet_v2", "crop": "1C", "seed": seed,
+            "metrics": {"image_to_caption_r1": r1, "image_to_caption_median_rank": 3.0},
+            "validation": scores[-1], "best_epoch": 2, "curve": entries, "recipe": recipe, "parameters": 1000,
+            "dataset_fingerprint": "d" * 64, "features_fingerprint": "f" * 64, "vocabulary_size": 2541,
+            "commit": "0123456789abcdef", "dirty": False, "versions": {"torch": "2.15.0"}, "device": "CPU, test",
+            "threads": 1, "started": "2024-05-01T12:00:00+00:00", "wall_seconds": 60.0,
+            "command": f"capbench run fake --preset {preset} --dataset flickr8k --seed {seed}", **changes,
+        }
+    )  # fmt: skip
+
+
+def reported(**changes) -> Reported:
+    number = Reported(
+        "Table 1, row 1.1", "flickr8k", "whole", "test", "Hard (vgg19)", "hard", "vgg19", "1C", "train", "",
+        "image_to_caption_r1", "41.5", "%", "the paper", "two-sources", "target", (),
+    )  # fmt: skip
+    return replace(number, **changes)
+
+
+def fake(folder: Path, *numbers: Reported, claims: tuple[Claim, ...] = (), name: str = "fake") -> Paper:
+    """A paper with two presets whose table holds these numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "reported.csv").open("w", newline="", encoding="utf-8") as file:
+        names = [field.name for field in fields(Reported)]
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for number in numbers:
+            row = asdict(number) | {"compare_with": " ".join(number.compare_with)}
+            writer.writerow([row[name] for name in names])
+    return Paper(
+        name=name, title="Fake: a paper", citation="Nobody, 2024", folder=folder, presets=lambda dataset: PRESETS,
+        headline=("hard",), metric="rsum", experiment=lambda *_: pytest.fail("no run is wanted"),
+        model=lambda *_: pytest.fail("no model is wanted"), claims=claims,
+    )  # fmt: skip
+
+
+def board(folder: Path, *records: Result, arrays: dict[str, np.ndarray] | None = None) -> Results:
+    for each in records:
+        save_result(each, arrays or {}, folder / "results")
+    return Results.load(folder / "results")
+
+
+def text(paper: Paper, results: Results) -> str:
+    return page(paper, results, gather(paper, results), {})
+
+
+def section(shown: str, heading: str) -> str:
+    return shown.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def three_seeds(**changes) -> list[Result]:
+    return [record(seed=seed, r1=40.0 + 2 * seed, **changes) for seed in range(3)]
+
+
+def test_three_seeds_are_shown_as_mean_and_half_the_t_interval(tmp_path):
+    shown = text(fake(tmp_path / "p"), board(tmp_path, *three_seeds()))
+    line = next(line for line in section(shown, "Our results").splitlines() if "`hard`" in line)
+    half = 4.302653 * np.std([40, 42, 44], ddof=1) / np.sqrt(3)
+    assert f"| 42.0\u00a0±\u00a0{half:.1f} | 3.0\u00a0±\u00a00.0 |" in line
+    assert "mobilenet_v2, 1C, 3\u00a0seeds" in line
+
+
+def test_our_line_stands_below_the_paper_s_with_a_sign_and_the_test(tmp_path):
+    shown = text(fake(tmp_path / "p", reported()), board(tmp_path, *three_seeds()))
+    lines = section(shown, "Reported numbers").splitlines()
+    theirs = next(number for number, line in enumerate(lines) if line.startswith("| 1.1 | Hard (vgg19) |"))
+    assert "| 41.5 | compared below |" in lines[theirs]
+    assert "mobilenet_v2" in lines[theirs + 1]
+    assert "**42.0\u00a0±\u00a05.0** =" in lines[theirs + 1]
+    assert "reproduced\u00a01 (t over 3 seeds)" in lines[theirs + 1]
+    assert "Hard (vgg19), vgg19: =\u00a01" in section(shown, "Our results")
+
+
+@pytest.mark.parametrize(("value", "sign"), [("20.0", "▲"), ("41.0", "="), ("60.0", "▼")])
+def test_the_sign_follows_the_verdict(tmp_path, value, sign):
+    shown = text(fake(tmp_path / "p", reported(value=value)), board(tmp_path, *three_seeds()))
+    assert f"** {sign} |" in section(shown, "Reported numbers")
+
+
+def test_a_number_without_a_run_is_pending_and_says_which_command_fills_it(tmp_path):
+    shown = text(fake(tmp_path / "p", reported(dataset="coco", encoder="resnet152")), board(tmp_path))
+    assert "| `hard`: pending |" in shown
+    assert "capbench run fake --preset hard --dataset coco --encoder resnet152 # for 1.1\n" in shown
+    assert "No record on a real data set yet." in shown
+    assert "There is no record yet." in shown
+
+
+def test_a_pending_preset_that_does_not_exist_has_no_command(tmp_path):
+    shown = text(fake(tmp_path / "p", reported(preset="unborn")), board(tmp_path))
+    assert "there is no preset unborn on flickr8k" in shown
+    assert "--preset unborn" not in shown
+
+
+def test_another_protocol_is_not_comparable_and_says_why(tmp_path):
+    shown = text(fake(tmp_path / "p", reported(protocol="1K")), board(tmp_path, record()))
+    assert "`hard`: not comparable<sup>a</sup>" in shown
+    assert "our runs are under whole test" in shown
+
+
+def test_a_number_from_memory_is_marked_and_context_is_not_judged(tmp_path):
+    numbers = (
+        reported(confidence="memory"),
+        reported(system="Other", preset="", role="context", confidence="one-source", value="39.0"),
+    )
+    shown = text(fake(tmp_path / "p", *numbers), board(tmp_path, record()))
+    assert "| 41.5† |" in shown
+    assert "| 39.0° | context |" in shown
+
+
+def test_embedded_results_stand_apart_and_meet_no_number_of_a_paper(tmp_path):
+    paper = fake(tmp_path / "p", reported(dataset="scenes"))
+    results = board(tmp_path, *three_seeds(dataset="scenes", encoder="scenes"))
+    shown = text(paper, results)
+    assert "`hard`" not in section(shown, "Our results")
+    assert "↳ ours" not in shown
+    assert "| `hard` | scenes, 1C" in section(shown, "Results on embedded data")
+    ours = [row for row in leaderboard.rows({"fake": paper}, results) if row.mean is not None]
+    assert {row.verdict for row in ours} == {"not reported"}
+
+
+def test_tables_with_our_runs_come_first(tmp_path):
+    numbers = (reported(dataset="coco"), reported(table="Table 2, row 2.1"))
+    shown = text(fake(tmp_path / "p", *numbers), board(tmp_path, record()))
+    assert shown.index("### Table 2: flickr8k") < shown.index("### Table 1: coco")
+
+
+def test_records_of_a_dirty_tree_or_an_older_schema_are_shown_and_marked(tmp_path):
+    board(tmp_path, record(seed=0, dirty=True), record(seed=1), record(seed=2))
+    old = next(path for path in (tmp_path / "results").glob("*-s1-*.json"))
+    document = json.loads(old.read_text())
+    for name in ("schema_version", "threads", "versions", "commit"):
+        del document[name]
+    old.write_text(json.dumps({**document, "mood": "good"}))
+    leaderboard.write({"fake": fake(tmp_path / "p", reported())}, tmp_path)
+    shown = (tmp_path / "fake.md").read_text()
+    caution = next(line for line in shown.splitlines() if "Caution:" in line)
+    assert "dirty tree (seed 0)" in caution
+    assert "schema 0: no commit, versions, threads (seed 1)" in caution
+    assert "unknown fields: mood (seed 1)" in caution
+    assert "| `hard`<sup>a</sup> |" in shown
+    provenance = section(shown, "What each number rests on")
+    assert "`0123456789` + changes" in provenance
+    assert "CPU, test, unknown threads" in provenance
+
+
+def test_a_recipe_that_has_changed_since_is_marked(tmp_path):
+    changed = record().recipe | {"margin": 0.1}
+    shown = text(fake(tmp_path / "p"), board(tmp_path, record(recipe=changed), record(seed=1)))
+    assert "recipe differs from the preset of today in margin (seed 0)" in shown
+    assert "the seeds differ in their recipe" in shown
+
+
+def test_a_missing_metric_is_a_dash_with_the_reason_that_the_record_gives(tmp_path):
+    with_meteor = record("sum", metrics={"image_to_caption_r1": 30.0, "meteor": 20.0, "bleu4": 11.0})
+    without = record("hard", notes=["METEOR: no Java on this machine"])
+    shown = text(fake(tmp_path / "p"), board(tmp_path, with_meteor, without))
+    line = next(line for line in shown.splitlines() if line.startswith("| `hard`"))
+    assert "| –<sup>a</sup> | –<sup>b</sup> |" in line
+    assert "<sup>b</sup> METEOR: no Java on this machine" in shown
+    assert "<sup>a</sup> the records have no bleu4" in shown
+    assert not re.search(r"\| 0(\.0+)? \|", line)
+
+
+def test_a_metric_that_some_seeds_lack_says_which_seeds_it_is_of(tmp_path):
+    results = board(tmp_path, record(seed=0), record(seed=1, metrics={"image_to_caption_median_rank": 3.0}))
+    assert "i→c R@1 from seed 0 alone: the records have no image&#95;" not in text(fake(tmp_path / "p"), results)
+    assert "i→c R@1 from seed 0 alone: the records have no image_to_caption_r1" in text(fake(tmp_path / "p"), results)
+
+
+def test_the_latest_record_of_a_seed_wins_and_the_earlier_one_is_counted(tmp_path):
+    first = record(r1=10.0, started="2024-01-01T00:00:00+00:00")
+    shown = text(fake(tmp_path / "p"), board(tmp_path, first, record(r1=20.0)))
+    assert "| 20.0 |" in shown
+    assert "| 10.0 |" not in shown
+    assert "and not shown: 1." in shown
+
+
+def test_one_seed_has_a_bootstrap_interval_while_its_ranks_are_there(tmp_path):
+    ranks = {"image_to_caption": np.arange(100), "caption_to_image": np.arange(500)}
+    paper = fake(tmp_path / "p", reported())
+    results = board(tmp_path, record(r1=1.0), arrays=ranks)
+    assert re.search(r"1\.0\u00a0±\u00a0\d\.\d", text(paper, results))
+    assert "bootstrap over 100 queries, 1 seed" in text(paper, results)
+    for bundle in (tmp_path / "results").glob("*.npz"):
+        bundle.unlink()
+    shown = text(paper, Results.load(tmp_path / "results"))
+    assert "| 1.0 |" in shown
+    assert "1 seed, no interval" in shown
+
+
+def test_claims_show_outcome_interval_and_test_and_one_that_breaks_is_pending(tmp_path):
+    interval = Interval(1.25, 0.5, 2.0, "paired bootstrap")
+
+    def breaks(results: Results) -> Outcome:
+        raise CapbenchError("the records differ")
+
+    claims = (
+        Claim("harder", "Hard beats sum.", "section 3", lambda _: Outcome("holds", "hard 40", interval, "r1")),
+        Claim("broken", "It cannot be tested.", "section 4", breaks),
+    )
+    shown = section(text(fake(tmp_path / "p", claims=claims), board(tmp_path, record())), "Claims of the paper")
+    assert "| **holds** | +1.2\u00a0[+0.5,\u00a0+2.0] | hard 40<br>r1 |" in shown
+    assert "| **pending** | – | the test cannot use the records (CapbenchError): the records differ |" in shown
+
+
+def test_provenance_names_record_seed_commit_device_time_versions_and_command(tmp_path):
+    shown = section(text(fake(tmp_path / "p"), board(tmp_path, record(seed=7))), "What each number rests on")
+    (name,) = (path.name for path in (tmp_path / "results").glob("*.json"))
+    assert f"| 1 | [hard](results/{name}) | flickr8k, whole | 7 | 3 of 3 | 60\u00a0s | – (not read) |" in shown
+    assert "| `0123456789` | E1 | D1 | none |" in shown
+    assert "- E1: CPU, test, 1 threads; torch 2.15.0" in shown
+    assert "\ncapbench run fake --preset hard --dataset flickr8k --seed 7 # 1\n" in shown
+
+
+def test_nothing_in_a_record_is_read_as_markdown_or_html(tmp_path):
+    nasty: Any = dict.fromkeys(("preset", "encoder", "crop", "device", "command", "commit"), NASTY)
+    hostile = record(notes=[NASTY], versions={NASTY: NASTY}, **{**nasty, "dataset": "flickr8k" + NASTY})
+    files = leaderboard.render(fake(tmp_path / "p"), board(tmp_path, hostile, record()))
+    shown = files["fake.md"].decode()
+    fenced = re.compile(r"^(`{3,}).*?^\1$", re.M | re.S)
+    assert "alert(1)" in shown
+    assert "<script" not in fenced.sub("", shown)
+    assert "\x00" not in shown
+    for block in re.findall(r"(?:^\|.*\n)+", fenced.sub("", shown), re.M):
+        assert len({row.count("|") for row in block.splitlines()}) == 1
+    assert all(re.fullmatch(r"fake\.md|plots/[A-Za-z0-9_.-]+\.svg", name) for name in files)
+    assert all(b"<script" not in content for name, content in files.items() if name.endswith(".svg"))
+
+
+def cells_of(row: list[str]) -> list[str]:
+    """What a markdown reader makes of a table's row: the words of its cells."""
+    markdown_it = pytest.importorskip("markdown_it", reason="markdown-it-py comes with rich")
+    tokens = markdown_it.MarkdownIt("commonmark").enable("table").parse(table(["x"] * len(row), [row], "l" * len(row)))
+    body = [token for token in tokens if token.type == "inline"][len(row) :]
+    kinds = ("text", "code_inline", "text_special", "entity")
+    return [
+        html.unescape("".join(child.content for child in cell.children or [] if child.type in kinds)) for cell in body
+    ]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(max_size=30) | st.lists(st.sampled_from([*"|`*_<>[]()\\~#$&!\n\r\t -+=", "a", "1."])).map("".join))
+def test_any_text_in_a_cell_is_read_back_as_itself(words):
+    assert cells_of(["left", escape(words), code(words), "right"]) == [
+        "left",
+        plain(words),
+        plain(words) or "–",
+        "right",
+    ]
+
+
+def test_a_surrogate_a_control_character_and_a_change_of_direction_cannot_get_through():
+    assert plain("a\ud800b\x1bc\u202ed\x0be\u2029f") == "a\ufffdb\ufffdc\ufffdd e f"
+    assert plain("x" * 1000) == "x" * 399 + "…"
+
+
+def test_a_fence_is_longer_than_the_backticks_in_it():
+    assert code_block(["a ```` b"]) == "`````sh\na ```` b\n`````"
+
+
+def test_a_cell_that_would_break_the_table_is_refused():
+    with pytest.raises(ValueError, match="cannot hold the row"):
+        table(["a"], [["x|y"]], "l")
+
+
+def test_metrics_stand_in_their_order_and_unknown_ones_last():
+    keys = ["zeal", "cider", "bleu4", "bleu1", "rsum", "caption_to_image_r1", "image_to_caption_mean_rank"]
+    heads = [metric.head for metric in columns(keys)]
+    assert heads == ["c→i R@1", "rsum", "BLEU-1", "BLEU-4", "CIDEr-D", "zeal"]
+    assert "i→c mean r" in [metric.head for metric in columns(keys, lesser=True)]
+
+
+def test_every_reported_number_and_every_metric_of_ours_is_a_row_of_the_json(tmp_path):
+    paper = fake(
+        tmp_path / "p", reported(), reported(dataset="coco"), reported(system="Other", preset="", role="context")
+    )
+    board(tmp_path, *three_seeds())
+    rows = json.loads(json.dumps(leaderboard.rows_as_json({"fake": paper}, tmp_path)))
+    assert [(row["verdict"], row["reported"], row["metric"]) for row in rows] == [
+        ("reproduced", "41.5", "image_to_caption_r1"),
+        ("pending", "41.5", "image_to_caption_r1"),
+        ("not comparable", "41.5", "image_to_caption_r1"),
+        ("not reported", "", "image_to_caption_median_rank"),
+    ]
+    first = rows[0]
+    assert first["mean"] == 42.0
+    assert first["ci_low"] < 40 < 44 < first["ci_high"]
+    assert (first["seeds"], first["encoder"], first["reported_encoder"]) == ([0, 1, 2], "mobilenet_v2", "vgg19")
+
+
+def test_check_names_what_is_missing_changed_or_left_over_and_write_mends_it(tmp_path):
+    papers = {"fake": fake(tmp_path / "p", reported())}
+    board(tmp_path, record())
+    assert leaderboard.write(papers, tmp_path) == [tmp_path / "README.md", tmp_path / "fake.md"]
+    assert leaderboard.check(papers, tmp_path) == []
+    (plot,) = (tmp_path / "plots").glob("*-curves.svg")
+    old = plot.with_name("fake-gone-curves.svg")
+    old.write_bytes(plot.read_bytes())
+    (tmp_path / "NOTES.md").write_text("written by hand")
+    (tmp_path / "fake.md").write_text("42")
+    plot.unlink()
+    assert leaderboard.check(papers, tmp_path) == sorted([plot, old, tmp_path / "fake.md"])
+    leaderboard.write(papers, tmp_path)
+    assert leaderboard.check(papers, tmp_path) == []
+    assert not old.exists()
+    assert (tmp_path / "NOTES.md").read_text() == "written by hand"
+
+
+def test_a_new_record_makes_the_pages_stale(tmp_path):
+    papers = {"fake": fake(tmp_path / "p")}
+    board(tmp_path, record())
+    leaderboard.write(papers, tmp_path)
+    board(tmp_path, record(seed=1))
+    assert tmp_path / "fake.md" in leaderboard.check(papers, tmp_path)
+
+
+def test_the_index_tells_of_every_paper_and_of_records_that_belong_to_none(tmp_path):
+    papers = {"fake": fake(tmp_path / "p", reported()), "other": fake(tmp_path / "q", name="other")}
+    board(tmp_path, record(), record(paper="lost|found"))
+    leaderboard.write(papers, tmp_path)
+    index = (tmp_path / "README.md").read_text()
+    assert "| [Fake: a paper](fake.md) | 1 | flickr8k | close\u00a01 | – |" in index
+    assert "(other.md) | 0 | – | – | – |" in index
+    assert "lost&#124;found (1)" in index
+
+
+def test_the_terminal_tables_show_our_means(tmp_path):
+    board(tmp_path, *three_seeds(), record("[red]sum"))
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(*leaderboard.terminal_tables(fake(tmp_path / "p"), load_results(tmp_path / "results")))
+    shown = console.export_text()
+    assert " 42.0" in shown
+    assert "[red]sum" in shown
+
+
+def rendered(folder: Path) -> dict[str, str]:
+    """Every file of a small board, as text."""
+    paper = fake(folder / "p", reported(), reported(dataset="coco"))
+    files = leaderboard.render(paper, Results.load(folder / "results"))
+    return {name: content.decode() for name, content in files.items()}
+
+
+def test_the_same_records_give_the_same_bytes_in_another_process_with_another_hash_seed(tmp_path):
+    ranks = {"image_to_caption": np.arange(100) // 3, "caption_to_image": np.arange(500) // 7}
+    board(tmp_path, *three_seeds(), record("sum"), arrays=ranks)
+    here = rendered(tmp_path)
+    assert rendered(tmp_path) == here
+    program = "import json, sys; from pathlib import Path; from tests.test_leaderboard import rendered; "
+    program += "sys.stdout.buffer.write(json.dumps(rendered(Path(sys.argv[1]))).encode())"
+    environment = {**os.environ, "PYTHONHASHSEED": "4242", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    there = subprocess.run(words, env=environment, capture_output=True, check=True, timeout=250, cwd=tmp_path)
+    assert json.loads(there.stdout) == here
+    assert len(here) == 3

@@ -1,0 +1,251 @@
+"""Ranks against brute force, the published protocols, and memory that runs out."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from capbench.errors import CapbenchError
+from capbench.metrics import retrieval
+from capbench.metrics.retrieval import (
+    Ranks,
+    embedding_ranks,
+    evaluate_protocol,
+    match_ranks,
+    retrieval_metrics,
+)
+
+
+def brute_force(similarity: np.ndarray, owner: np.ndarray) -> tuple[list[int], list[int]]:
+    images, captions = similarity.shape
+    by_image = [
+        sum(similarity[i, c] >= max(similarity[i, owner == i]) for c in range(captions) if owner[c] != i)
+        for i in range(images)
+    ]
+    by_caption = [
+        sum(similarity[i, c] >= similarity[owner[c], c] for i in range(images) if i != owner[c])
+        for c in range(captions)
+    ]
+    return by_image, by_caption
+
+
+def uneven_owner(images: int, extra: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    owner = np.concatenate([np.arange(images), random.integers(0, images, extra)])
+    random.shuffle(owner)
+    return owner
+
+
+def five_each(images: int) -> Tensor:
+    return torch.arange(images).repeat_interleave(5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 30), st.integers(0, 10**6), st.integers(1, 6))
+def test_ranks_equal_brute_force_with_ties_and_uneven_captions(images, extra, seed, levels):
+    owner = uneven_owner(images, extra, seed)
+    random = np.random.default_rng(seed + 1)
+    similarity = random.integers(-levels, levels, (images, len(owner))).astype(np.float32)
+    by_image, by_caption = brute_force(similarity, owner)
+    ranks = match_ranks(torch.from_numpy(similarity), torch.from_numpy(owner))
+    assert ranks.image_to_caption.tolist() == by_image
+    assert ranks.caption_to_image.tolist() == by_caption
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 10), st.integers(0, 20), st.integers(0, 10**6), st.integers(1, 9), st.booleans())
+def test_chunked_ranks_equal_a_float64_oracle(images, extra, seed, chunk, whole):
+    owner = uneven_owner(images, extra, seed)
+    random = np.random.default_rng(seed)
+    left, right = random.integers(-3, 4, (images, 5)), random.integers(-3, 4, (len(owner), 5))
+    by_image, by_caption = brute_force(left.astype(np.float64) @ right.T, owner)
+    tensors = torch.from_numpy(left).float(), torch.from_numpy(right).float(), torch.from_numpy(owner)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "WHOLE_MATRIX_BYTES", 2**30 if whole else 0)
+        ranks = embedding_ranks(*tensors, chunk=chunk)
+    assert ranks.image_to_caption.tolist() == by_image
+    assert ranks.caption_to_image.tolist() == by_caption
+
+
+def test_a_hand_worked_example():
+    similarity = torch.tensor([[0.9, 0.2, 0.95], [0.1, 0.3, 0.8]])
+    ranks = match_ranks(similarity, torch.tensor([0, 0, 1]))
+    assert ranks.image_to_caption.tolist() == [1, 0]
+    assert ranks.caption_to_image.tolist() == [0, 1, 1]
+
+
+def test_constant_similarities_have_no_hit_at_all():
+    metrics = retrieval_metrics(match_ranks(torch.zeros(20, 100), five_each(20)))
+    assert metrics["rsum"] == 0.0
+    assert metrics["image_to_caption_median_rank"] == 96.0
+    assert metrics["caption_to_image_median_rank"] == 20.0
+
+
+def test_a_perfect_model_has_every_hit():
+    metrics = retrieval_metrics(embedding_ranks(torch.eye(12), torch.eye(12)[five_each(12)], five_each(12)))
+    assert metrics["rsum"] == 600.0
+    assert metrics["caption_to_image_mean_rank"] == 1.0
+
+
+def test_the_other_captions_of_the_same_image_do_not_count_against_it():
+    similarity = torch.tensor([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    assert match_ranks(similarity, torch.tensor([0, 0, 0, 1])).image_to_caption.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("place", [(0, 0), (3, 7)])
+def test_nan_is_refused_wherever_it_stands(place):
+    similarity = torch.rand(4, 20)
+    similarity[place] = torch.nan
+    with pytest.raises(CapbenchError, match="NaN"):
+        match_ranks(similarity, five_each(4))
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_nan_embeddings_are_refused(limit, monkeypatch):
+    monkeypatch.setattr(retrieval, "WHOLE_MATRIX_BYTES", limit)
+    captions = torch.rand(20, 3)
+    captions[11, 1] = torch.nan
+    with pytest.raises(CapbenchError, match="NaN"):
+        embedding_ranks(torch.rand(4, 3), captions, five_each(4))
+
+
+def test_infinite_similarities_are_ranked_as_ties():
+    assert match_ranks(torch.full((2, 2), torch.inf), torch.arange(2)).image_to_caption.tolist() == [1, 1]
+    assert match_ranks(torch.full((2, 2), -torch.inf), torch.arange(2)).caption_to_image.tolist() == [1, 1]
+
+
+def test_an_image_without_a_caption_is_named():
+    with pytest.raises(CapbenchError, match=r"images without a caption .* 1: 1"):
+        match_ranks(torch.rand(3, 2), torch.tensor([0, 2]))
+
+
+def test_an_owner_out_of_range_is_refused():
+    with pytest.raises(CapbenchError, match=r"0\.\.1"):
+        match_ranks(torch.rand(2, 2), torch.tensor([0, 2]))
+
+
+def test_no_ranks_are_a_message_and_not_a_number():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    with pytest.raises(CapbenchError, match="nothing to rank"):
+        retrieval_metrics(Ranks(nothing, nothing))
+
+
+def test_the_median_of_an_even_count_is_rounded_down_and_one_based():
+    metrics = retrieval_metrics(Ranks(torch.tensor([0, 1, 2, 7]), torch.tensor([4, 4])))
+    assert metrics["image_to_caption_median_rank"] == 2.0
+    assert metrics["image_to_caption_mean_rank"] == 3.5
+    assert metrics["caption_to_image_median_rank"] == 5.0
+    assert metrics["image_to_caption_r1"] == 25.0
+
+
+def test_another_similarity_can_be_passed_in():
+    def order(images: Tensor, captions: Tensor) -> Tensor:
+        return -(captions[None] - images[:, None]).clamp(min=0).square().sum(-1)
+
+    images, captions = torch.rand(6, 4), torch.rand(30, 4)
+    expected = match_ranks(order(images, captions), five_each(6))
+    actual = embedding_ranks(images, captions, five_each(6), order, chunk=4)
+    assert torch.equal(actual.image_to_caption, expected.image_to_caption)
+    assert torch.equal(actual.caption_to_image, expected.caption_to_image)
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_out_of_memory_halves_the_chunk_and_keeps_the_ranks(limit, monkeypatch):
+    monkeypatch.setattr(retrieval, "WHOLE_MATRIX_BYTES", limit)
+    images, captions = torch.randint(-3, 4, (40, 8)).float(), torch.randint(-3, 4, (200, 8)).float()
+    sizes = []
+
+    def narrow(left: Tensor, right: Tensor) -> Tensor:
+        sizes.append(len(left) * len(right))
+        if sizes[-1] > 700:
+            return left @ torch.empty(2**60, dtype=torch.uint8)  # a real refusal of the allocator
+        return left @ right.T
+
+    expected = match_ranks(images @ captions.T, five_each(40))
+    actual = embedding_ranks(images, captions, five_each(40), narrow, chunk=40)
+    assert torch.equal(actual.image_to_caption, expected.image_to_caption)
+    assert torch.equal(actual.caption_to_image, expected.caption_to_image)
+    assert max(sizes) > 700 > min(sizes)
+
+
+def test_one_item_that_does_not_fit_is_an_actionable_error():
+    def greedy(left: Tensor, right: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(CapbenchError, match="one item"):
+        embedding_ranks(torch.rand(4, 2), torch.rand(20, 2), five_each(4), greedy)
+
+
+def test_another_runtime_error_is_not_taken_for_memory():
+    def broken(left: Tensor, right: Tensor) -> Tensor:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        embedding_ranks(torch.rand(4, 2), torch.rand(20, 2), five_each(4), broken)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the address space")
+def test_a_process_short_of_memory_still_ranks(caplog):
+    images, owner = torch.randint(-3, 4, (2000, 8)).float(), five_each(2000)
+    captions = images[owner] + torch.randint(-1, 2, (10000, 8))
+    expected = embedding_ranks(images, captions, owner)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 48 * 2**20, hard))
+    try:
+        actual = embedding_ranks(images, captions, owner, chunk=2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert torch.equal(actual.image_to_caption, expected.image_to_caption)
+    assert torch.equal(actual.caption_to_image, expected.caption_to_image)
+    assert "going on in pieces" in caplog.text
+    assert "halved" in caplog.text
+
+
+def test_five_folds_are_the_mean_over_consecutive_blocks(monkeypatch):
+    monkeypatch.setattr(retrieval, "FOLD", 10)
+    owner = five_each(50)[torch.randperm(250)]
+    images, captions = torch.randn(50, 6), torch.randn(250, 6)
+    metrics, ranks = evaluate_protocol(images, captions, owner, "5-fold 1K")
+    folds = []
+    for start in range(0, 50, 10):
+        own = (owner >= start) & (owner < start + 10)
+        part = embedding_ranks(images[start : start + 10], captions[own], owner[own] - start)
+        assert torch.equal(ranks.image_to_caption[start : start + 10], part.image_to_caption)
+        assert torch.equal(ranks.caption_to_image[own], part.caption_to_image)
+        folds.append(retrieval_metrics(part))
+    for name, value in metrics.items():
+        assert value == pytest.approx(sum(fold[name] for fold in folds) / 5)
+
+
+def test_one_fold_is_the_first_block_and_five_k_is_the_whole(monkeypatch):
+    monkeypatch.setattr(retrieval, "FOLD", 10)
+    owner = five_each(50)
+    images, captions = torch.randn(50, 6), torch.randn(250, 6)
+    _, first = evaluate_protocol(images, captions, owner, "1K")
+    assert torch.equal(first.caption_to_image, embedding_ranks(images[:10], captions[:50], owner[:50]).caption_to_image)
+    whole, _ = evaluate_protocol(images, captions, owner)
+    assert evaluate_protocol(images, captions, owner, "5K")[0] == whole
+
+
+@pytest.mark.parametrize(("protocol", "message"), [("1K", "at least"), ("5K", "5,000"), ("2K", "choose one")])
+def test_a_protocol_that_does_not_fit_is_refused(protocol, message):
+    with pytest.raises(CapbenchError, match=message):
+        evaluate_protocol(torch.rand(4, 2), torch.rand(20, 2), five_each(4), protocol)
+
+
+def test_counting_takes_little_beside_the_product():
+    similarity, owner = torch.rand(1000, 5000), five_each(1000)
+    match_ranks(similarity, owner)
+    start = time.process_time()
+    match_ranks(similarity, owner)
+    assert time.process_time() - start < 0.5

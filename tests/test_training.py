@@ -1,0 +1,228 @@
+"""The training loop: exact resume, early stopping, schedules, and the faults it must survive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from capbench import checkpoint
+from capbench.errors import CapbenchError
+from capbench.training import (
+    Evaluation,
+    StoppedError,
+    Training,
+    cpu_has_bf16,
+    finished,
+    fit,
+    learning_rate,
+)
+
+TRAINING = Training(epochs=4, batch_size=8, learning_rate=0.05, decay_every=2, clip_norm=1.0)
+
+
+class Regression:
+    """A linear regression with dropout: small, and every source of randomness that a real model has."""
+
+    def __init__(self, seed: int = 0, scores: list[float] | None = None) -> None:
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+        random = torch.Generator().manual_seed(1)
+        self.x = torch.randn(40, 6, generator=random)
+        self.y = self.x.sum(1, keepdim=True)
+        self.seed, self.scores = seed, scores
+
+    def batches(self, epoch):
+        order = np.random.default_rng([self.seed, epoch]).permutation(40)
+        return np.split(order, 5)
+
+    def loss(self, batch, epoch):
+        return (self.model(self.x[batch]) - self.y[batch]).square().mean()
+
+    def evaluate(self, split, protocol):
+        if self.scores is not None:
+            return Evaluation({"score": self.scores.pop(0)}, {})
+        return Evaluation({"score": -float((self.model(self.x) - self.y).square().mean().detach())}, {})
+
+
+def outcome(folder, **options):
+    experiment = Regression()
+    state = fit(experiment, TRAINING, "score", folder, {"recipe": {"margin": 0.2}}, 0, **options)
+    curve = [{name: value for name, value in entry.items() if name != "seconds"} for entry in state.curve]
+    return curve, experiment.model.state_dict()
+
+
+def assert_same(one, other):
+    assert one[0] == other[0]
+    assert all(torch.equal(one[1][name], other[1][name]) for name in one[1])
+
+
+def test_training_learns_and_leaves_the_best_snapshot_in_the_model(tmp_path):
+    experiment = Regression()
+    state = fit(experiment, TRAINING, "score", tmp_path, {}, 0)
+    assert state.curve[-1]["loss"] < state.curve[0]["loss"]
+    assert float(experiment.evaluate("val", "whole").metrics["score"]) == max(
+        e["validation"]["score"] for e in state.curve
+    )
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path):
+    assert_same(outcome(tmp_path / "a"), outcome(tmp_path / "b"))
+
+
+def stop_after(*steps):
+    """A report that sends this process SIGTERM after these steps."""
+
+    def report(state, batches):
+        if batches and state.steps in steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return report
+
+
+def test_a_run_stopped_twice_in_one_epoch_ends_with_the_same_bits(tmp_path):
+    whole = outcome(tmp_path / "whole")
+    for step in (7, 9):
+        with pytest.raises(StoppedError):
+            outcome(tmp_path / "stopped", report=stop_after(step))
+    assert_same(outcome(tmp_path / "stopped"), whole)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_finishes_the_step_and_saves(tmp_path, name):
+    def report(state, batches):
+        if state.steps == 3:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    with pytest.raises(StoppedError):
+        outcome(tmp_path, report=report)
+    found = checkpoint.load_newest(tmp_path)
+    assert found is not None
+    assert found[1]["run"]["steps"] == 3
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+    def report(state, batches):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        outcome(tmp_path, report=report)
+
+
+def test_a_run_killed_with_dash_nine_at_any_moment_ends_with_the_same_bits(tmp_path):
+    whole = outcome(tmp_path / "whole")
+    program = """
+        import sys, time
+        from pathlib import Path
+        from tests.test_training import outcome
+        def report(state, batches):
+            print(state.steps, flush=True)
+            time.sleep(0.01)
+        outcome(Path(sys.argv[1]), report=report)
+    """
+    for steps in (3, 8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "killed")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        for _ in range(steps):
+            process.stdout.readline()
+        time.sleep(0.004)
+        process.kill()
+        process.communicate()
+    assert_same(outcome(tmp_path / "killed"), whole)
+
+
+def test_a_damaged_newest_checkpoint_is_recorded_and_the_bits_stay_the_same(tmp_path):
+    whole = outcome(tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        outcome(tmp_path / "hurt", report=stop_after(12))
+    newest = max((tmp_path / "hurt").glob("checkpoint-*"))
+    newest.write_bytes(newest.read_bytes()[:-7])
+    with pytest.warns(UserWarning, match="falling back"):
+        again = outcome(tmp_path / "hurt")
+    assert_same(again, whole)
+
+
+def test_resuming_another_recipe_lists_the_changed_keys(tmp_path):
+    with pytest.raises(StoppedError):
+        outcome(tmp_path, report=stop_after(6))
+    with pytest.raises(CapbenchError, match=r"recipe\.margin: 0\.1 here, 0\.2 in the checkpoint"):
+        fit(Regression(), TRAINING, "score", tmp_path, {"recipe": {"margin": 0.1}}, 0)
+
+
+def test_resuming_another_architecture_names_the_parameter(tmp_path):
+    with pytest.raises(StoppedError):
+        outcome(tmp_path, report=stop_after(6))
+    other = Regression()
+    other.model[2] = nn.Linear(16, 2)
+    with pytest.raises(CapbenchError, match=r"architecture\.2\.weight: \[2, 16\] here, \[1, 16\] in the checkpoint"):
+        fit(other, TRAINING, "score", tmp_path, {"recipe": {"margin": 0.2}}, 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_at_that_step_and_names_the_batch(tmp_path, value):
+    class Diverging(Regression):
+        def loss(self, batch, epoch):
+            return super().loss(batch, epoch) * (value if epoch == 1 else 1)
+
+    experiment = Diverging()
+    batch = experiment.batches(1)[0].tolist()
+    with pytest.raises(CapbenchError) as caught:
+        fit(experiment, TRAINING, "score", tmp_path, {}, 0)
+    assert "epoch 1, step 0" in str(caught.value)
+    assert str(batch) in str(caught.value)
+    _, state = checkpoint.load(tmp_path / "best.safetensors")
+    assert state == {"epoch": 0}
+
+
+def test_patience_stops_and_the_first_of_equal_snapshots_is_kept(tmp_path):
+    training = replace(TRAINING, epochs=20, patience=3)
+    state = fit(Regression(scores=[1.0, 5.0, 5.0, 4.0, 4.5, 9.0]), training, "score", tmp_path, {}, 0)
+    assert (state.best_epoch, state.epoch) == (1, 5)
+    assert finished(training, state)
+
+
+def test_the_step_schedule_drops_after_its_epochs():
+    rates = [learning_rate(replace(TRAINING, decay_every=15), epoch, [], "score") for epoch in (0, 14, 15, 29, 30)]
+    assert rates == pytest.approx([0.05, 0.05, 0.005, 0.005, 0.0005])
+
+
+def test_the_plateau_schedule_drops_after_epochs_without_a_better_one():
+    training = replace(TRAINING, decay_every=None, plateau=2, decay=0.5)
+    scores = [1, 2, 2, 1, 3, 1, 1, 1, 1]
+    curve = [{"validation": {"score": float(score)}} for score in scores]
+    rates = [learning_rate(training, epoch, curve[:epoch], "score") for epoch in range(len(scores) + 1)]
+    assert rates == pytest.approx([0.05 / 2**n for n in (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)])
+
+
+def test_elementwise_clipping_bounds_each_element(tmp_path):
+    class OneBatch(Regression):
+        def batches(self, epoch):
+            return [np.arange(40)]
+
+    experiment = OneBatch()
+    before = {name: value.clone() for name, value in experiment.model.state_dict().items()}
+    training = Training(epochs=1, batch_size=40, learning_rate=1.0, optimizer="sgd", clip_value=1e-3)
+    fit(experiment, training, "score", tmp_path, {}, 0)
+    moved = [(experiment.model.state_dict()[name] - before[name]).abs().max() for name in before]
+    assert 0.999e-3 < max(moved) <= 1.001e-3
+
+
+def test_bf16_is_asked_of_the_processor():
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    assert cpu_has_bf16() == ("avx512_bf16" in flags or "amx_tile" in flags)

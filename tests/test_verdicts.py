@@ -1,0 +1,229 @@
+"""Verdicts at their borders, claims on made-up records, and the reported numbers of VSE++."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from capbench.errors import CapbenchError
+from capbench.metrics.significance import Interval
+from capbench.paper import paper
+from capbench.records import Result, save_result
+from capbench.results import Results, query_values
+from capbench.verdicts import Reported, difference, judge, read_reported, verdict
+
+TABLE = Path(__file__).parent.parent / "reproductions" / "vsepp" / "reported.csv"
+
+
+def number(value: str = "40.0", metric: str = "image_to_caption_r1", **changes) -> Reported:
+    row = {
+        "table": "Table 3, row 3.11", "dataset": "flickr30k", "protocol": "whole", "split": "test",
+        "system": "VSE++", "preset": "vsepp", "encoder": "vgg19", "crop": "RC", "train_split": "train",
+        "setting": "", "metric": metric, "value": value, "unit": "%", "source": "the paper",
+        "confidence": "two-sources", "role": "target", "compare_with": (),
+    }  # fmt: skip
+    return Reported(**(row | changes))
+
+
+def run(folder: Path, ranks: np.ndarray | None = None, **changes) -> None:
+    row: dict[str, Any] = {
+        "paper": "vsepp", "preset": "vsepp", "dataset": "flickr30k", "split": "test", "protocol": "whole",
+        "encoder": "vgg19", "crop": "1C", "seed": 0, "metrics": {}, "validation": {}, "best_epoch": 1,
+        "curve": [], "recipe": {}, "parameters": 1, "dataset_fingerprint": "d", "features_fingerprint": "f",
+        "vocabulary_size": 9, "commit": "c", "dirty": False, "versions": {}, "device": "CPU", "threads": 1,
+        "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0, "command": "",
+    }  # fmt: skip
+    arrays = {}
+    if ranks is not None:
+        arrays = {"image_to_caption": ranks}
+        row["metrics"] = {"image_to_caption_r1": 100.0 * float((ranks < 1).mean())}
+    save_result(Result(**(row | changes)), arrays, folder)
+
+
+def hits(count: int, total: int = 200) -> np.ndarray:
+    return np.where(np.arange(total) < count, 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [
+        ([42.0, 42.1, 42.2], "exceeds"),
+        ([40.0, 41.0, 42.0], "reproduced"),
+        ([39.0, 39.8, 40.6], "reproduced"),
+        ([39.0, 39.1, 39.2], "close"),
+        ([37.5, 37.6, 37.7], "close"),
+        ([37.4, 37.5, 37.6], "short"),
+        ([30.0, 36.0, 42.0], "short"),
+    ],
+)
+def test_verdicts_on_three_seeds(values, status):
+    found = verdict(number(), dict(enumerate(values)))
+    assert found.status == status
+    assert found.test == "t over 3 seeds"
+    assert found.advantage == pytest.approx(sum(values) / 3 - 40.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [([8.0, 8.0], "exceeds"), ([10.0, 10.0], "reproduced"), ([11.0, 11.0], "close"), ([11.5, 11.5], "short")],
+)
+def test_a_lower_rank_is_better(values, status):
+    found = verdict(number("10", "image_to_caption_median_rank", unit="rank"), dict(enumerate(values)))
+    assert found.status == status
+    assert found.advantage == pytest.approx(10.0 - values[0])
+
+
+def test_one_seed_without_an_interval_never_exceeds():
+    assert verdict(number(), {0: 60.0}).status == "reproduced"
+    assert verdict(number(), {0: 39.0}).status == "close"
+    assert verdict(number(), {0: 39.0}).test == "1 seed, no interval"
+
+
+def test_one_seed_may_bring_its_own_interval():
+    interval = Interval(39.0, 37.0, 41.0, "bootstrap over 1,000 queries, 1 seed")
+    found = verdict(number(), {0: 39.0}, interval)
+    assert (found.status, found.test) == ("reproduced", "bootstrap over 1,000 queries, 1 seed")
+
+
+def test_no_run_is_pending_and_another_protocol_is_not_comparable(tmp_path):
+    assert verdict(number(), {}).status == "pending"
+    assert judge(number(), Results.load(tmp_path), "vsepp").reason == "no run of vsepp on flickr30k"
+    run(tmp_path, hits(80), protocol="1K")
+    found = judge(number(), Results.load(tmp_path), "vsepp")
+    assert (found.status, found.reason) == ("not comparable", "our runs are under 1K test")
+    assert judge(number(dataset="coco"), Results.load(tmp_path), "vsepp").status == "pending"
+
+
+def test_a_metric_that_we_do_not_have_is_not_comparable(tmp_path):
+    run(tmp_path, hits(80))
+    found = judge(number(metric="image_to_caption_r5"), Results.load(tmp_path), "vsepp")
+    assert (found.status, found.reason) == ("not comparable", "our records have no image_to_caption_r5")
+
+
+def test_one_run_is_judged_by_the_bootstrap_and_three_by_their_seeds(tmp_path):
+    run(tmp_path, hits(80))
+    found = judge(number(), Results.load(tmp_path), "vsepp")
+    assert (found.status, found.test) == ("reproduced", "bootstrap over 200 queries, 1 seed")
+    assert found.mean == 40.0
+    run(tmp_path, hits(82), seed=1)
+    run(tmp_path, hits(84), seed=2)
+    assert judge(number(), Results.load(tmp_path), "vsepp").test == "t over 3 seeds"
+
+
+def test_a_number_for_context_is_never_judged(tmp_path):
+    run(tmp_path, hits(80))
+    context = number(role="context", preset="")
+    assert judge(context, Results.load(tmp_path), "vsepp").status == "not comparable"
+
+
+def test_the_latest_of_equal_runs_counts_and_the_others_are_superseded(tmp_path):
+    run(tmp_path, hits(10), started="2024-05-02T00:00:00Z")
+    run(tmp_path, hits(80), started="2024-05-03T00:00:00Z")
+    run(tmp_path, hits(20), started="2024-05-01T00:00:00Z")
+    results = Results.load(tmp_path)
+    assert results.values("image_to_caption_r1") == {0: 40.0}
+    assert results.superseded == 2
+
+
+def test_records_of_two_encoders_are_not_pooled(tmp_path):
+    run(tmp_path, hits(80))
+    run(tmp_path, hits(90), encoder="resnet152", seed=1)
+    with pytest.raises(CapbenchError, match="2 settings cannot be pooled"):
+        Results.load(tmp_path).values("image_to_caption_r1")
+    assert Results.load(tmp_path).settings("encoder") == [("resnet152",), ("vgg19",)]
+    with pytest.raises(CapbenchError, match="no field 'colour'"):
+        Results.load(tmp_path).select(colour="red")
+
+
+@pytest.mark.parametrize(("ours", "status"), [(120, "holds"), (40, "fails"), (81, "undecided")])
+def test_a_claim_of_difference_is_decided_by_its_interval(tmp_path, ours, status):
+    random = np.random.default_rng(0)
+    for seed in range(3):
+        run(tmp_path, random.permutation(hits(80)), preset="vse0", seed=seed)
+        run(tmp_path, random.permutation(hits(ours)), seed=seed)
+    found = difference(Results.load(tmp_path), "vsepp", "vse0", "image_to_caption_r1")
+    assert found.status == status
+    assert found.interval is not None
+    assert found.interval.mean == pytest.approx((ours - 80) / 2)
+    assert "200 queries and 3 against 3 seeds" in found.detail
+
+
+def test_in_a_mean_rank_the_smaller_one_wins(tmp_path):
+    run(tmp_path, hits(80), preset="vse0")
+    run(tmp_path, hits(150))
+    assert difference(Results.load(tmp_path), "vsepp", "vse0", "image_to_caption_mean_rank").status == "holds"
+
+
+def test_a_claim_without_runs_is_pending_and_one_across_data_is_refused(tmp_path):
+    run(tmp_path, hits(80))
+    found = difference(Results.load(tmp_path), "vsepp", "vse0", "image_to_caption_r1")
+    assert (found.status, found.statement) == ("pending", "no run of vse0")
+    run(tmp_path, hits(80), preset="vse0", dataset_fingerprint="another")
+    with pytest.raises(CapbenchError, match="same data and encoder"):
+        difference(Results.load(tmp_path), "vsepp", "vse0", "image_to_caption_r1")
+
+
+def test_a_median_is_no_mean_over_queries():
+    with pytest.raises(CapbenchError, match="not a mean over queries"):
+        query_values("image_to_caption_median_rank", {"image_to_caption": hits(3)})
+    with pytest.raises(CapbenchError, match="no array 'caption_to_image'"):
+        query_values("caption_to_image_r1", {"image_to_caption": hits(3)})
+    ranks = {"image_to_caption": np.array([0, 9, 10])}
+    assert query_values("image_to_caption_r10", ranks).tolist() == [100, 100, 0]
+
+
+def test_the_table_of_vsepp_keeps_the_digits_of_the_paper():
+    rows = read_reported(TABLE)
+    assert len(rows) == 350
+
+    def values(table: str, preset: str) -> list[str]:
+        return [row.value for row in rows if row.table.startswith(table) and row.preset == preset]
+
+    fine_tuned = ["64.6", "90.0", "95.7", "1.0", "52.0", "84.3", "92.0", "1.0"]
+    assert values("Table 1, row 1.11", "vsepp-ft") == fine_tuned
+    assert values("Table 3, row 3.13 in v2", "vsepp-RC")[:2] == ["43.7", "71.9"]
+    presets = set(paper("vsepp").presets("flickr8k"))
+    assert {name for row in rows for name in row.presets} <= presets
+    assert {(row.dataset, row.protocol) for row in rows} == {
+        ("coco", "5-fold 1K"), ("coco", "5K"), ("coco-norestval", "1K"),
+        ("coco-norestval", "5-fold 1K"), ("flickr30k", "whole"), ("flickr8k", "whole"),
+    }  # fmt: skip
+    assert {row.confidence for row in rows} == {"two-sources", "one-source", "memory"}
+
+
+def test_the_author_s_rerun_is_no_target_and_flickr8k_has_baselines():
+    rows = read_reported(TABLE)
+    rerun = [row for row in rows if row.table.startswith("Author re-run")]
+    assert len(rerun) == 8
+    assert {row.presets for row in rerun} == {()}
+    kiros = [row for row in rows if row.dataset == "flickr8k" and row.encoder == "vgg19"]
+    printed = ["18.0", "40.9", "55.0", "8", "12.5", "37.0", "51.5", "10"]
+    assert [row.value for row in kiros][:8] == printed
+    assert {row.presets for row in kiros} == {("vse0", "vsepp", "vse0-small", "vsepp-small")}
+
+
+def test_no_number_stands_twice_in_one_row_of_a_table():
+    rows = read_reported(TABLE)
+    keys = [(row.table, row.system, row.encoder, row.metric) for row in rows]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("43.7", "a lot"), r"row \d+: value 'a lot'"),
+        (("target", "goal"), r"row \d+: role 'goal'"),
+        (("table,dataset", "table,data"), "the columns must be"),
+        (("Table 1", '"Table 1'), "cannot read"),
+    ],
+)
+def test_a_broken_table_is_named_with_its_row(tmp_path, change, message):
+    path = tmp_path / "reported.csv"
+    path.write_text(TABLE.read_text().replace(*change))
+    with pytest.raises(CapbenchError, match=message):
+        read_reported(path)
+    with pytest.raises(CapbenchError, match="cannot read"):
+        read_reported(tmp_path / "none.csv")
