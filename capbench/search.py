@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from capbench.data.batches import padded
-from capbench.data.features import CROPS
+from capbench.data.features import encode, stacked
 from capbench.data.images import decode
 from capbench.data.vocabulary import tokenize
 from capbench.encoders import Encoder
@@ -102,11 +102,10 @@ def _similarities(trained: Trained, paths: list[Path], sentences: list[str]) -> 
     if trained.encoder_weights:
         encoder.load_state_dict(trained.encoder_weights)
     model, size = cast(JointEmbedding, trained.model), encoder.input_size
-    crop = CROPS["1C" if trained.recipe.crop == "RC" else trained.recipe.crop]  # as the test images were seen
+    crop = "1C" if trained.recipe.crop == "RC" else trained.recipe.crop  # as the test images were seen
     embedded = []
     for start in range(0, len(paths), BATCH):
-        views = [crop(decode(path), size).view(-1, 3, size, size) for path in paths[start : start + BATCH]]
-        phi = encoder(torch.cat(views)).unflatten(0, (len(views), -1)).mean(1)
-        embedded.append(model.embed_images(phi))
+        pictures = [decode(path) for path in paths[start : start + BATCH]]
+        embedded.append(model.embed_images(encode(encoder, stacked(pictures, size, crop))))
     ids, lengths = padded([trained.vocabulary.encode(tokenize(sentence)) for sentence in sentences])
     return model.similarity(torch.cat(embedded), model.embed_captions(ids, lengths))

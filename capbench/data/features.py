@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,22 +20,31 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from jaxtyping import Float, UInt8
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from capbench.data.captions import CaptionDataset
-from capbench.data.images import one_crop, ten_crops, whole_image
+from capbench.data.images import mirrored, one_crop, ten_crops, whole_image
 from capbench.encoders import Encoder
 from capbench.errors import CapbenchError
 from capbench.files import check_writable, fingerprint, sha256
 from capbench.weights import cache_folder
 
-Crop = Literal["1C", "10C", "whole"]
+Crop = Literal["1C", "10C", "whole", "views"]
 Report = Callable[[int, int], None]
 
-CROPS = {"1C": one_crop, "10C": ten_crops, "whole": whole_image}
+# What an encoder sees of an image: stacks uint8 [crop, 3, side, side], a stack for each side. Views are the whole image
+# and its mirror at the encoder's own size and at 9/7 of it.
+CROPS: dict[str, Callable[[NDArray[np.uint8], int], tuple[Tensor, ...]]] = {
+    "1C": lambda image, size: (one_crop(image, size)[None],),
+    "10C": lambda image, size: (ten_crops(image, size),),
+    "whole": lambda image, size: (whole_image(image, size)[None],),
+    "views": lambda image, size: (mirrored(image, size), mirrored(image, size * 9 // 7)),
+}
+COUNT = {"1C": 1, "10C": 10, "whole": 1, "views": 4}
 VERSION = 1  # of the pixels' way to the encoder and of the layout below: a change makes new features
 LOCK_SECONDS = 1800.0  # longest wait for another process that makes the same features
 LISTED = 20
@@ -67,7 +76,7 @@ def features(
     """Open the features of `dataset`, or make and keep them.
 
     "1C" is the centre crop, "10C" the mean of the vectors of ten crops, "whole" the whole image squeezed
-    to a square. They lie in
+    to a square, "views" the mean of its vectors at two sizes, as it is and mirrored. They lie in
     `<store>/features/<fingerprint>/`, where `store` defaults to $CAPBENCH_CACHE or `~/.cache/capbench`; the
     fingerprint covers the images, the weights, the layer, the crop, the number format and the version of
     this code. They are checked against their SHA-256 when opened; damaged ones are set aside and made
@@ -80,7 +89,7 @@ def features(
     """
     if crop not in get_args(Crop):
         raise CapbenchError(f"the crop is {' or '.join(get_args(Crop))}, not {crop!r}")
-    if encoder.output == "regions" or (encoder.output == "grid" and crop == "10C"):
+    if encoder.output == "regions" or (encoder.output == "grid" and COUNT[crop] > 1):
         raise CapbenchError(f"features of output {encoder.output!r} and crop {crop!r} are not defined")
     computed_in = str(encoder.compute_dtype).removeprefix("torch.")
     if encoder.mean.device.type != "cpu":
@@ -211,7 +220,7 @@ def _write(
     """
     total, device = len(dataset.images), encoder.mean.device
     on_cpu = device.type == "cpu"
-    size = max(1, (8 if on_cpu else 128) // (10 if crop == "10C" else 1))
+    size = max(1, (8 if on_cpu else 128) // COUNT[crop])
     threads = torch.get_num_threads()
     lock, turn = threading.Lock(), nullcontext() if on_cpu else threading.Lock()
     array: NDArray[np.float32] | None = None
@@ -221,12 +230,11 @@ def _write(
     def work(first: int) -> None:
         nonlocal array, done
         batch = range(first, min(first + size, total))
-        rows, crops = _decoded(dataset, batch, encoder.input_size, crop, tolerant)
+        rows, stacks = _decoded(dataset, batch, encoder.input_size, crop, tolerant)
         encoded = None
-        if crops is not None:
-            with turn, torch.inference_mode():
-                vectors = encoder(crops.to(device))
-                encoded = (vectors.unflatten(0, (-1, 10)).mean(1) if crop == "10C" else vectors).cpu().numpy()
+        if rows:
+            with turn:
+                encoded = encode(encoder, [stack.to(device) for stack in stacks]).cpu().numpy()
         with lock:
             if encoded is not None:
                 if array is None:
@@ -261,9 +269,9 @@ def _new_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 def _decoded(
     dataset: CaptionDataset, batch: range, size: int, crop: Crop, tolerant: bool
-) -> tuple[list[int], Tensor | None]:
-    """The rows of a batch that decode, and their crops, uint8 [crop, 3, size, size]."""
-    rows, crops = [], []
+) -> tuple[list[int], list[Tensor]]:
+    """The rows of a batch that decode, and their stacks of crops."""
+    rows, pictures = [], []
     for i in batch:
         try:
             image = dataset.images[i]
@@ -272,8 +280,25 @@ def _decoded(
                 raise
             continue
         rows.append(i)
-        crops.append(CROPS[crop](image, size).view(-1, 3, size, size))
-    return rows, torch.cat(crops) if crops else None
+        pictures.append(image)
+    return rows, stacked(pictures, size, crop)
+
+
+def stacked(
+    pictures: Sequence[NDArray[np.uint8]], size: int, crop: Crop
+) -> list[UInt8[Tensor, "image crop 3 side side"]]:
+    """The crops of some pictures, as `encode` takes them: a stack for each side."""
+    return [torch.stack(parts) for parts in zip(*(CROPS[crop](image, size) for image in pictures), strict=True)]
+
+
+@torch.inference_mode()
+def encode(encoder: Encoder, stacks: Sequence[Tensor]) -> Float[Tensor, "image ... dim"]:
+    """The mean of the encoder's vectors over all crops of each image, or its grid where there is one crop.
+
+    `stacks` are those of `stacked`, on the encoder's device.
+    """
+    vectors = [encoder(stack.flatten(0, 1)).unflatten(0, stack.shape[:2]) for stack in stacks]
+    return torch.cat(vectors, 1).mean(1)
 
 
 @contextmanager

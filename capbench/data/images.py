@@ -156,6 +156,12 @@ def ten_crops(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "10 3 size s
     return torch.stack([side[:, top : top + size, left : left + size] for side in sides for top, left in places])
 
 
+def mirrored(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "2 3 size size"]:
+    """The whole image squeezed to `size` x `size`, and its mirror."""
+    squeezed = whole_image(image, size)
+    return torch.stack([squeezed, squeezed.flip(2)])
+
+
 def random_crop(image: NDArray[np.uint8], size: int, generator: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
     """A part of 8 to 100 % of the area and of aspect 3/4 to 4/3, resized to `size`, mirrored half the time.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -13,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from capbench.data.batches import length_grouped, padded
-from capbench.data.images import one_crop, random_crop
 from capbench.metrics.retrieval import evaluate_protocol
 from capbench.paper import Inputs
+from capbench.sources import FeatureSource
 from capbench.training import Evaluation
 from reproductions.vsepp import objective
 from reproductions.vsepp.model import VSE
@@ -33,14 +31,13 @@ class VSEExperiment:
         self.recipe, self.inputs, self.seed, self.device = recipe, inputs, seed, device
         self.train = inputs.dataset.split("train")
         self.model = VSE(recipe, len(inputs.vocabulary), inputs.features.array.shape[1])
-        self.features = torch.from_numpy(np.array(inputs.features.array)).to(device)
         if recipe.input == "standardised_roots":
-            self.model.standardise(self.features[self.train.image_index].cpu())
-        self.encoder = (copy.deepcopy(inputs.encoder) if recipe.finetune else inputs.encoder).to(device)
+            self.model.standardise(torch.from_numpy(inputs.features.array[self.train.image_index]))
+        self.source = FeatureSource(inputs, recipe, device)
         if inputs.start is not None:
             self.model.load_state_dict(inputs.start)
         if recipe.finetune:
-            self.model.encoder = self.encoder.trainable()
+            self.model.encoder = self.source.encoder.trainable()
         self.model.to(device)
         self._encode = cache(self._encode)  # type: ignore[method-assign]
 
@@ -50,7 +47,7 @@ class VSEExperiment:
 
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
         pairs = self.train.image_of_caption[batch]
-        images = self.model.embed_images(self._phi(self.train.image_index[pairs]))
+        images = self.model.embed_images(self.source.training(self.train.image_index[pairs]))
         captions = self._embed_captions([self._encode("train")[i] for i in batch])
         matched = objective.matched_pairs(torch.from_numpy(pairs), self.recipe.negatives).to(self.device)
         hinge = LOSSES["sum_of_hinges" if epoch < self.recipe.warmup else self.recipe.loss]
@@ -59,7 +56,8 @@ class VSEExperiment:
     def evaluate(self, split: str, protocol: str) -> Evaluation:
         part = self.inputs.dataset.split(split)
         encoded = self._encode(split)
-        images = [self.model.embed_images(phi) for phi in self._test_phi(part.image_index)]
+        rows = part.image_index
+        images = [self.model.embed_images(self.source.testing(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK)]
         captions = [self._embed_captions(encoded[i : i + CHUNK]) for i in range(0, len(encoded), CHUNK)]
         owner = torch.from_numpy(part.image_of_caption).to(self.device)
         metrics, ranks = evaluate_protocol(
@@ -78,25 +76,3 @@ class VSEExperiment:
     def _embed_captions(self, captions: list[list[int]]) -> Float[Tensor, "caption dim"]:
         ids, lengths = padded(captions)
         return self.model.embed_captions(ids.to(self.device), lengths)
-
-    def _phi(self, images: np.ndarray) -> Float[Tensor, "image feature"]:
-        """Features to train on: stored ones, or of fresh random crops where the recipe crops or fine-tunes."""
-        if self.recipe.crop != "RC":
-            return self.features[images]
-        generator = np.random.default_rng(torch.initial_seed())  # the loop seeds each step
-        size, pictures = self.encoder.input_size, self.inputs.dataset.images
-        pixels = torch.stack([random_crop(pictures[int(i)], size, generator) for i in images])
-        with torch.set_grad_enabled(self.recipe.finetune):
-            return self.encoder(pixels.to(self.device))
-
-    def _test_phi(self, images: np.ndarray) -> Iterator[Float[Tensor, "image feature"]]:
-        """Features to score: stored ones of the centre crop, or of the encoder as fine-tuning has left it."""
-        size, pictures = self.encoder.input_size, self.inputs.dataset.images
-        for start in range(0, len(images), CHUNK):
-            rows = images[start : start + CHUNK]
-            if not self.recipe.finetune:
-                yield self.features[rows]
-                continue
-            with ThreadPoolExecutor() as pool:
-                pixels = torch.stack(list(pool.map(lambda i: one_crop(pictures[int(i)], size), rows)))
-            yield torch.cat([self.encoder(part.to(self.device)) for part in pixels.split(64)])
