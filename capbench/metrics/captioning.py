@@ -1,0 +1,273 @@
+"""Caption metrics as coco-caption defines them: BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, and intervals for them.
+
+A corpus value of BLEU and of METEOR comes from counts summed over the images, not from the mean of the images'
+values; so those two keep the counts, from which an interval can be drawn, and the others their value an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+from numpy.typing import NDArray
+from pycocoevalcap.bleu import bleu_scorer
+from pycocoevalcap.cider import cider_scorer
+from pycocoevalcap.rouge.rouge import Rouge
+from pydantic import model_validator
+
+from capbench.data.captions import duplicates
+from capbench.data.checked_json import Checked, Line, read_json
+from capbench.errors import CapbenchError
+from capbench.metrics.jars import (
+    TIME_LIMIT,
+    find_java,
+    meteor,
+    meteor_statistics,
+    ptb_tokenize,
+    simple_tokenize,
+    spice,
+)
+from capbench.metrics.significance import Interval
+
+Score = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+_DRAWS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionScores:
+    """What one set of candidates scored; a metric that could not be computed is absent, and `notes` says why.
+
+    `metrics`, all x 100: bleu1 to bleu4, bleu1_no_bp to bleu4_no_bp (without brevity penalty), meteor, rouge_l,
+    cider (CIDEr-D) and spice. `per_image` float64 [image]: meteor, rouge_l, cider and spice of each image; the means
+    of the last three are the metrics. `statistics` int64 [image, statistic]: what `bleu` and `meteor` are made of.
+    """
+
+    metrics: dict[str, float]
+    per_image: dict[str, NDArray[np.float64]] = field(repr=False)
+    statistics: dict[str, NDArray[np.int64]] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+
+class CaptionScorer:
+    """The references of some images, tokenised once; `score` takes one candidate an image, as often as you like.
+
+        scorer = CaptionScorer([["A dog runs.", "A brown dog is running."], ["Two men talk."]])
+        scorer.score(["a dog is running", "two men"]).metrics["cider"]
+
+    Captions are raw text; an image may have any number of references. Without Java `simple_tokenize` stands in for
+    the PTB tokeniser, METEOR and SPICE are absent, and the notes say so. `timeout` is for each run of Java, in seconds.
+    Raises CapbenchError when there is no image, when an image has no reference, or when the tokeniser fails.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]], timeout: float = TIME_LIMIT) -> None:
+        _check_references(references)
+        self.timeout = timeout
+        self.has_java = find_java() is not None
+        tokenised = iter(self.tokenize([caption for own in references for caption in own]))
+        self.references = [[next(tokenised) for _ in own] for own in references]
+        self._ngrams = [bleu_scorer.cook_refs(own) for own in self.references]
+        self._cider = cider_scorer.CiderScorer()
+        self._cider.crefs = [cider_scorer.cook_refs(own) for own in self.references]
+        self._cider.compute_doc_freq()
+
+    def tokenize(self, captions: Sequence[str]) -> list[str]:
+        """The tokens of each caption between single spaces, by the tokeniser that the references went through."""
+        return ptb_tokenize(captions, self.timeout) if self.has_java else simple_tokenize(captions)
+
+    def score(self, candidates: Sequence[str]) -> CaptionScores:
+        """All metrics of one candidate an image, in the order of the references. An empty one counts as any other.
+
+        A METEOR or SPICE that dies or stalls is absent, with its last words in the notes.
+        Raises CapbenchError when the number of candidates is not that of the images, or when the tokeniser fails.
+        """
+        if len(candidates) != len(self.references):
+            raise CapbenchError(
+                f"{len(candidates):,} candidates for {len(self.references):,} images: give one an image"
+            )
+        captions = self.tokenize(candidates)
+        counts = {"bleu": _bleu_statistics(captions, self._ngrams)}
+        per_image = {"rouge_l": self._rouge_l(captions)}
+        notes = list(self._tokenizer_notes(captions))
+        if len(captions) > 1:
+            per_image["cider"] = self._cider_d(captions)
+        else:
+            notes.append("cider: undefined for one image, for a word is weighed by how many images have it")
+        try:
+            counts["meteor"] = meteor_statistics(captions, self.references, self.timeout)
+        except CapbenchError as error:
+            notes.append(f"meteor: {error}")
+        try:
+            per_image["spice"] = spice(captions, self.references, self.timeout)
+        except CapbenchError as error:
+            notes.append(f"spice: {error}")
+        metrics = {name: float(values.mean()) for name, values in per_image.items()}
+        for suffix, penalty in (("", True), ("_no_bp", False)):
+            values = bleu(counts["bleu"].sum(0), brevity_penalty=penalty)
+            metrics |= {f"bleu{n}{suffix}": float(value) for n, value in enumerate(values, start=1)}
+        if "meteor" in counts:
+            metrics["meteor"] = float(meteor(counts["meteor"].sum(0)))
+            per_image["meteor"] = meteor(counts["meteor"])
+        return CaptionScores(metrics, per_image, counts, tuple(notes))
+
+    def _rouge_l(self, captions: list[str]) -> NDArray[np.float64]:
+        pairs = zip(captions, self.references, strict=True)
+        return 100.0 * np.array([Rouge().calc_score([caption], own) for caption, own in pairs], dtype=np.float64)
+
+    def _cider_d(self, captions: list[str]) -> NDArray[np.float64]:
+        scorer = copy(self._cider)
+        scorer.ctest = [cider_scorer.cook_test(caption) for caption in captions]
+        scorer.document_frequency = scorer.document_frequency.copy()
+        return 100.0 * np.array(scorer.compute_cider(), dtype=np.float64)
+
+    def _tokenizer_notes(self, captions: list[str]) -> Iterator[str]:
+        if not self.has_java:
+            yield "tokeniser: simple_tokenize, for no Java was found; published numbers rest on the PTB tokeniser"
+        if empty := captions.count(""):
+            yield f"candidates: {empty:,} of {len(captions):,} have no word"
+
+
+def bleu_statistics(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Int[np.ndarray, "image 10"]:
+    """What BLEU counts for each candidate against all its references, from tokens between spaces; see `bleu`.
+
+    Clipped matches of 1- to 4-grams, the candidate's 1- to 4-grams, its words, and the words of the reference closest
+    in length, the shorter of two as close.
+    """
+    return _bleu_statistics(candidates, [bleu_scorer.cook_refs(own) for own in references])
+
+
+def bleu(statistics: Num[np.ndarray, "*sample 10"], brevity_penalty: bool = True) -> Float[np.ndarray, "*sample 4"]:
+    """BLEU-1 to BLEU-4 x 100, [..., 4], from `bleu_statistics`: `bleu(statistics.sum(0))` is that of the corpus.
+
+    `bleu(statistics)` is that of each image, of which the corpus value is not the mean. It is coco-caption's, with its
+    small numbers against division by zero; nltk's differs where a candidate has fewer than four words (nltk counts
+    one n-gram there) or an order has no match (nltk leaves it out). Show, Attend and Tell (section 5) reports the
+    values without brevity penalty. Source: Papineni et al. 2002, section 2.3.
+    """
+    counts = statistics.astype(np.float64)
+    matches, ngrams, words, reference_words = np.split(counts, (4, 8, 9), axis=-1)
+    precision = (matches + 1e-15) / (ngrams + 1e-9)
+    value: NDArray[np.float64] = np.cumprod(precision, axis=-1) ** (1.0 / np.arange(1, 5))
+    if brevity_penalty:
+        value = value * np.exp(np.minimum(0.0, 1.0 - (reference_words + 1e-9) / (words + 1e-15)))
+    return 100.0 * value
+
+
+def bootstrap_corpus(
+    statistics: Int[np.ndarray, "image statistic"], score: Score, samples: int = 2000, seed: int = 0
+) -> Interval:
+    """Percentile interval of a corpus value by resampling images: `significance.bootstrap` for BLEU and METEOR.
+
+    `score` maps summed statistics [..., statistic] to values [...]: it is `meteor`, or
+    `lambda sums: bleu(sums)[..., 3]`. Raises CapbenchError when there is no image.
+    """
+    _check_draws(statistics)
+    draws = _resampled(statistics[None], score, samples, np.random.default_rng(seed))[0]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    mean = float(score(statistics.sum(0)))
+    return Interval(mean, float(low), float(high), f"bootstrap over {len(statistics):,} images, 1 seed")
+
+
+def paired_bootstrap_corpus(
+    a: Int[np.ndarray, "seed_a image statistic"],
+    b: Int[np.ndarray, "seed_b image statistic"],
+    score: Score,
+    samples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of score(a) - score(b), each the mean over its seeds, for BLEU and METEOR.
+
+    Images are drawn, the same for both, then the seeds of each, as in `significance.paired_bootstrap`; `score` is as
+    in `bootstrap_corpus`. Raises CapbenchError when there is no image or no seed.
+    """
+    _check_draws(a, b)
+    random = np.random.default_rng(seed)
+    draws = _resampled(np.concatenate([a, b]), score, samples, random)
+    means = []
+    for part in (draws[: len(a)], draws[len(a) :]):
+        chosen = random.integers(0, len(part), (len(part), samples))
+        means.append(np.take_along_axis(part, chosen, axis=0).mean(0))
+    low, high = np.quantile(means[0] - means[1], (0.025, 0.975))
+    test = f"paired bootstrap over {a.shape[1]:,} images and {len(a)} against {len(b)} seeds"
+    return Interval(float(score(a.sum(1)).mean() - score(b.sum(1)).mean()), float(low), float(high), test)
+
+
+def read_results(path: Path, image_ids: Sequence[int]) -> list[str]:
+    """The caption of each of `image_ids`, in their order, from a file of COCO's results format.
+
+    The format is [{"image_id": 42, "caption": "a dog"}, ...]. Raises CapbenchError when the file is malformed or
+    empty, and with a list of the ids that it has twice, that are not among `image_ids`, or that it leaves out.
+    """
+    entries = read_json(path, _Results).results
+    if not entries:
+        raise CapbenchError(f"{path} has no result: it should have one caption for each of {len(image_ids):,} images")
+    caption_of = {entry.image_id: entry.caption for entry in entries}
+    known = set(image_ids)
+    faults = {
+        "twice": duplicates([entry.image_id for entry in entries]),
+        "unknown": [i for i in caption_of if i not in known],
+        "missing": [i for i in image_ids if i not in caption_of],
+    }
+    found = [f"{len(ids):,} {fault} ({_listed(ids)})" for fault, ids in faults.items() if ids]
+    if found:
+        raise CapbenchError(f"{path} should have each image_id of the split once; of its ids, {'; '.join(found)}")
+    return [caption_of[i] for i in image_ids]
+
+
+class _Result(Checked):
+    image_id: int
+    caption: Line
+
+
+class _Results(Checked):
+    results: list[_Result]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            raise ValueError('results are a list: [{"image_id": 42, "caption": "a dog"}, ...]')
+        return {"results": value}
+
+
+def _check_references(references: Sequence[Sequence[str]]) -> None:
+    if not references:
+        raise CapbenchError("there is nothing to score: no image was given")
+    texts = [i for i, own in enumerate(references) if isinstance(own, str)]
+    if texts:
+        raise CapbenchError(f"the references of image {texts[0]} are one text: give a list of captions for each image")
+    bare = [i for i, own in enumerate(references) if not own]
+    if bare:
+        raise CapbenchError(f"images without a reference cannot be scored, leave out {len(bare):,}: {_listed(bare)}")
+
+
+def _bleu_statistics(candidates: Sequence[str], cooked: Sequence[Any]) -> NDArray[np.int64]:
+    rows = []
+    for candidate, own in zip(candidates, cooked, strict=True):
+        found = bleu_scorer.cook_test(candidate, own, "closest")
+        rows.append([*found["correct"], *found["guess"], found["testlen"], found["reflen"]])
+    return np.array(rows, dtype=np.int64).reshape(-1, 10)
+
+
+def _check_draws(*statistics: NDArray[np.int64]) -> None:
+    if not all(each.size for each in statistics):
+        raise CapbenchError("there is nothing to draw from: no image, or no seed")
+
+
+def _resampled(statistics: NDArray[np.int64], score: Score, samples: int, random: np.random.Generator) -> NDArray[Any]:
+    """Values [seed, sample] over images drawn with replacement, the same draw for every seed."""
+    seeds, images, kinds = statistics.shape
+    flat = statistics.transpose(1, 0, 2).reshape(images, seeds * kinds).astype(np.float64)
+    step, values = max(1, _DRAWS_AT_ONCE // images), []
+    for start in range(0, samples, step):
+        drawn = random.multinomial(images, np.full(images, 1 / images), min(step, samples - start))
+        values.append(score((drawn @ flat).reshape(-1, seeds, kinds)))
+    return np.concatenate(values).T
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")

@@ -1,0 +1,66 @@
+"""How much of what is generated is new, and how varied it is. Captions are compared as words, by `tokenize`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from capbench.data.vocabulary import tokenize
+from capbench.errors import CapbenchError
+from capbench.metrics.captioning import bleu, bleu_statistics
+
+
+def novelty(captions: Sequence[str], training_captions: Iterable[str]) -> float:
+    """Percentage of the captions that are not a training caption, word for word (Show and Tell, section 4.3.4).
+
+    Raises CapbenchError when there is no caption.
+    """
+    known = {tuple(tokenize(caption)) for caption in training_captions}
+    return _percent(sum(words not in known for words in _words(captions)), len(captions))
+
+
+def distinct_captions(captions: Sequence[str]) -> float:
+    """Different captions in percent of all of them. Raises CapbenchError when there is none."""
+    words = _words(captions)
+    return _percent(len(set(words)), len(words))
+
+
+def distinct_n(captions: Sequence[str], n: int) -> float:
+    """Different n-grams in percent of all words (distinct-n: Li et al. 2016, section 5.1).
+
+    0 when there is no word. Raises CapbenchError when there is no caption.
+    """
+    words = _words(captions)
+    ngrams = {tuple(own[i : i + n]) for own in words for i in range(len(own) - n + 1)}
+    return _percent(len(ngrams), max(1, sum(map(len, words))))
+
+
+def vocabulary_used(captions: Iterable[str]) -> int:
+    """The number of different words."""
+    return len({word for caption in captions for word in tokenize(caption)})
+
+
+def self_bleu(lists: Sequence[Sequence[str]]) -> float:
+    """Mutual BLEU-4 x 100 of n-best lists: each caption against the others of its list, as one corpus; low is varied.
+
+    Source: Zhu et al. 2018, section 3 (Self-BLEU), within the list of an image. Raises CapbenchError when there is no
+    list, or when one has fewer than two captions.
+    """
+    short = [i for i, own in enumerate(lists) if len(own) < 2]
+    if short or not lists:
+        raise CapbenchError(
+            f"self-BLEU needs two captions or more in each list; list {short[0] if short else 0} has not"
+        )
+    words = [[" ".join(tokenize(caption)) for caption in own] for own in lists]
+    candidates = [caption for own in words for caption in own]
+    others = [own[:i] + own[i + 1 :] for own in words for i in range(len(own))]
+    return float(bleu(bleu_statistics(candidates, others).sum(0))[3])
+
+
+def _words(captions: Sequence[str]) -> list[tuple[str, ...]]:
+    if not captions:
+        raise CapbenchError("there is no caption to look at")
+    return [tuple(tokenize(caption)) for caption in captions]
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100.0 * part / whole
