@@ -23,9 +23,10 @@ from rich.table import Table
 from capbench import __version__, leaderboard
 from capbench.data.features import Crop
 from capbench.errors import CapbenchError
-from capbench.harness import DEFAULT_ENCODER, ENCODERS, Job, Materials, Places, run
+from capbench.harness import DEFAULT_ENCODER, ENCODERS, Materials, Places, joined, run
 from capbench.paper import Paper, paper, papers
 from capbench.records import load_results
+from capbench.trained import Job
 from capbench.training import State, StoppedError
 
 BAD_INPUT, STOPPED = 2, 75
@@ -77,7 +78,7 @@ def run_(
     *,
     dataset: str = "scenes",
     preset: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    encoder: str | None = None,
+    encoder: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     seeds: int = 3,
     seed: int | None = None,
     fresh: bool = False,
@@ -94,8 +95,8 @@ def run_(
     paper_name: the paper, for example vsepp.
     dataset: scenes (drawn on the spot), flickr8k, flickr30k or coco.
     preset: which presets; the paper's headline ones if not given, `all` for every one.
-    encoder: the network that sees the images; mobilenet_v2 for photographs if not given.
-    seeds: how many seeds, from 0.
+    encoder: the networks that see the images, one or several; mobilenet_v2 for photographs if not given.
+    seeds: how many seeds, from 0; a preset that joins n trained models runs once for every n of them.
     seed: one seed alone, in place of `seeds`.
     fresh: throw the checkpoints of an unfinished run away and start it anew.
     runs: where checkpoints and trained snapshots are kept.
@@ -103,13 +104,18 @@ def run_(
     """
     owner, places, materials = paper(paper_name), Places(runs, leaderboards), Materials()
     chosen = list(owner.presets(dataset)) if preset == ["all"] else preset or list(owner.headline)
-    network = encoder or ENCODERS.get(dataset, DEFAULT_ENCODER)
-    numbers = range(seeds) if seed is None else [seed]
-    if not numbers:
+    networks = encoder or [ENCODERS.get(dataset, DEFAULT_ENCODER)]
+    if seed is None and seeds < 1:
         raise CapbenchError(f"--seeds is {seeds}; give at least 1")
-    jobs = [Job(owner.name, name, dataset, network, number) for number in numbers for name in chosen]
-    for job in jobs:
-        owner.recipe(job.preset, job.dataset)  # an unknown preset stops here, before any work
+    members = {name: joined(owner.recipe(name, dataset)) for name in chosen}  # an unknown preset stops here
+    jobs = [
+        Job(owner.name, name, dataset, network, number)
+        for network in networks
+        for number in (range(seeds) if seed is None else [seed])
+        for name in chosen
+        if seed is not None or number < max(1, seeds // members[name])
+    ]
+    jobs.sort(key=lambda job: members[job.preset] > 1)  # after those that they join
     finished = _Session(places.runs / owner.name / "session.json", jobs)
     with _Bars(owner, len(jobs)) as bars:
         for job in finished.remaining():
@@ -195,6 +201,57 @@ def search(
         found += captions_of_image(trained, image, captions, top)
     for item, similarity in found:
         console.print(f"{similarity:7.3f}  {item}", markup=False, highlight=False)
+
+
+@app.command
+def caption(
+    pictures: Path,
+    /,
+    *,
+    beam: int | None = None,
+    n_best: int = 1,
+    attention: Path | None = None,
+    sheet: Path | None = None,
+    out: Path | None = None,
+    run: Path | None = None,
+    runs: Path = Path("runs"),
+) -> None:
+    """Write captions for a photograph, or for every one of a folder.
+
+    Parameters
+    ----------
+    pictures: a picture file, or a folder of them.
+    beam: width of the beam; the recipe's own if not given.
+    n_best: captions for each picture.
+    attention: also draw where the model looked for each word, into this PNG file; needs one picture.
+    sheet: also draw the pictures with their captions into this PNG file.
+    out: also write the captions and their log-probabilities to this JSON file.
+    run: the folder of a finished run; the newest of a captioner under `runs` if not given.
+    runs: where runs are kept.
+    """
+    from capbench.caption import captioner, captions_of, draw_attention, draw_sheet
+    from capbench.files import atomic_write
+    from capbench.trained import pictures_in
+
+    paths = pictures_in(pictures) if pictures.is_dir() else [pictures]
+    if attention is not None and len(paths) != 1:
+        raise CapbenchError(f"--attention draws one picture, and {pictures} has {len(paths)}")
+    trained = captioner(run, runs)
+    console.print(f"with {trained.job}", markup=False)
+    found = captions_of(trained, paths, beam or max(trained.recipe.beam_size, n_best), n_best)
+    if attention is not None and found[0].attention is None:
+        raise CapbenchError(f"{trained.job} has no attention to draw; choose a run of show-attend-tell")
+    for one in found:
+        console.print(str(one.picture), markup=False, highlight=False)
+        for words, log_prob in zip(one.captions, one.log_probs, strict=True):
+            console.print(f"{log_prob:8.2f}  {words}", markup=False, highlight=False)
+    if attention is not None:
+        draw_attention(found[0], attention)
+    if sheet is not None:
+        draw_sheet(found, sheet)
+    if out is not None:
+        rows = [{"picture": str(o.picture), "captions": o.captions, "log_probs": o.log_probs} for o in found]
+        atomic_write(out, (json.dumps(rows, indent=1) + "\n").encode())
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import Tensor
 
 from capbench import checkpoint
 from capbench.data.captions import CaptionDataset, protocol_line
@@ -27,39 +26,14 @@ from capbench.errors import CapbenchError
 from capbench.files import atomic_write, check_writable
 from capbench.paper import Inputs, Paper, paper
 from capbench.records import Epoch, Result, provenance, save_result
+from capbench.trained import Job, load_run
 from capbench.training import Evaluation, State, fit
-from capbench.weights import fit as fit_weights
 
 PROTOCOLS = dict.fromkeys(("coco", WITHOUT_RESTVAL), ("1K", "5-fold 1K", "5K"))  # every other test set is scored whole
 ENCODERS = {"scenes": "scenes"}
 DEFAULT_ENCODER = "mobilenet_v2"
 
 Report = Callable[["Job", State, int], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: a preset of a paper on a data set with an encoder and a seed."""
-
-    paper: str
-    preset: str
-    dataset: str
-    encoder: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.paper} {self.preset} on {self.dataset}, {self.encoder}, seed {self.seed}"
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return f"{self.preset}-{self.dataset}-{self.encoder}-s{self.seed}"
-
-    @property
-    def command(self) -> str:
-        """What to type to make this run again."""
-        words = ["capbench", "run", self.paper.replace("_", "-"), "--preset", self.preset, "--dataset", self.dataset]
-        return shlex.join([*words, "--encoder", self.encoder, "--seed", str(self.seed)])
 
 
 @dataclass(frozen=True)
@@ -77,27 +51,13 @@ class Places:
         return self.runs / job.paper / job.name
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished run, loaded: its job, recipe, vocabulary, and the model with its best snapshot.
-
-    `encoder_weights` are those of the fine-tuned encoder, empty where it was left as it is.
-    """
-
-    job: Job
-    recipe: Any
-    vocabulary: Vocabulary
-    model: nn.Module
-    encoder_weights: Mapping[str, Tensor]
-
-
 class Materials:
     """Data sets and features, each made once for all the jobs that need it."""
 
     def __init__(self, store: Path | None = None) -> None:
         self.store = store
         self._datasets: dict[str, CaptionDataset] = {}
-        self._features: dict[tuple[str, str, str], tuple[Encoder, Features]] = {}
+        self._features: dict[tuple[str, ...], tuple[Encoder, Features]] = {}
 
     def dataset(self, name: str) -> CaptionDataset:
         if name not in self._datasets:
@@ -107,9 +67,9 @@ class Materials:
     def inputs(self, job: Job, recipe: Any) -> Inputs:
         dataset = self.dataset(job.dataset)
         crop: Crop = "1C" if recipe.crop == "RC" else recipe.crop
-        key = (job.dataset, job.encoder, crop)
+        key = (job.dataset, job.encoder, recipe.output, crop)
         if key not in self._features:
-            encoder = Encoder(job.encoder).to(default_device())
+            encoder = Encoder(job.encoder, recipe.output).to(default_device())
             self._features[key] = (encoder, features(dataset, encoder, crop, self.store, progress=True))
         encoder, stored = self._features[key]
         vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count)
@@ -132,36 +92,15 @@ def run(job: Job, places: Places, materials: Materials, report: Report, *, fresh
             checkpoint.clear(folder)
         inputs = materials.inputs(job, recipe)
         if recipe.start_from is not None:
-            inputs = replace(inputs, start=_snapshot(replace(job, preset=recipe.start_from), places, materials, report))
+            count = joined(recipe)
+            jobs = [replace(job, preset=recipe.start_from, seed=job.seed * count + n) for n in range(count)]
+            inputs = replace(inputs, start=tuple(_snapshot(first, places, materials, report) for first in jobs))
         return _train_and_record(owner, job, recipe, inputs, places, report)
 
 
-def load_run(folder: Path) -> Trained:
-    """A finished run from its folder. Raises CapbenchError when it is not one, or is of another version."""
-    try:
-        saved = json.loads((folder / "run.json").read_text())
-        job, trained_with, feature_dim = Job(**saved["job"]), saved["recipe"], saved["feature_dim"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CapbenchError(f"{folder} is not a finished run (no readable run.json): {error}") from error
-    owner = paper(job.paper)
-    recipe = owner.recipe(job.preset, job.dataset)
-    changed = checkpoint.differences(asdict(recipe), trained_with)
-    if changed:
-        raise CapbenchError(f"{folder} was trained with another recipe; train it again:\n  " + "\n  ".join(changed))
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
-    if vocabulary.fingerprint != saved.get("vocabulary"):
-        raise CapbenchError(f"{folder / 'vocabulary.json'} is not the vocabulary of this run; train it again")
-    model = owner.model(recipe, vocabulary, feature_dim)
-    tensors, _ = checkpoint.load(folder / "best.safetensors")
-    encoder = {name[8:]: value for name, value in tensors.items() if name.startswith("encoder.")}
-    bare = {name: value for name, value in tensors.items() if not name.startswith("encoder.")}
-    fit_weights(model, bare, folder / "best.safetensors")
-    return Trained(job, recipe, vocabulary, model.eval(), encoder)
-
-
-def finished_runs(runs: Path) -> list[Path]:
-    """The folders of finished runs, newest first."""
-    return sorted((p.parent for p in runs.glob("*/*/run.json")), key=lambda p: p.stat().st_mtime, reverse=True)
+def joined(recipe: Any) -> int:
+    """How many trained models a preset joins, of consecutive seeds: 1 unless it is an ensemble."""
+    return int(getattr(recipe, "members", 1))
 
 
 def default_device() -> torch.device:
@@ -229,7 +168,7 @@ def _result(
         features_fingerprint=inputs.features.fingerprint,
         vocabulary_size=len(inputs.vocabulary),
         command=job.command,
-        notes=[protocol_line(inputs.dataset.split("test")), *damaged, *skipped],
+        notes=[protocol_line(inputs.dataset.split("test")), *evaluation.notes, *damaged, *skipped],
         **made_by,
     )
 

@@ -30,6 +30,8 @@ class Recipe(Protocol):
     @property
     def crop(self) -> str: ...
     @property
+    def output(self) -> str: ...
+    @property
     def min_count(self) -> int: ...
     @property
     def start_from(self) -> str | None: ...
@@ -41,15 +43,15 @@ class Recipe(Protocol):
 class Inputs:
     """What an experiment is made from.
 
-    `features` has a row for each image of the whole data set; `start` is the snapshot that a preset with `start_from`
-    goes on from, by parameter name.
+    `features` has a row for each image of the whole data set; `start` are the snapshots that a preset with `start_from`
+    goes on from, by parameter name: one, or as many as an ensemble has members.
     """
 
     dataset: CaptionDataset
     encoder: Encoder
     features: Features
     vocabulary: Vocabulary
-    start: Mapping[str, Tensor] | None = None
+    start: tuple[Mapping[str, Tensor], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from capbench.errors import CapbenchError
+from capbench.metrics.captioning import Score, bleu, bootstrap_corpus
+from capbench.metrics.jars import meteor
+from capbench.metrics.significance import Interval, bootstrap
 from capbench.records import Result, load_arrays, load_results
 
-_PER_QUERY = re.compile(r"(image_to_caption|caption_to_image)_(?:r(\d+)|mean_rank)")
+_PER_QUERY = re.compile(
+    r"(image_to_caption|caption_to_image)_(?:r(\d+)|mean_rank)|(rouge_l|cider|spice|pointing|pointing_chance)"
+)
+_CORPUS = re.compile(r"bleu([1-4])(_no_bp)?(?:_(beam\d+))?|meteor")
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,33 @@ class Results:
             raise CapbenchError(f"the records differ in their number of queries for {metric}; run them again")
         return np.stack(rows), groups
 
+    def counts(self, metric: str) -> tuple[np.ndarray, Score]:
+        """What a metric of the whole corpus (BLEU, METEOR) is made of, [seed, image, statistic], and how.
+
+        Raises CapbenchError for another metric, without the counts, or for records of several settings.
+        """
+        name, score = _corpus(metric)
+        rows = [load_arrays(record, self.folder).get(name) for record in self._of_one_setting()]
+        found = [row for row in rows if row is not None]
+        if not found or len(found) < len(rows):
+            raise CapbenchError(f"a record has no array {name!r}, of which {metric} is made; run it again")
+        return np.stack(found), score
+
+    def bootstrap(self, metric: str) -> Interval | None:
+        """The interval of one run by resampling its queries or images; None where the metric allows none.
+
+        Raises CapbenchError where the arrays are missing or damaged.
+        """
+        if not self._of_one_setting()[0].arrays:
+            return None
+        if is_per_query(metric):
+            queries, groups = self.queries(metric)
+            return bootstrap(queries[0], groups=groups)
+        if is_of_corpus(metric):
+            counts, score = self.counts(metric)
+            return bootstrap_corpus(counts[0], score)
+        return None
+
     def _of_one_setting(self) -> tuple[Result, ...]:
         found = {_identity(record)[:-1] for record in self.records}
         if len(found) > 1:
@@ -82,19 +115,39 @@ class Results:
 
 
 def is_per_query(metric: str) -> bool:
-    """Whether a metric is a mean over queries: a recall or a mean rank, not a median or a sum."""
+    """Whether a metric is a mean over queries or images: a recall, a mean rank or ROUGE-L, not a median or a sum."""
     return _PER_QUERY.fullmatch(metric) is not None
 
 
-def query_values(metric: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """One value a query whose mean is `metric` (a recall in percent, or a mean rank), from the 0-based ranks.
+def is_of_corpus(metric: str) -> bool:
+    """Whether a metric comes from counts summed over the images: BLEU or METEOR."""
+    return _CORPUS.fullmatch(metric) is not None
 
-    Raises CapbenchError for a metric that is no mean over queries (a median, rsum), or without the ranks.
+
+def _corpus(metric: str) -> tuple[str, Score]:
+    known = _CORPUS.fullmatch(metric)
+    if known is None:
+        raise CapbenchError(f"{metric} is not made of counts over the corpus; BLEU and METEOR are")
+    order, without_penalty, beam = known.groups()
+    if order is None:
+        return "meteor_statistics", meteor
+    place, penalty = int(order) - 1, without_penalty is None
+    return f"bleu_{beam or 'statistics'}", lambda counts: bleu(counts, brevity_penalty=penalty)[..., place]
+
+
+def query_values(metric: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One value a query whose mean is `metric`: from the 0-based ranks for a recall in percent or a mean rank, else
+    the image's own ROUGE-L, CIDEr-D or SPICE, or the phrase's hit or chance.
+
+    Raises CapbenchError for a metric that is no mean over queries (a median, rsum), or without the arrays.
     """
     known = _PER_QUERY.fullmatch(metric)
     if known is None:
         raise CapbenchError(f"{metric} is not a mean over queries; recalls and mean ranks are")
-    direction, depth = known.groups()
+    direction, depth, of_image = known.groups()
+    if of_image is not None and of_image in arrays:
+        return np.asarray(arrays[of_image], np.float64)
+    direction = direction or of_image
     if direction not in arrays:
         raise CapbenchError(f"the record has no array {direction!r}; run it again")
     ranks = np.asarray(arrays[direction])

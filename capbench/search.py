@@ -11,17 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from capbench.data.batches import padded
-from capbench.data.features import encode, stacked
 from capbench.data.images import decode
 from capbench.data.vocabulary import tokenize
-from capbench.encoders import Encoder
 from capbench.errors import CapbenchError
 from capbench.files import atomic_write
-from capbench.harness import Trained, finished_runs, load_run
+from capbench.trained import Trained, find_run, pictures_in
 
-PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"}
 TILE = 224
-BATCH = 32
 
 
 @runtime_checkable
@@ -40,33 +36,16 @@ class JointEmbedding(Protocol):
 
 
 def retriever(run: Path | None, runs: Path) -> Trained:
-    """The finished run in `run`, or the newest one under `runs` that is a joint embedding.
-
-    Raises CapbenchError saying how to make one when there is none.
-    """
-    if run is not None:
-        trained = load_run(run)
-        if not isinstance(trained.model, JointEmbedding):
-            raise CapbenchError(
-                f"{run} ({trained.job}) is not a joint embedding of images and captions; choose another run"
-            )
-        return trained
-    for folder in finished_runs(runs):
-        trained = load_run(folder)
-        if isinstance(trained.model, JointEmbedding):
-            return trained
-    raise CapbenchError(
-        f"no trained joint embedding under {runs}; make one with: capbench run vsepp --dataset flickr8k"
-    )
+    """The finished run in `run`, or the newest one under `runs` that is a joint embedding; see `find_run`."""
+    advice = "capbench run vsepp --dataset flickr8k"
+    return find_run(run, runs, JointEmbedding, "joint embedding of images and captions", advice)
 
 
 def images_of_sentence(trained: Trained, sentence: str, folder: Path, top: int) -> list[tuple[Path, float]]:
     """The `top` images of a folder (and those below it) that are most similar to a sentence, best first."""
     if not tokenize(sentence):
         raise CapbenchError(f"the sentence {sentence!r} has no word with a letter or digit")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
-    if not paths:
-        raise CapbenchError(f"no image in {folder}; looked for {', '.join(sorted(PICTURES))}")
+    paths = pictures_in(folder)
     scores = _similarities(trained, paths, [sentence])[:, 0]
     best = scores.argsort(descending=True, stable=True)[:top].tolist()
     return [(paths[i], float(scores[i])) for i in best]
@@ -98,14 +77,6 @@ def contact_sheet(paths: list[Path], out: Path) -> None:
 
 @torch.no_grad()
 def _similarities(trained: Trained, paths: list[Path], sentences: list[str]) -> Float[Tensor, "image caption"]:
-    encoder = Encoder(trained.job.encoder)
-    if trained.encoder_weights:
-        encoder.load_state_dict(trained.encoder_weights)
-    model, size = cast(JointEmbedding, trained.model), encoder.input_size
-    crop = "1C" if trained.recipe.crop == "RC" else trained.recipe.crop  # as the test images were seen
-    embedded = []
-    for start in range(0, len(paths), BATCH):
-        pictures = [decode(path) for path in paths[start : start + BATCH]]
-        embedded.append(model.embed_images(encode(encoder, stacked(pictures, size, crop))))
+    model = cast(JointEmbedding, trained.model)
     ids, lengths = padded([trained.vocabulary.encode(tokenize(sentence)) for sentence in sentences])
-    return model.similarity(torch.cat(embedded), model.embed_captions(ids, lengths))
+    return model.similarity(model.embed_images(trained.features(paths)), model.embed_captions(ids, lengths))

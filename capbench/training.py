@@ -55,10 +55,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics by name, and the arrays they were counted from (ranks by query)."""
+    """Metrics by name, the arrays they were counted from (ranks by query), and why a metric is missing."""
 
     metrics: Mapping[str, float]
     arrays: Mapping[str, np.ndarray]
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable

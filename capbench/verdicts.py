@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from capbench.errors import CapbenchError
-from capbench.metrics.significance import Interval, bootstrap, paired_bootstrap, seed_interval
-from capbench.results import Results, is_per_query
+from capbench.metrics.captioning import paired_bootstrap_corpus
+from capbench.metrics.significance import Interval, paired_bootstrap, seed_interval
+from capbench.results import Results, is_of_corpus
 
 Status = Literal["exceeds", "reproduced", "close", "short", "pending", "not comparable"]
 Role = Literal["target", "baseline", "context"]
@@ -139,10 +140,7 @@ def judge(reported: Reported, results: Results, preset: str) -> Verdict:
     values = same.values(reported.metric)
     if not values:
         return Verdict("not comparable", reason=f"our records have no {reported.metric}")
-    one_seed = None
-    if len(values) == 1 and is_per_query(reported.metric) and same.latest.records[0].arrays:
-        queries, groups = same.queries(reported.metric)
-        one_seed = bootstrap(queries[0], groups=groups)
+    one_seed = same.bootstrap(reported.metric) if len(values) == 1 else None
     return verdict(reported, values, one_seed)
 
 
@@ -188,11 +186,34 @@ def difference(results: Results, better: str, worse: str, metric: str) -> Outcom
     found = both.settings("dataset", "split", "protocol", "encoder", "dataset_fingerprint")
     if len(found) > 1:
         raise CapbenchError(f"{better} and {worse} are not of the same data and encoder: {found[:3]}")
-    (ours, groups), (theirs, _) = (side.queries(metric) for side in sides)
-    left, right = (theirs, ours) if metric.endswith("_rank") else (ours, theirs)
-    interval = paired_bootstrap(left, right, groups=groups)
+    interval = advantage(sides[0], sides[1], metric)
+    means = [_mean(side, metric) for side in sides]
+    return decided(interval, f"{better} {means[0]:.1f}, {worse} {means[1]:.1f}", metric)
+
+
+def advantage(ours: Results, theirs: Results, metric: str, their_metric: str | None = None) -> Interval:
+    """How much better ours are in a metric (they may be scored in another one), by paired bootstrap.
+
+    Queries or images are drawn, the same for both, then the seeds of each side.
+    """
+    if is_of_corpus(metric):
+        (left, score), (right, _) = ours.counts(metric), theirs.counts(their_metric or metric)
+        return paired_bootstrap_corpus(left, right, score)
+    (a, groups), (b, _) = ours.queries(metric), theirs.queries(their_metric or metric)
+    return paired_bootstrap(*((b, a) if metric.endswith("_rank") else (a, b)), groups=groups)
+
+
+def _mean(results: Results, metric: str) -> float:
+    """The metric from the arrays of the records, over seeds."""
+    if is_of_corpus(metric):
+        counts, score = results.counts(metric)
+        return float(score(counts.sum(1)).mean())
+    return float(results.queries(metric)[0].mean())
+
+
+def decided(interval: Interval, statement: str, metric: str) -> Outcome:
+    """holds where the whole interval is above 0, fails where it is below, else undecided."""
     status: Literal["holds", "fails", "undecided"] = "undecided"
     if interval.low > 0 or interval.high < 0:
         status = "holds" if interval.low > 0 else "fails"
-    statement = f"{better} {ours.mean():.1f}, {worse} {theirs.mean():.1f}"
     return Outcome(status, statement, interval, f"{metric}, {interval.test}")

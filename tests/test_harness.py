@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from capbench import checkpoint, harness
+from capbench import checkpoint, harness, trained
 from capbench.data.scenes import scenes
 from capbench.errors import CapbenchError
-from capbench.harness import Job, Materials, Places, finished_runs, load_run, run
+from capbench.harness import Materials, Places, run
 from capbench.paper import Paper, paper, papers
 from capbench.records import load_arrays, load_results
+from capbench.trained import Job, finished_runs, load_run
 from capbench.training import StoppedError
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +49,8 @@ def few(monkeypatch, tmp_path, small_scenes) -> Paper:
         return replace(recipe, embedding=16, word=8, training=training, warmup=recipe.warmup // 2)
 
     small = replace(original, presets=presets)
-    monkeypatch.setattr(harness, "paper", lambda name: small)
+    for module in (harness, trained):
+        monkeypatch.setattr(module, "paper", lambda name: small)
     monkeypatch.setattr(harness, "load_dataset", lambda name: small_scenes)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     return small
@@ -92,13 +94,11 @@ def test_every_kind_of_preset_trains_and_is_recorded(few, tmp_path, preset):
 def test_fine_tuning_starts_from_the_fixed_model_and_moves_the_encoder(few, tmp_path):
     (path,) = run(job("vsepp-ft"), places(tmp_path), Materials(), silent)
     assert sorted(r.preset for r in load_results(path.parent)) == ["vsepp", "vsepp-ft"]
-    trained = load_run(places(tmp_path).folder(job("vsepp-ft")))
+    loaded = load_run(places(tmp_path).folder(job("vsepp-ft")))
     from capbench.encoders import Encoder
 
     fresh = Encoder("scenes").state_dict()
-    assert any(
-        not np.array_equal(fresh[name].numpy(), value.numpy()) for name, value in trained.encoder_weights.items()
-    )
+    assert any(not np.array_equal(fresh[name].numpy(), value.numpy()) for name, value in loaded.encoder_weights.items())
 
 
 def test_the_same_job_twice_gives_the_same_metrics_and_a_second_record(few, tmp_path):
@@ -152,8 +152,8 @@ def _made(folder: Path) -> Path:
 def test_a_finished_run_loads_and_is_found(few, tmp_path):
     run(job(), places(tmp_path), Materials(), silent)
     (folder,) = finished_runs(places(tmp_path).runs)
-    trained = load_run(folder)
-    assert trained.job == job()
+    loaded = load_run(folder)
+    assert loaded.job == job()
     assert not list(folder.glob("checkpoint-*"))
 
 

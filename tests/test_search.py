@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from capbench import harness, search
+from capbench import harness, search, trained
 from capbench.data.images import whole_image
 from capbench.data.scenes import scenes
 from capbench.encoders import Encoder
 from capbench.errors import CapbenchError
-from capbench.harness import Job, Materials, Places
+from capbench.harness import Materials, Places
 from capbench.paper import paper
+from capbench.trained import Job
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,8 @@ def runs(tmp_path_factory, small):
         return {"vsepp-small": replace(recipe, embedding=16, word=8, training=replace(recipe.training, epochs=2))}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "paper", lambda name: replace(original, presets=tiny))
+        for module in (harness, trained):
+            patch.setattr(module, "paper", lambda name: replace(original, presets=tiny))
         patch.setattr(harness, "load_dataset", lambda name: small)
         patch.setenv("CAPBENCH_CACHE", str(folder / "cache"))
         job = Job("vsepp", "vsepp-small", "scenes", "scenes", 0)
@@ -51,28 +53,28 @@ def pictures(tmp_path_factory, small):
     return folder
 
 
-def score(trained, pixels, sentence):
+def score(run, pixels, sentence):
     phi = Encoder("scenes")(whole_image(pixels, 64)[None])
-    ids = torch.tensor([trained.vocabulary.encode(sentence.split())])
-    image, caption = trained.model.embed_images(phi), trained.model.embed_captions(ids, torch.tensor([ids.shape[1]]))
-    return float(trained.model.similarity(image, caption).detach())
+    ids = torch.tensor([run.vocabulary.encode(sentence.split())])
+    image, caption = run.model.embed_images(phi), run.model.embed_captions(ids, torch.tensor([ids.shape[1]]))
+    return float(run.model.similarity(image, caption).detach())
 
 
 def test_images_come_in_the_order_of_their_similarity_to_the_sentence(runs, pictures, small):
-    trained = search.retriever(None, runs)
-    found = search.images_of_sentence(trained, "A red circle!", pictures, 3)
+    run = search.retriever(None, runs)
+    found = search.images_of_sentence(run, "A red circle!", pictures, 3)
     paths = sorted(pictures.rglob("*.png"))
-    expected = sorted(((score(trained, np.array(Image.open(p)), "a red circle"), p) for p in paths), reverse=True)
+    expected = sorted(((score(run, np.array(Image.open(p)), "a red circle"), p) for p in paths), reverse=True)
     assert [path for path, _ in found] == [path for _, path in expected[:3]]
     assert [value for _, value in found] == pytest.approx([value for value, _ in expected[:3]], abs=1e-5)
 
 
 def test_captions_come_in_the_order_of_their_similarity_to_the_image(runs, pictures, tmp_path):
-    trained = search.retriever(None, runs)
+    run = search.retriever(None, runs)
     lines = ["a red circle", "two blue squares", "a small star above a heart"]
     (tmp_path / "captions.txt").write_text("\ufeff" + "\n\n".join(lines) + "\n...\n")
-    found = search.captions_of_image(trained, pictures / "0.png", tmp_path / "captions.txt", 10)
-    scores = {line: score(trained, np.array(Image.open(pictures / "0.png")), line) for line in lines}
+    found = search.captions_of_image(run, pictures / "0.png", tmp_path / "captions.txt", 10)
+    scores = {line: score(run, np.array(Image.open(pictures / "0.png")), line) for line in lines}
     assert [line for line, _ in found] == sorted(lines, key=lambda line: -scores[line])
 
 
@@ -88,11 +90,11 @@ def test_without_a_trained_run_it_says_how_to_make_one(tmp_path):
 
 
 def test_a_folder_without_images_a_sentence_without_words_and_an_empty_file_are_refused(runs, pictures, tmp_path):
-    trained = search.retriever(None, runs)
+    run = search.retriever(None, runs)
     with pytest.raises(CapbenchError, match="no image"):
-        search.images_of_sentence(trained, "a dog", tmp_path, 3)
+        search.images_of_sentence(run, "a dog", tmp_path, 3)
     with pytest.raises(CapbenchError, match="no word"):
-        search.images_of_sentence(trained, "...", pictures, 3)
+        search.images_of_sentence(run, "...", pictures, 3)
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(CapbenchError, match=r"empty\.txt"):
-        search.captions_of_image(trained, pictures / "0.png", tmp_path / "empty.txt", 3)
+        search.captions_of_image(run, pictures / "0.png", tmp_path / "empty.txt", 3)

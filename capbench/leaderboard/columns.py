@@ -31,11 +31,27 @@ _KNOWN = (
     *_retrieval("caption_to_image", "c→i", "caption to image"),
     Metric("rsum", "rsum", "rsum, the sum of the six recalls", "points"),
     *(Metric(f"bleu{n}", f"BLEU-{n}", f"BLEU-{n}") for n in (1, 2, 3, 4)),
+    *(
+        Metric(f"bleu{n}_no_bp", f"B-{n} no bp", f"BLEU-{n} without brevity penalty", shown=n == 4)
+        for n in (1, 2, 3, 4)
+    ),
     Metric("meteor", "METEOR", "METEOR"),
     Metric("rouge_l", "ROUGE-L", "ROUGE-L"),
-    Metric("cider", "CIDEr-D", "CIDEr-D", digits=3),
+    Metric("cider", "CIDEr-D", "CIDEr-D"),
     Metric("spice", "SPICE", "SPICE"),
     Metric("perplexity", "perplexity", "perplexity of a word", digits=2, lower_is_better=True),
+    Metric("novelty", "new", "captions that are not in the training set", "%"),
+    Metric("self_bleu", "self-BLEU", "self-BLEU of the n best"),
+    Metric("pointing", "pointing", "attention that lands on the thing named", "%"),
+    Metric("pointing_chance", "chance", "pointing by chance", "%"),
+    *(Metric(f"article_bleu{n}", f"art. B-{n}", f"BLEU-{n} as the article") for n in (1, 2, 3, 4)),
+    Metric("article_accuracy", "art. acc.", "argmax accuracy as the article", "%"),
+    Metric("article_cross_entropy", "art. CE", "cross entropy as the article", digits=2, lower_is_better=True),
+    *(Metric(f"bleu4_beam{n}", f"B-4 beam {n}", f"BLEU-4, beam {n}", shown=False) for n in (*range(1, 10), 20)),
+    Metric("log_likelihood", "log p", "log-likelihood of a word", digits=2, shown=False),
+    Metric("word_accuracy", "word acc.", "next words guessed right", "%", shown=False),
+    Metric("distinct2", "distinct-2", "distinct bigrams", "%", shown=False),
+    Metric("vocabulary_used", "words used", "different words used", digits=0, shown=False),
 )
 _ORDER = {metric.key: place for place, metric in enumerate(_KNOWN)}
 
@@ -62,8 +78,26 @@ def explained(keys: Iterable[str]) -> list[str]:
             "median rank of the first right answer, 1 is best; **rsum** is the sum of the six recalls. Ties count "
             "against the model."
         )
-    if "cider" in found:
-        sentences.append("**CIDEr-D** is the variant that coco-caption computes.")
     if any(key.startswith("bleu") for key in found):
-        sentences.append("**BLEU** is that of coco-caption, with brevity penalty, unless a row says otherwise.")
+        sentences.append(
+            "**BLEU** is that of coco-caption, with brevity penalty, after the PTB tokeniser; **no bp** is without the "
+            "penalty, as Show, Attend and Tell reports it."
+        )
+    if "cider" in found:
+        sentences.append("**CIDEr-D** is the variant that coco-caption computes, × 100.")
+    if "novelty" in found:
+        sentences.append(
+            "**new** is the percentage of captions that are no training caption; **self-BLEU** is the BLEU-4 of each "
+            "of the best 15 captions of an image against the others, low is varied."
+        )
+    if "pointing" in found:
+        sentences.append(
+            "**pointing** is how often the heaviest location lies on what a phrase of the reference names, and "
+            "**chance** how often a random location would."
+        )
+    if any(key.startswith("article_") for key in found):
+        sentences.append(
+            "**art.** columns are computed as the article's code does, on teacher-forced words and one reference; they "
+            "say nothing about captions that are written freely."
+        )
     return sentences

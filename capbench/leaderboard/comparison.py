@@ -9,10 +9,10 @@ from typing import Any
 
 from capbench import checkpoint
 from capbench.errors import CapbenchError
-from capbench.metrics.significance import Interval, bootstrap, seed_interval
+from capbench.metrics.significance import Interval, seed_interval
 from capbench.paper import Paper
 from capbench.records import SCHEMA_VERSION, Result
-from capbench.results import Results, is_per_query
+from capbench.results import Results
 from capbench.verdicts import Reported, Verdict, judge, verdict
 
 EMBEDDED = frozenset({"scenes"})  # data sets that no paper has; never set against a paper's number
@@ -66,13 +66,10 @@ class Runs:
         if len(values) > 1:
             return seed_interval(list(values.values()))
         only = self.results.select(seed=next(iter(values)))
-        if not is_per_query(metric) or not only.records[0].arrays:
-            return None
         try:
-            queries, groups = only.queries(metric)
-        except CapbenchError:  # the ranks are lost or changed; the page's marks say so
+            return only.bootstrap(metric)
+        except CapbenchError:  # the arrays are lost or changed; the page's marks say so
             return None
-        return bootstrap(queries[0], groups=groups)
 
     def why_missing(self, metric: str) -> str:
         """Why no record has a metric: what a note of theirs says about it, else that they lack it."""

@@ -34,8 +34,8 @@ class VSEExperiment:
         if recipe.input == "standardised_roots":
             self.model.standardise(torch.from_numpy(inputs.features.array[self.train.image_index]))
         self.source = FeatureSource(inputs, recipe, device)
-        if inputs.start is not None:
-            self.model.load_state_dict(inputs.start)
+        for snapshot in inputs.start:
+            self.model.load_state_dict(snapshot)
         if recipe.finetune:
             self.model.encoder = self.source.encoder.trainable()
         self.model.to(device)

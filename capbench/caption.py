@@ -1,0 +1,107 @@
+"""Captions for pictures, by a trained captioner, and where it looked for each word."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from capbench.captioning import Captioner, caption_images
+from capbench.data.images import decode
+from capbench.data.vocabulary import END
+from capbench.files import atomic_write
+from capbench.trained import Trained, find_run
+
+COLUMNS = 5  # panels in a row of a picture of attention
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture's captions, best first, with their log-probabilities.
+
+    `attention` says where the model looked for each word of the best one, [word, location], END included; None for a
+    model without attention.
+    """
+
+    picture: Path
+    captions: tuple[str, ...]
+    log_probs: tuple[float, ...]
+    attention: Float[np.ndarray, "word location"] | None
+
+
+def captioner(run: Path | None, runs: Path) -> Trained:
+    """The finished run in `run`, or the newest one under `runs` that writes captions; see `find_run`."""
+    return find_run(run, runs, Captioner, "captioner", "capbench run show-attend-tell --dataset flickr8k")
+
+
+@torch.no_grad()
+def captions_of(trained: Trained, pictures: Sequence[Path], beam_size: int, n_best: int) -> list[Captioned]:
+    """The `n_best` captions of each picture. Raises CapbenchError naming a picture that cannot be decoded."""
+    images = trained.features(pictures)
+    model: Captioner = trained.model  # type: ignore[assignment]
+    trace = [name for name in model.start(images) if name.endswith("attention_weights")]
+    found = caption_images(model, images, beam_size, n_best, trace)
+    captioned = []
+    for place, picture in enumerate(pictures):
+        words = [" ".join(trained.vocabulary.decode(best)) for best in found.words[place].tolist()]
+        first = found.words[place, 0].tolist()
+        length = first.index(END) + 1 if END in first else len(first)
+        weights = [found.traces[name][place, 0, :length].float().cpu().numpy() for name in trace]
+        attention = np.mean(weights, axis=0) if weights else None
+        captioned.append(Captioned(picture, tuple(words), tuple(found.log_probs[place].tolist()), attention))
+    return captioned
+
+
+def draw_attention(captioned: Captioned, out: Path) -> None:
+    """Draw the picture once for each word of its best caption, bright where the model looked, into a PNG file."""
+    from matplotlib.figure import Figure
+
+    pixels = decode(captioned.picture)
+    words = [*captioned.captions[0].split(), "(end)"]
+    maps = captioned.attention if captioned.attention is not None else np.zeros((0, 1))
+    panels = min(len(words), len(maps)) + 1
+    rows = math.ceil(panels / COLUMNS)
+    figure = Figure(figsize=(2.4 * COLUMNS, 2.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    axes[0].imshow(pixels)
+    axes[0].set_title(f"log p = {captioned.log_probs[0]:.1f}", fontsize=10)
+    for axis, word, weights in zip(axes[1:], words, maps, strict=False):
+        side = math.isqrt(len(weights))
+        axis.imshow(pixels)
+        extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
+        grid = weights.reshape(side, -1)
+        axis.imshow(grid, extent=extent, cmap="gray", alpha=0.65, interpolation="bicubic", vmin=0, vmax=grid.max())
+        axis.set_title(word.replace("$", r"\$"), fontsize=10)
+    _save(figure, out)
+
+
+def draw_sheet(captioned: Sequence[Captioned], out: Path) -> None:
+    """Draw pictures with their best captions under them into a PNG file."""
+    from textwrap import fill
+
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(captioned))
+    rows = math.ceil(len(captioned) / columns)
+    figure = Figure(figsize=(3.2 * columns, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, one in zip(axes, captioned, strict=False):
+        axis.imshow(decode(one.picture))
+        axis.set_title(fill(one.captions[0].replace("$", r"\$"), 38), fontsize=9, y=-0.02, va="top")
+    _save(figure, out)
+
+
+def _save(figure: object, out: Path) -> None:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)  # type: ignore[attr-defined]
+    atomic_write(out, buffer.getvalue())

@@ -1,0 +1,130 @@
+"""A finished run, loaded: what a command needs to use a trained model on pictures of its own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from capbench import checkpoint
+from capbench.data.features import Crop, encode, stacked
+from capbench.data.images import decode
+from capbench.data.vocabulary import Vocabulary
+from capbench.encoders import Encoder
+from capbench.errors import CapbenchError
+from capbench.paper import paper
+from capbench.weights import fit
+
+PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"}
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a preset of a paper on a data set with an encoder and a seed."""
+
+    paper: str
+    preset: str
+    dataset: str
+    encoder: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.paper} {self.preset} on {self.dataset}, {self.encoder}, seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{self.preset}-{self.dataset}-{self.encoder}-s{self.seed}"
+
+    @property
+    def command(self) -> str:
+        """What to type to make this run again."""
+        words = ["capbench", "run", self.paper.replace("_", "-"), "--preset", self.preset, "--dataset", self.dataset]
+        return shlex.join([*words, "--encoder", self.encoder, "--seed", str(self.seed)])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, loaded: its job, recipe, vocabulary, and the model with its best snapshot.
+
+    `encoder_weights` are those of the fine-tuned encoder, empty where it was left as it is.
+    """
+
+    job: Job
+    recipe: Any
+    vocabulary: Vocabulary
+    model: nn.Module
+    encoder_weights: Mapping[str, Tensor]
+
+    @torch.no_grad()
+    def features(self, pictures: Sequence[Path]) -> Float[Tensor, "picture ... dim"]:
+        """What the model sees of picture files, as it saw the test images. Raises CapbenchError naming a bad file."""
+        encoder = Encoder(self.job.encoder, self.recipe.output)
+        if self.encoder_weights:
+            encoder.load_state_dict(self.encoder_weights)
+        crop: Crop = "1C" if self.recipe.crop == "RC" else self.recipe.crop
+        parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+        return torch.cat(
+            [encode(encoder, stacked([decode(path) for path in part], encoder.input_size, crop)) for part in parts]
+        )
+
+
+def load_run(folder: Path) -> Trained:
+    """A finished run from its folder. Raises CapbenchError when it is not one, or is of another version."""
+    try:
+        saved = json.loads((folder / "run.json").read_text())
+        job, trained_with, feature_dim = Job(**saved["job"]), saved["recipe"], saved["feature_dim"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CapbenchError(f"{folder} is not a finished run (no readable run.json): {error}") from error
+    owner = paper(job.paper)
+    recipe = owner.recipe(job.preset, job.dataset)
+    changed = checkpoint.differences(asdict(recipe), trained_with)
+    if changed:
+        raise CapbenchError(f"{folder} was trained with another recipe; train it again:\n  " + "\n  ".join(changed))
+    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    if vocabulary.fingerprint != saved.get("vocabulary"):
+        raise CapbenchError(f"{folder / 'vocabulary.json'} is not the vocabulary of this run; train it again")
+    model = owner.model(recipe, vocabulary, feature_dim)
+    tensors, _ = checkpoint.load(folder / "best.safetensors")
+    encoder = {name[8:]: value for name, value in tensors.items() if name.startswith("encoder.")}
+    bare = {name: value for name, value in tensors.items() if not name.startswith("encoder.")}
+    fit(model, bare, folder / "best.safetensors")
+    return Trained(job, recipe, vocabulary, model.eval(), encoder)
+
+
+def finished_runs(runs: Path) -> list[Path]:
+    """The folders of finished runs, newest first."""
+    return sorted((p.parent for p in runs.glob("*/*/run.json")), key=lambda p: p.stat().st_mtime, reverse=True)
+
+
+def find_run(run: Path | None, runs: Path, kind: type, what: str, advice: str) -> Trained:
+    """The finished run in `run`, or the newest one under `runs`, whose model is of a kind (a runtime protocol).
+
+    Raises CapbenchError that says `what` was looked for, and the `advice` how to make one.
+    """
+    if run is not None:
+        trained = load_run(run)
+        if not isinstance(trained.model, kind):
+            raise CapbenchError(f"{run} ({trained.job}) is no {what}; choose another run")
+        return trained
+    for folder in finished_runs(runs):
+        trained = load_run(folder)
+        if isinstance(trained.model, kind):
+            return trained
+    raise CapbenchError(f"no trained {what} under {runs}; make one with: {advice}")
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder and those below it, sorted. Raises CapbenchError when there is none."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not paths:
+        raise CapbenchError(f"no image in {folder}; looked for {', '.join(sorted(PICTURES))}")
+    return paths

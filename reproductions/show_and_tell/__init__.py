@@ -1,0 +1,28 @@
+"""Show and Tell: A Neural Image Caption Generator (Vinyals, Toshev, Bengio, Erhan; CVPR 2015)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from capbench.captioning import CaptioningExperiment, maybe_joined
+from capbench.paper import Paper
+from reproductions.show_and_tell.claims import CLAIMS
+from reproductions.show_and_tell.model import ShowAndTell
+from reproductions.show_and_tell.objective import objective
+from reproductions.show_and_tell.recipe import HEADLINE, presets
+
+make_model = maybe_joined(lambda recipe, vocabulary, feature_dim: ShowAndTell(recipe, len(vocabulary), feature_dim))
+
+PAPER = Paper(
+    name="show_and_tell",
+    title="Show and Tell: A Neural Image Caption Generator",
+    citation="Vinyals, Toshev, Bengio, Erhan. CVPR 2015, arXiv 1411.4555",
+    folder=Path(__file__).parent,
+    presets=presets,
+    headline=HEADLINE,
+    metric="log_likelihood",
+    experiment=partial(CaptioningExperiment, make_model=make_model, objective=objective),
+    model=make_model,
+    claims=CLAIMS,
+)

@@ -1,0 +1,59 @@
+"""The generator of Show and Tell (Vinyals et al., CVPR 2015, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from capbench.decoding import State, Step
+from reproductions.show_and_tell.recipe import Recipe
+
+
+class ShowAndTell(nn.Module):
+    """An image, then its caption, through one LSTM.
+
+    Legend, the paper's letters: I, the image; S_t, word t of the caption, S_0 being START and S_N END; W_e, the word
+    embeddings; x_t, what the LSTM reads; m_t, its output.
+    """
+
+    def __init__(self, recipe: Recipe, vocabulary_size: int, feature_dim: int) -> None:
+        super().__init__()
+        self.image = nn.Linear(feature_dim, recipe.embedding)
+        self.W_e = nn.Embedding(vocabulary_size, recipe.embedding)
+        self.lstm = nn.LSTM(recipe.embedding, recipe.hidden, batch_first=True)
+        self.word = nn.Linear(recipe.hidden, vocabulary_size)
+        self.dropout = nn.Dropout(recipe.dropout)
+        nn.init.uniform_(self.W_e.weight, -0.1, 0.1)
+
+    def forward(
+        self, images: Float[Tensor, "caption feature"], captions: Int[Tensor, "caption length"]
+    ) -> Float[Tensor, "caption step word"]:
+        """Scores of S_1 ... S_N; a softmax turns them into p_{t+1}."""
+        x = torch.cat(
+            [
+                self.image(images)[:, None],  # equation 10: x_{-1} = CNN(I)
+                self.W_e(captions[:, :-1]),  # equation 11: x_t = W_e S_t, t in 0 ... N-1
+            ],
+            dim=1,
+        )
+        m, _ = self.lstm(self.dropout(x))
+        return self.word(self.dropout(m[:, 1:]))  # equation 12: p_{t+1} = LSTM(x_t)
+
+    def start(self, images: Float[Tensor, "image feature"]) -> State:
+        """The state after x_{-1}, the image, which is seen once."""
+        _, (hidden, cell) = self.lstm(self.image(images)[:, None])
+        return {"hidden": hidden[0][:, None], "cell": cell[0][:, None]}
+
+    def step(self, images: Float[Tensor, "image feature"]) -> Step:
+        """x_t = W_e S_t; p_{t+1} = LSTM(x_t)."""
+
+        def step(words: Tensor, state: State) -> tuple[Tensor, State]:
+            x = self.W_e(words).flatten(0, 1)[:, None]
+            before = (state["hidden"].flatten(0, 1)[None], state["cell"].flatten(0, 1)[None])
+            m, (hidden, cell) = self.lstm(x, before)
+            shape = state["hidden"].shape
+            log_probs = self.word(m[:, 0]).float().log_softmax(-1)
+            return log_probs.view(*words.shape, -1), {"hidden": hidden.view(shape), "cell": cell.view(shape)}
+
+        return step

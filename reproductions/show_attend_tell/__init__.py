@@ -1,0 +1,24 @@
+"""Show, Attend and Tell (Xu, Ba, Kiros, Cho, Courville, Salakhutdinov, Zemel, Bengio; ICML 2015)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from capbench.paper import Paper
+from reproductions.show_attend_tell.claims import CLAIMS
+from reproductions.show_attend_tell.experiment import AttentionExperiment
+from reproductions.show_attend_tell.model import ShowAttendTell
+from reproductions.show_attend_tell.recipe import HEADLINE, presets
+
+PAPER = Paper(
+    name="show_attend_tell",
+    title="Show, Attend and Tell: Neural Image Caption Generation with Visual Attention",
+    citation="Xu, Ba, Kiros, Cho, Courville, Salakhutdinov, Zemel, Bengio. ICML 2015, arXiv 1502.03044",
+    folder=Path(__file__).parent,
+    presets=presets,
+    headline=HEADLINE,
+    metric="bleu4",
+    experiment=AttentionExperiment,
+    model=lambda recipe, vocabulary, annotation: ShowAttendTell(recipe, len(vocabulary), annotation),
+    claims=CLAIMS,
+)

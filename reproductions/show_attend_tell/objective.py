@@ -1,0 +1,59 @@
+"""The losses of Show, Attend and Tell (Xu et al., ICML 2015, section 4), each a mean over the captions of a batch.
+
+Legend: y, a caption; a, the annotations of its image; s, the locations looked at; alpha_ti, the attention weights;
+b, the moving average of log p(y | s, a); lambda_r, lambda_e and lambda, the weights of the reward, the entropy and the
+doubly stochastic penalty.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from capbench.captioning import word_log_probs
+from reproductions.show_attend_tell.model import ShowAttendTell
+
+
+def objective(
+    model: ShowAttendTell, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]
+) -> Float[Tensor, ""]:
+    """What the recipe minimises: equation 14 for soft attention, the surrogate of equation 12 for hard."""
+    recipe = model.recipe
+    path = model.path(a, captions)
+    log_probs, present = word_log_probs(path.scores, captions)
+    loss = -log_probs.sum(1).mean()
+    if recipe.attention != "none":
+        loss = loss + recipe.lambda_doubly * doubly_stochastic_penalty(path.attention, present).mean()
+    if path.chosen is not None and path.sampled is not None:
+        reward = log_probs.detach().sum(1)
+        terms = score_function(path.attention, path.chosen, present, reward - model.b) * path.sampled
+        loss = (
+            loss - recipe.lambda_reward * terms.mean() - recipe.lambda_entropy * entropy(path.attention, present).mean()
+        )
+        model.b.lerp_(reward.mean().to(model.b.dtype), 0.1)  # b_k = 0.9 b_{k-1} + 0.1 log p(y | s_k, a)
+    return loss
+
+
+def doubly_stochastic_penalty(
+    alpha: Float[Tensor, "caption step location"], present: Bool[Tensor, "caption step"]
+) -> Float[Tensor, " caption"]:
+    """Equation 14: sum_i (1 - sum_t alpha_ti)^2, so that every part of the image is looked at in the end."""
+    return (1 - (alpha * present[..., None]).sum(1)).square().sum(1)
+
+
+def score_function(
+    alpha: Float[Tensor, "caption step location"],
+    chosen: Int[Tensor, "caption step"],
+    present: Bool[Tensor, "caption step"],
+    advantage: Float[Tensor, " caption"],
+) -> Float[Tensor, " caption"]:
+    """Equation 12's middle term before the derivative: (log p(y | s, a) - b) log p(s | a), for one sampled path s."""
+    log_alpha = alpha.gather(2, chosen[..., None])[..., 0].clamp(min=1e-10).log()
+    return advantage * (log_alpha * present).sum(1)
+
+
+def entropy(
+    alpha: Float[Tensor, "caption step location"], present: Bool[Tensor, "caption step"]
+) -> Float[Tensor, " caption"]:
+    """H[s] of equation 12, summed over the steps: it keeps the samples from settling on one location."""
+    return -(alpha * alpha.clamp(min=1e-10).log()).sum(2).mul(present).sum(1)

@@ -1,0 +1,24 @@
+"""Image captioning by translational visual-to-language models (Kocagil, Kargi, Budunoglu; 2021)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from capbench.paper import Paper
+from reproductions.translational.claims import CLAIMS
+from reproductions.translational.experiment import TranslationalExperiment
+from reproductions.translational.model import Translator
+from reproductions.translational.recipe import HEADLINE, presets
+
+PAPER = Paper(
+    name="translational",
+    title="Image Captioning by Translational Visual-to-Language Models",
+    citation="Kocagil, Kargi, Budunoglu. 2021, github.com/cankocagil/Image-Captioning",
+    folder=Path(__file__).parent,
+    presets=presets,
+    headline=HEADLINE,
+    metric="log_likelihood",
+    experiment=TranslationalExperiment,
+    model=Translator,
+    claims=CLAIMS,
+)

@@ -1,0 +1,65 @@
+"""A cell of the translational grid, with the article's own metrics beside the standard ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from nltk.translate.bleu_score import brevity_penalty, modified_precision
+
+from capbench.captioning import CaptioningExperiment, cross_entropy, word_log_probs
+from capbench.data.captions import Split
+from capbench.data.vocabulary import END, PAD
+from capbench.paper import Inputs
+from capbench.training import Evaluation
+from reproductions.translational.model import Translator
+
+
+class TranslationalExperiment(CaptioningExperiment):
+    """One preset with one seed; the loss is the masked cross entropy."""
+
+    def __init__(self, recipe: Any, inputs: Inputs, seed: int, device: torch.device) -> None:
+        def objective(model: Any, images: Any, captions: Any) -> Any:
+            return cross_entropy(model(images, captions), captions)
+
+        super().__init__(recipe, inputs, seed, device, Translator, objective)
+
+    def test(self, part: Split, likelihood: dict[str, float]) -> Evaluation:
+        found = super().test(part, likelihood)
+        return Evaluation({**found.metrics, **self.as_the_article(part)}, found.arrays, found.notes)
+
+    def as_the_article(self, part: Split) -> dict[str, float]:
+        """Accuracy, cross entropy and BLEU as the released code computes them.
+
+        The captions are the likeliest next words of teacher-forced steps; accuracy counts padding as words to be
+        predicted; BLEU-n is nltk's sentence BLEU against the one caption that was forced, with all weight on n-grams of
+        length n, averaged over captions. None of them says how good a caption is that the model writes alone.
+        """
+        right = places = words = 0
+        loss = 0.0
+        scores: dict[int, list[float]] = {n: [] for n in (1, 2, 3, 4)}
+        for _, images, captions in self.teacher_forced(part):
+            logits = self.model(images, captions)
+            target, guess = captions[:, 1:], logits.argmax(-1)
+            log_probs, present = word_log_probs(logits, captions)
+            loss -= float(log_probs.double().sum())
+            words += int(present.sum())
+            right += int((guess == target).sum())
+            places += target.numel()
+            for forced, written in zip(target.tolist(), guess.tolist(), strict=True):
+                length = forced.index(END)
+                reference = [str(word) for word in forced[:length]]
+                candidate = [str(word) for word in written[:length] if word not in (END, PAD)]
+                for n, values in scores.items():
+                    values.append(single_bleu(reference, candidate, n))
+        bleu = {f"article_bleu{n}": 100 * float(np.mean(values)) for n, values in scores.items()}
+        return {**bleu, "article_accuracy": 100 * right / places, "article_cross_entropy": loss / words}
+
+
+def single_bleu(reference: list[str], candidate: list[str], n: int) -> float:
+    """nltk's sentence_bleu([reference], candidate) with all weight on n: the precision of n-grams with its penalty."""
+    if not candidate or not modified_precision([reference], candidate, 1).numerator:
+        return 0.0
+    penalty = brevity_penalty(len(reference), len(candidate))
+    return float(penalty * modified_precision([reference], candidate, n))

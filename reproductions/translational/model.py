@@ -1,0 +1,97 @@
+"""The decoders of the translational grid (Kocagil, Kargi, Budunoglu 2021)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from capbench.data.vocabulary import START, Vocabulary
+from capbench.decoding import State, Step
+from capbench.layers import AdditiveAttention, context
+from reproductions.translational.glove import glove_vectors
+from reproductions.translational.recipe import Recipe
+
+CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
+
+
+class Translator(nn.Module):
+    """An image, translated into a sentence by an LSTM or a GRU.
+
+    Legend: a_i, annotation i; v_i, the same in the space of the words; x_t, what the cell reads; h_t, its state; the
+    image takes the place of START. With attention, c_t is what word t sees of the image.
+    """
+
+    def __init__(self, recipe: Recipe, vocabulary: Vocabulary, annotation: int) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.encode = nn.Linear(annotation, recipe.embedding)
+        self.normalise = nn.BatchNorm1d(recipe.embedding, momentum=0.01)
+        self.embed = nn.Embedding(len(vocabulary), recipe.embedding)
+        width = recipe.embedding * (2 if recipe.attention else 1)
+        self.cell = CELLS[recipe.decoder](width, recipe.hidden)
+        self.attention = AdditiveAttention(recipe.embedding, recipe.hidden, recipe.hidden) if recipe.attention else None
+        self.word = nn.Linear(recipe.hidden, len(vocabulary))
+        if recipe.glove:
+            self.embed.weight = nn.Parameter(glove_vectors(vocabulary, recipe.embedding), requires_grad=False)
+
+    def forward(
+        self, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]
+    ) -> Float[Tensor, "caption step word"]:
+        """Scores of the words after START, teacher forced."""
+        v = self.annotations(a)
+        keys, state, hidden = self.keys(v), self.zeros(v), []
+        for t in range(captions.shape[1] - 1):
+            state = self.advance(v, keys, self.read(v, captions[:, t, None]), state)
+            hidden.append(state["h"])
+        scores: Tensor = self.word(torch.cat(hidden, 1))
+        return scores
+
+    def annotations(self, a: Float[Tensor, "image location dim"]) -> Float[Tensor, "image location embedding"]:
+        """v_i = batch normalisation of W a_i."""
+        v = self.encode(a)
+        return self.normalise(v.flatten(0, 1)).view_as(v)
+
+    def read(self, v: Tensor, words: Int[Tensor, "image beam"]) -> Float[Tensor, "image beam embedding"]:
+        """x_t: the mean annotation for START, else the word."""
+        image = v.mean(1, keepdim=True)
+        return torch.where((words == START)[..., None], image, self.embed(words))
+
+    def advance(self, v: Tensor, keys: Tensor | None, x: Tensor, state: State) -> State:
+        """h_t = cell([x_t, c_t], h_{t-1}), with c_t = sum_i alpha_ti v_i where there is attention."""
+        h, following = state["h"], {}
+        if self.attention is not None and keys is not None:
+            alpha = self.attention(keys, h)
+            x, following = torch.cat([x, context(alpha, v)], -1), {"attention_weights": alpha}
+        before = h.flatten(0, 1)
+        if self.recipe.decoder == "lstm":
+            after, cell = self.cell(x.flatten(0, 1), (before, state["cell"].flatten(0, 1)))
+            following["cell"] = cell.view(h.shape)
+        else:
+            after = self.cell(x.flatten(0, 1), before)
+        return {**following, "h": after.view(h.shape)}
+
+    def keys(self, v: Tensor) -> Tensor | None:
+        return None if self.attention is None else self.attention.keys(v)
+
+    def zeros(self, v: Tensor) -> State:
+        state = {"h": v.new_zeros(len(v), 1, self.recipe.hidden, dtype=torch.float32)}
+        if self.recipe.decoder == "lstm":
+            state["cell"] = torch.zeros_like(state["h"])
+        if self.recipe.attention:
+            state["attention_weights"] = v.new_zeros(len(v), 1, v.shape[1], dtype=torch.float32)
+        return state
+
+    def start(self, a: Float[Tensor, "image location dim"]) -> State:
+        return self.zeros(self.annotations(a))
+
+    def step(self, a: Float[Tensor, "image location dim"]) -> Step:
+        """One word for every beam."""
+        v = self.annotations(a)
+        keys = self.keys(v)
+
+        def step(words: Tensor, state: State) -> tuple[Tensor, State]:
+            state = self.advance(v, keys, self.read(v, words), state)
+            return self.word(state["h"]).float().log_softmax(-1), state
+
+        return step

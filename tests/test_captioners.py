@@ -1,0 +1,288 @@
+"""The captioners and what they share: steps equal forwards, runs resume, files and refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from capbench import harness, trained
+from capbench.caption import captioner, captions_of, draw_attention, draw_sheet
+from capbench.captioning import Ensemble, caption_images, cross_entropy, maybe_joined, word_log_probs
+from capbench.data.scenes import scenes
+from capbench.data.vocabulary import END, START, UNKNOWN, Vocabulary
+from capbench.errors import CapbenchError
+from capbench.harness import Materials, Places, joined, run
+from capbench.layers import AdditiveAttention, context
+from capbench.metrics import captioning, jars
+from capbench.metrics.jars import find_java
+from capbench.paper import paper
+from capbench.records import load_arrays, load_results
+from capbench.trained import Job
+from capbench.training import StoppedError
+from reproductions.show_and_tell import make_model as show_and_tell
+from reproductions.show_and_tell.recipe import presets as nic_presets
+from reproductions.show_attend_tell.model import ShowAttendTell
+from reproductions.show_attend_tell.recipe import Recipe as Attend
+from reproductions.translational.glove import glove_vectors
+from reproductions.translational.model import Translator
+from reproductions.translational.recipe import Recipe as Translate
+
+JAVA = find_java  # before a fixture hides it
+VOCABULARY = Vocabulary(tuple(f"w{i}" for i in range(20)), (9,) * 20)
+CAPTIONS = torch.tensor([[START, 5, 6, 7, END, 0], [START, 9, 8, 7, 6, END]])
+DIM, LOCATIONS = 8, 9
+
+
+def models():
+    torch.manual_seed(0)
+    nic = replace(nic_presets("flickr8k")["adam"], embedding=10, hidden=12)
+    yield "show and tell", show_and_tell(nic, VOCABULARY, DIM), (DIM,)
+    for attention in ("soft", "hard", "none"):
+        recipe = Attend(attention, embedding=10, hidden=12, attention_dim=7)
+        yield attention, ShowAttendTell(recipe, len(VOCABULARY), DIM), (LOCATIONS, DIM)
+    for decoder in ("lstm", "gru"):
+        for attention in (True, False):
+            recipe = Translate(decoder, attention=attention, embedding=10, hidden=12)
+            yield f"{decoder} {attention}", Translator(recipe, VOCABULARY, DIM), (LOCATIONS, DIM)
+
+
+ALL = {name: (model.eval(), shape) for name, model, shape in models()}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_steps_give_what_the_forward_gives(name):
+    model, shape = ALL[name]
+    images = torch.randn(2, *shape)
+    scores = model(images, CAPTIONS).log_softmax(-1)
+    assert scores.shape == (2, 5, len(VOCABULARY))
+    state, step = model.start(images), model.step(images)
+    for t in range(5):
+        log_probs, state = step(CAPTIONS[:, t, None], state)
+        present = CAPTIONS[:, t] != 0
+        assert torch.allclose(log_probs[present, 0], scores[present, t], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_caption_does_not_depend_on_its_neighbours(name):
+    model, shape = ALL[name]
+    images = torch.randn(3, *shape)
+    together = caption_images(model, images, 3, 2)
+    alone = caption_images(model, images[1:2], 3, 2)
+    assert torch.equal(together.words[1], alone.words[0])
+    assert torch.allclose(together.log_probs[1], alone.log_probs[0], atol=1e-5)
+    assert not (together.words == UNKNOWN).any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_log_probability_of_a_caption_is_that_of_its_forward(name):
+    model, shape = ALL[name]
+    images = torch.randn(2, *shape)
+    found = caption_images(model, images, 4)
+    captions = torch.cat([torch.full((2, 1), START), found.words[:, 0]], 1)
+    log_probs, _ = word_log_probs(model(images, captions), captions)
+    assert torch.allclose(log_probs.sum(1), found.log_probs[:, 0], atol=1e-4)
+
+
+def test_masked_cross_entropy_is_the_mean_over_words_by_hand():
+    scores = torch.randn(2, 5, 12)
+    captions = torch.tensor([[1, 4, 5, 2, 0, 0], [1, 7, 8, 9, 10, 2]])
+    words = [
+        -float(scores[row, t].double().log_softmax(0)[captions[row, t + 1]])
+        for row, length in ((0, 3), (1, 5))
+        for t in range(length)
+    ]
+    assert float(cross_entropy(scores, captions)) == pytest.approx(np.mean(words), rel=1e-5)
+
+
+def test_attention_is_the_softmax_of_its_equation():
+    torch.manual_seed(1)
+    layer = AdditiveAttention(DIM, 5, 6)
+    a, h = torch.randn(2, LOCATIONS, DIM), torch.randn(2, 3, 5)
+    weights = layer(layer.keys(a), h)
+    for image in range(2):
+        for beam in range(3):
+            e = torch.stack(
+                [
+                    layer.v.weight[0] @ torch.tanh(layer.W_a(a[image, i]) + layer.W_h.weight @ h[image, beam])
+                    for i in range(LOCATIONS)
+                ]
+            )
+            assert torch.allclose(weights[image, beam], e.softmax(0), atol=1e-6)
+            by_hand = sum(weights[image, beam, i] * a[image, i] for i in range(LOCATIONS))
+            assert torch.allclose(context(weights, a)[image, beam], by_hand, atol=1e-6)
+
+
+def test_an_ensemble_averages_probabilities():
+    recipe = replace(nic_presets("flickr8k")["adam-ensemble"], embedding=10, hidden=12, members=2)
+    model = maybe_joined(show_and_tell)(replace(recipe, members=1), VOCABULARY, DIM).eval()
+    both = show_and_tell(recipe, VOCABULARY, DIM).eval()
+    assert isinstance(both, Ensemble)
+    images = torch.randn(2, DIM)
+    mean = torch.stack([member(images, CAPTIONS).softmax(-1) for member in both.members]).mean(0)
+    assert torch.allclose(both(images, CAPTIONS).exp(), mean, atol=1e-6)
+    for member in both.members:
+        member.load_state_dict(model.state_dict())
+    assert torch.equal(caption_images(both, images, 3).words, caption_images(model, images, 3).words)
+
+
+# runs on a few scenes
+
+
+@pytest.fixture(scope="module")
+def few():
+    return scenes(seed=5, train=60, val=15, test=20)
+
+
+@pytest.fixture
+def places(monkeypatch, tmp_path, few) -> Places:
+    def tiny(name):
+        original = paper(name)
+
+        def presets(dataset):
+            found = original.presets("scenes")
+            return {key: small(recipe) for key, recipe in found.items()}
+
+        def small(recipe):
+            training = replace(recipe.training, epochs=min(2, recipe.training.epochs), batch_size=32)
+            return replace(
+                recipe, embedding=300 if getattr(recipe, "glove", False) else 16, hidden=16, training=training
+            )
+
+        return replace(original, presets=presets)
+
+    for module in (harness, trained):
+        monkeypatch.setattr(module, "paper", tiny)
+    for module in (jars, captioning):  # Java starts cost more than the runs; one test below has it
+        monkeypatch.setattr(module, "find_java", lambda: None)
+    monkeypatch.setattr(harness, "load_dataset", lambda name: few)
+    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
+    return Places(tmp_path / "runs", tmp_path / "leaderboards")
+
+
+def record(name: str, preset: str, places: Places):
+    job = Job(name, preset, "scenes", "scenes", 0)
+    run(job, places, Materials(), lambda *_: None)
+    return next(r for r in load_results(places.results) if r.preset == preset and r.paper == name)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        *(("show_and_tell", preset) for preset in ("sgd", "adam", "adam-ensemble")),
+        *(("show_attend_tell", preset) for preset in ("soft", "hard", "none", "soft-rmsprop")),
+        *(("translational", preset) for preset in ("lstm", "gru", "lstm-released", "gru-released", "gru-augmented")),
+    ],
+)
+def test_every_preset_trains_and_is_scored(name, preset, places, few):
+    found = record(name, preset, places)
+    assert 0 <= found.metrics["bleu4"] <= found.metrics["bleu1"] <= 100
+    assert found.metrics["perplexity"] > 1
+    assert "meteor" not in found.metrics
+    assert any("no Java" in note for note in found.notes)
+    arrays = load_arrays(found, places.results)
+    assert arrays["captions"].shape[0] == len(few.split("test").image_index)
+    assert arrays["bleu_beam1"].shape == (20, 10)
+    if name == "show_attend_tell":
+        assert 0 < found.metrics["pointing_chance"] < 50
+    if name == "translational":
+        assert 0 <= found.metrics["article_accuracy"] <= 100
+
+
+@pytest.mark.skipif(find_java() is None, reason="needs Java")
+def test_with_java_a_record_has_meteor(places, monkeypatch):
+    for module in (jars, captioning):
+        monkeypatch.setattr(module, "find_java", JAVA)
+    found = record("show_and_tell", "adam", places)
+    assert 0 <= found.metrics["meteor"] < 100  # a model of two epochs may write nothing that matches
+    assert load_arrays(found, places.results)["meteor_statistics"].shape[0] == 20
+
+
+@pytest.mark.parametrize(("name", "preset"), [("show_and_tell", "adam"), ("show_attend_tell", "hard")])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(name, preset, places, tmp_path, monkeypatch):
+    whole = record(name, preset, places)
+    other = Places(tmp_path / "again", tmp_path / "other")
+    job, steps = Job(name, preset, "scenes", "scenes", 0), iter(range(100))
+
+    def stop_at_seven(*_: object) -> None:
+        if next(steps) == 7:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError):
+        run(job, other, Materials(), stop_at_seven)
+    run(job, other, Materials(), lambda *_: None)
+    (again,) = load_results(other.results)
+    assert again.metrics == whole.metrics
+    assert [e.loss for e in again.curve] == [e.loss for e in whole.curve]
+
+
+def test_a_trained_run_captions_pictures_and_shows_where_it_looked(places, few, tmp_path):
+    record("show_attend_tell", "soft", places)
+    pictures = []
+    for i in range(3):
+        pictures.append(tmp_path / f"{i}.png")
+        Image.fromarray(few.images[i]).save(pictures[-1])
+    model = captioner(None, places.runs)
+    found = captions_of(model, pictures, 4, 2)
+    assert len(found) == 3
+    for one in found:
+        assert len(one.captions) == 2
+        assert one.log_probs[0] >= one.log_probs[1]
+        assert one.attention is not None
+        assert one.attention.sum(1) == pytest.approx(1.0, abs=1e-4)
+    draw_attention(found[0], tmp_path / "attention.png")
+    draw_sheet(found, tmp_path / "sheet.png")
+    for name in ("attention.png", "sheet.png"):
+        with Image.open(tmp_path / name) as drawn:
+            assert min(drawn.size) > 200
+    (tmp_path / "bad.png").write_bytes(b"<html>")
+    with pytest.raises(CapbenchError, match=r"bad\.png"):
+        captions_of(model, [tmp_path / "bad.png"], 1, 1)
+
+
+def test_without_a_captioner_it_says_how_to_make_one(tmp_path):
+    with pytest.raises(CapbenchError, match="capbench run show-attend-tell"):
+        captioner(None, tmp_path)
+
+
+def test_an_ensemble_joins_the_runs_of_consecutive_seeds(places):
+    record("show_and_tell", "adam-ensemble", places)
+    seeds = {json.loads(p.read_text())["job"]["seed"] for p in places.runs.glob("show_and_tell/adam-scenes-*/run.json")}
+    assert seeds == {0, 1, 2}
+    assert joined(paper("show_and_tell").recipe("adam-ensemble", "scenes")) == 3
+
+
+# GloVe
+
+
+def test_word_vectors_are_read_by_word(monkeypatch, tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text("w3 1 2 3\nother 7 7 7\nw0 4 5 6\n")
+    monkeypatch.setenv("CAPBENCH_GLOVE", str(path))
+    vectors = glove_vectors(VOCABULARY, 3)
+    assert vectors[VOCABULARY.numbers["w3"]].tolist() == [1, 2, 3]
+    assert vectors[VOCABULARY.numbers["w0"]].tolist() == [4, 5, 6]
+    assert vectors[VOCABULARY.numbers["w7"]].abs().max() < 0.2
+
+
+def test_word_vectors_of_another_length_or_missing_are_refused(monkeypatch, tmp_path):
+    monkeypatch.delenv("CAPBENCH_GLOVE", raising=False)
+    with pytest.raises(CapbenchError, match="CAPBENCH_GLOVE"):
+        glove_vectors(VOCABULARY, 3)
+    path = tmp_path / "glove.txt"
+    monkeypatch.setenv("CAPBENCH_GLOVE", str(path))
+    with pytest.raises(CapbenchError, match=r"glove\.txt"):
+        glove_vectors(VOCABULARY, 3)
+    path.write_text("w3 1 2\n")
+    with pytest.raises(CapbenchError, match=r"line 1: 2 numbers for 'w3'"):
+        glove_vectors(VOCABULARY, 3)
+    path.write_text("else 1 2 3\n")
+    with pytest.raises(CapbenchError, match="no word"):
+        glove_vectors(VOCABULARY, 3)
