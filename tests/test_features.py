@@ -17,7 +17,7 @@ from PIL import Image
 import capbench.data.features as store
 from capbench.data.captions import CaptionDataset
 from capbench.data.features import Features, features
-from capbench.data.images import ImageFolder, one_crop, ten_crops
+from capbench.data.images import ImageFolder, one_crop, ten_crops, whole_image
 from capbench.encoders import Encoder
 from capbench.errors import CapbenchError
 
@@ -164,6 +164,17 @@ def test_damaged_features_are_set_aside_and_made_again_with_a_warning(dataset, e
             again = features(dataset, encoder, store=tmp_path)
         assert np.array_equal(again.array, expected)
         assert folder.with_name(f"{folder.name}.corrupt-{n}").is_dir()
+
+
+def test_views_are_the_mean_over_two_sizes_and_their_mirrors(dataset, tmp_path):
+    encoder = Encoder("squeezenet1_0", weights="random")
+    made = features(dataset, encoder, "views", store=tmp_path).array
+    picture = dataset.images[3]
+    vectors = []
+    for size in (224, 288):
+        whole = whole_image(picture, size)
+        vectors += [encoder(view[None])[0] for view in (whole, whole.flip(2))]
+    assert np.allclose(made[3], torch.stack(vectors).mean(0).detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_bad_image_stops_the_work_and_leaves_nothing_behind(dataset, encoder, tmp_path):

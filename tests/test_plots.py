@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from capbench.leaderboard import plots
-from capbench.leaderboard.plots import DEPTHS, Line, collapsed_loss, learning_curves, recall_at, recall_curves
+from capbench.leaderboard.plots import (
+    DEPTHS,
+    Line,
+    beam_curves,
+    collapsed_loss,
+    heat_map,
+    learning_curves,
+    recall_at,
+    recall_curves,
+)
 from capbench.records import Epoch, Result
 from tests.test_leaderboard import record, three_seeds
 
@@ -117,3 +126,19 @@ def test_the_user_s_settings_of_matplotlib_change_nothing_and_are_left_alone():
         assert learning_curves("t", lines, "rsum") == plain
         assert matplotlib.rcParams["font.size"] == 30
     assert b"<dc:date>" not in plain
+
+
+def test_beams_are_drawn_where_a_record_has_several():
+    wide = record(metrics={"bleu4_beam1": 10.0, "bleu4_beam20": 12.0, "bleu4": 12.0})
+    picture = beam_curves("t", [Line("wide", [wide]), Line("plain", [record()])])
+    assert picture is not None
+    assert {"wide", "BLEU-4", "20"} <= set(words(picture))
+    assert "plain" not in words(picture)
+    assert beam_curves("t", [Line("plain", [record()])]) is None
+
+
+def test_a_grid_writes_its_numbers_and_leaves_missing_cells_white():
+    cells = {("vgg19", "lstm"): 18.76, ("vgg19", "gru"): 17.0, ("alexnet", "lstm"): 15.21}
+    shown = words(heat_map("t", ["lstm", "gru"], ["vgg19", "alexnet"], cells))
+    assert {"vgg19", "alexnet", "lstm", "gru", "18.8", "17.0", "15.2"} <= set(shown)
+    assert sum(bool(re.fullmatch(r"\d+\.\d", word)) for word in shown) == 3

@@ -55,9 +55,9 @@ class Regression:
         return Evaluation({"score": -float((self.model(self.x) - self.y).square().mean().detach())}, {})
 
 
-def outcome(folder, **options):
+def outcome(folder, training=TRAINING, **options):
     experiment = Regression()
-    state = fit(experiment, TRAINING, "score", folder, {"recipe": {"margin": 0.2}}, 0, **options)
+    state = fit(experiment, training, "score", folder, {"recipe": {"margin": 0.2}}, 0, **options)
     curve = [{name: value for name, value in entry.items() if name != "seconds"} for entry in state.curve]
     return curve, experiment.model.state_dict()
 
@@ -96,6 +96,35 @@ def test_a_run_stopped_twice_in_one_epoch_ends_with_the_same_bits(tmp_path):
         with pytest.raises(StoppedError):
             outcome(tmp_path / "stopped", report=stop_after(step))
     assert_same(outcome(tmp_path / "stopped"), whole)
+
+
+AVERAGED = replace(TRAINING, average=0.9)
+
+
+def test_the_averaged_weights_are_the_running_mean_of_the_steps_and_are_what_is_kept(tmp_path):
+    experiment = Regression()
+    seen = [[p.detach().double().clone() for p in experiment.model.parameters()]]
+
+    def note(state, batches):
+        if batches:
+            seen.append([p.detach().double().clone() for p in experiment.model.parameters()])
+
+    fit(experiment, replace(AVERAGED, epochs=1), "score", tmp_path, {}, 0, report=note)
+    average = seen[0]
+    for step, weights in enumerate(seen[1:], start=1):
+        keep = min(0.9, (1 + step) / (10 + step))
+        average = [keep * old + (1 - keep) * new for old, new in zip(average, weights, strict=True)]
+    for ours, expected in zip(experiment.model.parameters(), average, strict=True):
+        assert torch.allclose(ours.double(), expected, atol=1e-5)
+    assert not torch.allclose(next(iter(experiment.model.parameters())).double(), seen[-1][0], atol=1e-5)
+
+
+def test_averaged_weights_survive_a_stop_bit_for_bit(tmp_path):
+    whole = outcome(tmp_path / "whole", AVERAGED)
+    for step in (7, 9):
+        with pytest.raises(StoppedError):
+            outcome(tmp_path / "stopped", AVERAGED, report=stop_after(step))
+    assert_same(outcome(tmp_path / "stopped", AVERAGED), whole)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,6 +123,47 @@ def recall_curves(
         return save()
 
 
+def beam_curves(title: str, lines: Sequence[Line]) -> bytes | None:
+    """BLEU-4 against the width of the beam, as SVG; None where no record was decoded with several."""
+    curves = {id(record): _by_beam(record) for line in lines for record in line.records}
+    drawn = [line for line in lines if any(len(curves[id(record)]) > 1 for record in line.records)]
+    if not drawn:
+        return None
+    with _figure(title, 1) as (figure, (axes,), save):
+        _titles(axes, "test", "BLEU-4")
+        axes.set_xlabel("width of the beam (log scale)")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator([1, 2, 3, 4, 5, 7, 9, 20]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        styled = list(_styled(drawn))
+        for colour, dashes, line in styled:
+            _draw(axes, [curves[id(record)] for record in line.records], colour, dashes)
+        entries = [Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8) for colour, dashes, _ in styled]
+        _legend(figure, entries, [line.label for line in drawn])
+        return save()
+
+
+def heat_map(title: str, columns: Sequence[str], rows: Sequence[str], cells: Mapping[tuple[str, str], float]) -> bytes:
+    """A number for each (row, column), as SVG; the darker the higher. A cell that is missing stays white."""
+    with _figure(title, 1) as (_, (axes,), save):
+        values = np.array([[cells.get((row, column), np.nan) for column in columns] for row in rows])
+        axes.imshow(values, cmap="Blues", aspect="auto", vmin=0.8 * np.nanmin(values), vmax=1.1 * np.nanmax(values))
+        axes.set_xticks(range(len(columns)), [plain(name, 24) for name in columns])
+        axes.set_yticks(range(len(rows)), [plain(name, 24) for name in rows])
+        axes.grid(visible=False)
+        for y, row in enumerate(rows):
+            for x, column in enumerate(columns):
+                if (row, column) in cells:
+                    axes.text(x, y, f"{cells[row, column]:.1f}", ha="center", va="center")
+        return save()
+
+
+def _by_beam(record: Result) -> dict[int, float]:
+    found = {int(name[10:]): value for name, value in record.metrics.items() if re.fullmatch(r"bleu4_beam\d+", name)}
+    return dict(sorted(found.items()))
+
+
 def recall_at(ranks: np.ndarray) -> np.ndarray:
     """Percentage of the queries whose 0-based rank is below each of DEPTHS."""
     counts = np.bincount(np.minimum(ranks, DEPTHS[-1]), minlength=DEPTHS[-1] + 1)
@@ -152,7 +194,7 @@ def _figure(title: str, panels: int) -> Iterator[tuple[Figure, Sequence[Axes], C
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(10.2, 3.5), layout="constrained")
         figure.suptitle(plain(title, 120), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-        axes = figure.subplots(1, panels)
+        axes = figure.subplots(1, panels, squeeze=False)[0]
 
         def save() -> bytes:
             buffer = io.BytesIO()

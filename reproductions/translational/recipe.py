@@ -14,7 +14,7 @@ from typing import Literal
 from capbench.training import Training
 
 HEADLINE = ("lstm", "gru")
-ADAM = Training(epochs=10, batch_size=64, learning_rate=1e-3, plateau=1, decay=0.3, clip_norm=10.0, patience=3)
+ADAM = Training(epochs=6, batch_size=64, learning_rate=1e-3, plateau=1, decay=0.3, clip_norm=10.0, patience=2)
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
 
 
 def _on_scenes(recipe: Recipe) -> Recipe:
-    training = replace(recipe.training, epochs=5, learning_rate=3e-3)
+    training = replace(recipe.training, epochs=4, learning_rate=3e-3)
     return replace(recipe, embedding=300 if recipe.glove else 64, hidden=128, training=training)
