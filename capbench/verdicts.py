@@ -59,7 +59,7 @@ class Reported:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric.endswith("_rank")
+        return self.metric.endswith(("_rank", "perplexity", "cross_entropy"))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ VERDICTS = f"""\
 | ▲ | exceeds | the whole interval is better than the reported number |
 | = | reproduced | our mean is better, or the interval holds the reported number within the tolerance |
 | ≈ | close | worse, the interval excludes the reported number, but within the tolerance |
-| ▼ | short | worse by more than the tolerance: {RECALL_TOLERANCE:g} recall points, {RANK_TOLERANCE:g} rank |"""
+| ▼ | short | worse by more than the tolerance: {RECALL_TOLERANCE:g} points (recall, BLEU), {RANK_TOLERANCE:g} rank |"""
 
 
 def page(paper: Paper, results: Results, groups: Sequence[Runs], plots: Mapping[str, Sequence[tuple[str, str]]]) -> str:

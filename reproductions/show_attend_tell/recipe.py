@@ -45,8 +45,9 @@ class Recipe:
 def presets(dataset: str) -> Mapping[str, Recipe]:
     """Every preset by name, in the order of the tables.
 
-    soft and hard, trained with Adam and averaged weights; none, the same decoder without attention; soft-rmsprop and hard-rmsprop, with the
-    optimiser that the paper took for Flickr8K. On the embedded scenes the same presets are smaller and shorter.
+    soft and hard, trained with Adam and averaged weights; none, the same decoder without attention; soft-rmsprop and
+    hard-rmsprop, with the optimiser that the paper took for Flickr8K. On the embedded scenes the same presets are
+    smaller and shorter.
     """
     found = {name: Recipe(name) for name in ("soft", "hard", "none")}
     for name in ("soft", "hard"):
