@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from capbench.captioning import CaptioningExperiment, maybe_joined
+from capbench.captioning import maybe_joined
 from capbench.paper import Paper
 from reproductions.show_and_tell.claims import CLAIMS
+from reproductions.show_and_tell.experiment import ShowAndTellExperiment
 from reproductions.show_and_tell.model import ShowAndTell
-from reproductions.show_and_tell.objective import objective
 from reproductions.show_and_tell.recipe import HEADLINE, presets
 
 make_model = maybe_joined(lambda recipe, vocabulary, feature_dim: ShowAndTell(recipe, len(vocabulary), feature_dim))
@@ -22,7 +22,7 @@ PAPER = Paper(
     presets=presets,
     headline=HEADLINE,
     metric="log_likelihood",
-    experiment=partial(CaptioningExperiment, make_model=make_model, objective=objective),
+    experiment=partial(ShowAndTellExperiment, make_model=make_model),
     model=make_model,
     claims=CLAIMS,
 )

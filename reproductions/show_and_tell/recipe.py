@@ -60,7 +60,7 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
 
 def _on_scenes(recipe: Recipe) -> Recipe:
     """A quarter of the dimensions, and fewer epochs."""
-    training = replace(recipe.training, epochs=min(4, recipe.training.epochs), decay_every=3)
+    training = replace(recipe.training, epochs=min(3, recipe.training.epochs), decay_every=2)
     if training.optimizer == "adam":
         training = replace(training, learning_rate=3e-3, average=0.98)
     crop = "whole" if recipe.crop == "views" else recipe.crop

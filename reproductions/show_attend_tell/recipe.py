@@ -58,5 +58,5 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
 def _on_scenes(recipe: Recipe) -> Recipe:
     """A quarter of the dimensions, and fewer epochs."""
     rate = 5 * recipe.training.learning_rate
-    training = replace(recipe.training, epochs=4, learning_rate=rate, decay_every=3, average=0.98)
+    training = replace(recipe.training, epochs=3, learning_rate=rate, decay_every=2, average=0.98)
     return replace(recipe, embedding=128, hidden=128, attention_dim=64, dropout=0.2, training=training)

@@ -54,5 +54,5 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
 
 
 def _on_scenes(recipe: Recipe) -> Recipe:
-    training = replace(recipe.training, epochs=4, learning_rate=3e-3)
+    training = replace(recipe.training, epochs=3, learning_rate=3e-3)
     return replace(recipe, embedding=300 if recipe.glove else 64, hidden=128, training=training)

@@ -1,0 +1,36 @@
+"""Ranking images and captions by likelihood (Show and Tell, section 4.3.5, tables 4 and 5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from capbench.captioning import word_log_probs
+
+PAIRS_AT_ONCE = 2000
+
+
+@torch.no_grad()
+def likelihoods(
+    model: Any, images: Float[Tensor, "image feature"], captions: Int[Tensor, "caption length"]
+) -> Float[Tensor, "image caption"]:
+    """log p(S | I) of every image and caption; `captions` are padded word numbers, START to END."""
+    rows = []
+    at_once = max(1, PAIRS_AT_ONCE // len(images))
+    for some in captions.split(at_once):
+        some = some[:, : int((some != 0).sum(1).max())]
+        pairs = some.repeat(len(images), 1)
+        log_probs, _ = word_log_probs(model(images.repeat_interleave(len(some), 0), pairs), pairs)
+        rows.append(log_probs.sum(1).view(len(images), len(some)))
+    return torch.cat(rows, 1)
+
+
+def normalised(log_p: Float[Tensor, "image caption"]) -> Float[Tensor, "image caption"]:
+    """log p(S | I) - log mean_I' p(S | I'): else the likeliest captions of the language would come first everywhere.
+
+    The paper normalises as m-RNN does (Mao et al. 2015, section 6). The order of images for a caption stays.
+    """
+    return log_p - log_p.logsumexp(0, keepdim=True)
