@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from capbench.captioning import Captioner, caption_images
 from capbench.data.images import decode
 from capbench.data.vocabulary import END
 from capbench.files import atomic_write
-from capbench.trained import Trained, find_run
+from capbench.trained import BATCH, Trained, find_run
 
 COLUMNS = 5  # panels in a row of a picture of attention
 
@@ -43,19 +43,22 @@ def captioner(run: Path | None, runs: Path) -> Trained:
 @torch.no_grad()
 def captions_of(trained: Trained, pictures: Sequence[Path], beam_size: int, n_best: int) -> list[Captioned]:
     """The `n_best` captions of each picture. Raises CapbenchError naming a picture that cannot be decoded."""
+    parts = (pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH))
+    return [one for part in parts for one in _captioned(trained, part, beam_size, n_best)]
+
+
+def _captioned(trained: Trained, pictures: Sequence[Path], beam_size: int, n_best: int) -> Iterator[Captioned]:
     images = trained.features(pictures)
     model: Captioner = trained.model  # type: ignore[assignment]
     trace = [name for name in model.start(images) if name.endswith("attention_weights")]
     found = caption_images(model, images, beam_size, n_best, trace)
-    captioned = []
     for place, picture in enumerate(pictures):
         words = [" ".join(trained.vocabulary.decode(best)) for best in found.words[place].tolist()]
         first = found.words[place, 0].tolist()
         length = first.index(END) + 1 if END in first else len(first)
         weights = [found.traces[name][place, 0, :length].float().cpu().numpy() for name in trace]
         attention = np.mean(weights, axis=0) if weights else None
-        captioned.append(Captioned(picture, tuple(words), tuple(found.log_probs[place].tolist()), attention))
-    return captioned
+        yield Captioned(picture, tuple(words), tuple(found.log_probs[place].tolist()), attention)
 
 
 def draw_attention(captioned: Captioned, out: Path) -> None:

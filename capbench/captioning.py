@@ -98,7 +98,7 @@ def caption_images(
 ) -> Captions:
     """The `n_best` captions of each image, of at most `LONGEST` words; the unknown word is never written."""
     ends: dict[str, Any] = {"start": START, "end": END, "never": (UNKNOWN,), "trace": trace}
-    if beam_size == 1:
+    if beam_size == n_best == 1:
         return greedy(model.step(images), model.start(images), len(images), LONGEST, **ends)
     return beam_search(model.step(images), model.start(images), len(images), beam_size, LONGEST, n_best=n_best, **ends)
 

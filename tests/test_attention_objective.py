@@ -19,7 +19,16 @@ from reproductions.show_attend_tell.objective import doubly_stochastic_penalty, 
 from reproductions.show_attend_tell.recipe import Recipe
 from reproductions.translational.experiment import single_bleu
 
-RECIPE = Recipe("hard", embedding=4, hidden=5, attention_dim=3, dropout=0.0, lambda_doubly=0.0, lambda_entropy=0.0)
+RECIPE = Recipe(
+    "hard",
+    embedding=4,
+    hidden=5,
+    attention_dim=3,
+    dropout=0.0,
+    lambda_doubly=0.0,
+    lambda_reward=1.0,
+    lambda_entropy=0.0,
+)
 CAPTION = torch.tensor([[1, 4, 2]])  # two steps
 LOCATIONS = 3
 

@@ -32,7 +32,7 @@ class Recipe:
     attention_dim: int = 512
     dropout: float = 0.5
     lambda_doubly: float = 1.0
-    lambda_reward: float = 1.0
+    lambda_reward: float = 0.01
     lambda_entropy: float = 0.002
     beam_size: int = 5
     min_count: int = 5
