@@ -55,7 +55,8 @@ class Reported:
 
     @property
     def number(self) -> float:
-        return float(self.value)
+        """The value on our scale, where BLEU and the like go to 100; `value` keeps the paper's digits."""
+        return float(self.value) * (100.0 if self.unit == "fraction" else 1.0)
 
     @property
     def lower_is_better(self) -> bool:

@@ -43,13 +43,13 @@ def models():
     torch.manual_seed(0)
     nic = replace(nic_presets("flickr8k")["adam"], embedding=10, hidden=12)
     yield "show and tell", show_and_tell(nic, VOCABULARY, DIM), (DIM,)
-    for attention in ("soft", "hard", "none"):
-        recipe = Attend(attention, embedding=10, hidden=12, attention_dim=7)
-        yield attention, ShowAttendTell(recipe, len(VOCABULARY), DIM), (LOCATIONS, DIM)
+    for kind in ("soft", "hard", "none"):
+        attend = Attend(kind, embedding=10, hidden=12, attention_dim=7)
+        yield kind, ShowAttendTell(attend, len(VOCABULARY), DIM), (LOCATIONS, DIM)
     for decoder in ("lstm", "gru"):
         for attention in (True, False):
-            recipe = Translate(decoder, attention=attention, embedding=10, hidden=12)
-            yield f"{decoder} {attention}", Translator(recipe, VOCABULARY, DIM), (LOCATIONS, DIM)
+            translate = Translate(decoder, attention=attention, embedding=10, hidden=12)
+            yield f"{decoder} {attention}", Translator(translate, VOCABULARY, DIM), (LOCATIONS, DIM)
 
 
 ALL = {name: (model.eval(), shape) for name, model, shape in models()}

@@ -253,12 +253,14 @@ def _bleu_statistics(candidates: Sequence[str], cooked: Sequence[Any]) -> NDArra
     return np.array(rows, dtype=np.int64).reshape(-1, 10)
 
 
-def _check_draws(*statistics: NDArray[np.int64]) -> None:
+def _check_draws(*statistics: np.ndarray) -> None:
     if not all(each.size for each in statistics):
         raise CapbenchError("there is nothing to draw from: no image, or no seed")
 
 
-def _resampled(statistics: NDArray[np.int64], score: Score, samples: int, random: np.random.Generator) -> NDArray[Any]:
+def _resampled(
+    statistics: Int[np.ndarray, "seed image statistic"], score: Score, samples: int, random: np.random.Generator
+) -> NDArray[Any]:
     """Values [seed, sample] over images drawn with replacement, the same draw for every seed."""
     seeds, images, kinds = statistics.shape
     flat = statistics.transpose(1, 0, 2).reshape(images, seeds * kinds).astype(np.float64)

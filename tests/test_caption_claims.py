@@ -1,0 +1,111 @@
+"""The captioners' claims and verdicts on made-up records whose outcome is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from capbench.metrics.captioning import bleu, bleu_statistics, bootstrap_corpus
+from capbench.paper import papers
+from capbench.records import Result, save_result
+from capbench.results import Results
+from capbench.verdicts import advantage, judge
+from reproductions.show_and_tell import PAPER as NIC
+from reproductions.show_attend_tell import PAPER as SAT
+from tests.test_verdicts import number
+
+REFERENCES = [[f"a dog {i} runs over the green grass with a ball"] for i in range(60)]
+GOOD = [f"a dog {i} runs over the green grass" for i in range(60)]
+BAD = [f"a dog {i} sits on the green grass" for i in range(60)]
+
+
+def counts(sentences: list[str]) -> np.ndarray:
+    return bleu_statistics(sentences, REFERENCES)
+
+
+def run(folder: Path, paper: str, preset: str, arrays: dict[str, np.ndarray], seed: int = 0, **metrics: float) -> None:
+    for name, values in arrays.items():
+        if name.startswith("bleu_"):
+            key = "bleu4" if name == "bleu_statistics" else f"bleu4_{name[5:]}"
+            metrics[key] = float(bleu(values.sum(0))[3])
+            if name == "bleu_statistics":
+                metrics["bleu4_no_bp"] = float(bleu(values.sum(0), brevity_penalty=False)[3])
+    row: dict[str, Any] = {
+        "paper": paper, "preset": preset, "dataset": "flickr8k", "split": "test", "protocol": "whole",
+        "encoder": "mobilenet_v2", "crop": "whole", "seed": seed, "metrics": metrics, "validation": {}, "best_epoch": 1,
+        "curve": [], "recipe": {}, "parameters": 1, "dataset_fingerprint": "d", "features_fingerprint": "f",
+        "vocabulary_size": 9, "commit": "c", "dirty": False, "versions": {}, "device": "CPU", "threads": 1,
+        "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0, "command": "",
+    }  # fmt: skip
+    save_result(Result(**row), arrays, folder)
+
+
+def claim(paper, name: str, folder: Path):
+    (found,) = [claim for claim in paper.claims if claim.name == name]
+    return found.test(Results.load(folder, paper.name))
+
+
+def test_every_claim_is_pending_without_records(tmp_path):
+    for paper in papers().values():
+        for one in paper.claims:
+            assert one.test(Results(tmp_path, ())).status == "pending", one.name
+
+
+def test_a_wide_beam_that_writes_better_captions_holds_and_the_curve_is_shown(tmp_path):
+    beams = {f"bleu_beam{n}": counts(BAD if n < 4 else GOOD) for n in (*range(1, 10), 20)}
+    for seed in range(2):
+        run(tmp_path, "show_and_tell", "adam", {"bleu_statistics": counts(GOOD), **beams}, seed)
+    assert claim(NIC, "beam", tmp_path).status == "holds"
+    curve = claim(NIC, "width of the beam", tmp_path)
+    assert curve.status == "holds"
+    assert "best at 4" in curve.statement
+
+
+def test_an_ensemble_that_is_no_better_is_undecided(tmp_path):
+    run(tmp_path, "show_and_tell", "adam", {"bleu_statistics": counts(GOOD)})
+    run(tmp_path, "show_and_tell", "adam-ensemble", {"bleu_statistics": counts(GOOD)})
+    assert claim(NIC, "ensemble", tmp_path).status == "undecided"
+
+
+@pytest.mark.parametrize(("soft", "none", "status"), [(GOOD, BAD, "holds"), (BAD, GOOD, "fails")])
+def test_attention_against_none(tmp_path, soft, none, status):
+    run(tmp_path, "show_attend_tell", "soft", {"bleu_statistics": counts(soft)})
+    run(tmp_path, "show_attend_tell", "none", {"bleu_statistics": counts(none)})
+    assert claim(SAT, "attention", tmp_path).status == status
+
+
+def test_the_advantage_in_bleu_is_the_difference_of_corpus_values(tmp_path):
+    run(tmp_path, "show_attend_tell", "soft", {"bleu_statistics": counts(GOOD)})
+    run(tmp_path, "show_attend_tell", "none", {"bleu_statistics": counts(BAD)})
+    both = Results.load(tmp_path)
+    found = advantage(both.select(preset="soft"), both.select(preset="none"), "bleu4")
+    expected = float(bleu(counts(GOOD).sum(0))[3] - bleu(counts(BAD).sum(0))[3])
+    assert found.mean == pytest.approx(expected)
+    assert found.low <= expected <= found.high
+
+
+def test_one_run_is_judged_in_bleu_by_the_bootstrap_over_its_images(tmp_path):
+    run(tmp_path, "vsepp", "vsepp", {"bleu_statistics": counts(GOOD)})
+    found = judge(number("1.0", "bleu4", dataset="flickr8k"), Results.load(tmp_path), "vsepp")
+    expected = bootstrap_corpus(counts(GOOD), lambda sums: bleu(sums)[..., 3])
+    assert found.interval == expected
+    assert found.status == "exceeds"
+
+
+def test_a_fraction_of_a_paper_is_compared_on_our_scale(tmp_path):
+    assert number("0.943", "cider", unit="fraction").number == pytest.approx(94.3)
+    assert number("23.7", "meteor", unit="x100").number == 23.7
+
+
+def test_the_tables_of_the_captioners_keep_the_digits_of_the_papers():
+    soft = {row.metric: row.value for row in SAT.reported if row.preset == "soft" and row.dataset == "flickr8k"}
+    assert soft == {
+        "bleu1_no_bp": "67", "bleu2_no_bp": "44.8", "bleu3_no_bp": "29.9", "bleu4_no_bp": "19.5", "meteor": "18.93",
+    }  # fmt: skip
+    hard = {row.metric: row.value for row in SAT.reported if row.preset == "hard" and row.dataset == "flickr8k"}
+    assert (hard["bleu4_no_bp"], hard["meteor"]) == ("21.3", "20.30")
+    nic = [row for row in NIC.reported if row.role == "target" and row.dataset == "flickr8k" and row.metric == "bleu1"]
+    assert [row.value for row in nic] == ["63"]
