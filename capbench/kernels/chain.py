@@ -1,0 +1,59 @@
+"""The best labels of a chain whose neighbours like to agree: exact, for many chains at once.
+
+E(a) = sum_j score[j, a_j] + beta sum_j [a_j = a_{j+1}], maximised over the labels a (Karpathy & Fei-Fei, CVPR 2015,
+equations 10 to 12, with the sign of a reward). Since only agreement counts, the best way to a label comes either from
+the same label or from the best one of all, and a step costs as much as there are labels, not their square.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from capbench.errors import CapbenchError
+
+
+def chain_labels(
+    scores: Float[Tensor, "chain place label"], lengths: Int[Tensor, " chain"], beta: float
+) -> tuple[Int[Tensor, "chain place"], Float[Tensor, " chain"]]:
+    """The labels of every chain and the energy E that they reach.
+
+    `lengths` says how many places of a chain count; labels beyond are -1, and a chain without a place has energy 0.
+    `beta` = 0 takes the best label of each place alone; a large one gives all the same label. Of equals, staying with
+    the next label wins, then the lower label. Deterministic. Raises CapbenchError when `beta` is negative or not
+    finite, for a length outside the chain, or for NaN.
+    """
+    chains, places, labels = scores.shape
+    if not 0 <= beta < float("inf"):
+        raise CapbenchError(f"beta must be a finite number from 0 on, and is {beta}")
+    if labels == 0:
+        raise CapbenchError("there is no label to choose from")
+    if chains and not 0 <= int(lengths.min()) <= int(lengths.max()) <= places:
+        raise CapbenchError(f"lengths must lie in 0..{places}, the places that each chain has")
+    lengths = lengths.to(scores.device)
+    best = scores.new_zeros(chains, labels)  # of all ways that end in each label at the place before
+    came_from = []
+    for place in range(places):
+        top, at = _first_best(best)
+        stay = best + beta
+        leave = top[:, None] > stay
+        came_from.append(torch.where(leave, at[:, None], torch.arange(labels, device=scores.device)))
+        ahead = torch.where(leave, top[:, None], stay) if place else best
+        best = torch.where((lengths > place)[:, None], ahead + scores[:, place], best)
+    energy, label = _first_best(best)
+    if bool(energy.isnan().any()):
+        raise CapbenchError("the scores hold NaN: has the model diverged?")
+    found = torch.full((chains, places), -1, dtype=torch.int64, device=scores.device)
+    for place in range(places - 1, -1, -1):
+        inside = lengths > place
+        found[:, place] = torch.where(inside, label, -1)
+        before = came_from[place].gather(1, label[:, None])[:, 0]
+        label = torch.where(inside, before, label)
+    return found, torch.where(lengths > 0, energy, 0.0)
+
+
+def _first_best(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row and where it first stands."""
+    top = values.amax(1)
+    return top, (values == top[:, None]).int().argmax(1)
