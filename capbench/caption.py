@@ -11,25 +11,30 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 
 from capbench.captioning import Captioner, caption_images
-from capbench.data.images import decode
+from capbench.data.features import Crop
+from capbench.data.images import decode, one_crop
 from capbench.data.vocabulary import END
+from capbench.errors import CapbenchError
 from capbench.files import atomic_write
 from capbench.trained import BATCH, Trained, find_run
 
 COLUMNS = 5  # panels in a row of a picture of attention
+ON_A_SHEET = 200
 
 
 @dataclass(frozen=True)
 class Captioned:
     """A picture's captions, best first, with their log-probabilities.
 
-    `attention` says where the model looked for each word of the best one, [word, location], END included; None for a
-    model without attention.
+    `seen` says what of the picture the model saw; `attention`, where it looked for each word of the best caption,
+    [word, location], END included, None for a model without attention.
     """
 
     picture: Path
+    seen: Crop
     captions: tuple[str, ...]
     log_probs: tuple[float, ...]
     attention: Float[np.ndarray, "word location"] | None
@@ -58,14 +63,16 @@ def _captioned(trained: Trained, pictures: Sequence[Path], beam_size: int, n_bes
         length = first.index(END) + 1 if END in first else len(first)
         weights = [found.traces[name][place, 0, :length].float().cpu().numpy() for name in trace]
         attention = np.mean(weights, axis=0) if weights else None
-        yield Captioned(picture, tuple(words), tuple(found.log_probs[place].tolist()), attention)
+        yield Captioned(picture, trained.crop, tuple(words), tuple(found.log_probs[place].tolist()), attention)
 
 
 def draw_attention(captioned: Captioned, out: Path) -> None:
-    """Draw the picture once for each word of its best caption, bright where the model looked, into a PNG file."""
+    """Draw what the model saw once for each word of its best caption, bright where it looked, into a PNG file."""
     from matplotlib.figure import Figure
 
     pixels = decode(captioned.picture)
+    if captioned.seen == "1C":
+        pixels = one_crop(pixels, 224).permute(1, 2, 0).numpy()
     words = [*captioned.captions[0].split(), "(end)"]
     maps = captioned.attention if captioned.attention is not None else np.zeros((0, 1))
     panels = min(len(words), len(maps)) + 1
@@ -87,11 +94,16 @@ def draw_attention(captioned: Captioned, out: Path) -> None:
 
 
 def draw_sheet(captioned: Sequence[Captioned], out: Path) -> None:
-    """Draw pictures with their best captions under them into a PNG file."""
+    """Draw pictures with their best captions under them into a PNG file.
+
+    Raises CapbenchError for more than `ON_A_SHEET` pictures.
+    """
     from textwrap import fill
 
     from matplotlib.figure import Figure
 
+    if len(captioned) > ON_A_SHEET:
+        raise CapbenchError(f"a sheet holds {ON_A_SHEET} pictures, and there are {len(captioned):,}; give fewer")
     columns = min(4, len(captioned))
     rows = math.ceil(len(captioned) / columns)
     figure = Figure(figsize=(3.2 * columns, 3.6 * rows), layout="constrained")
@@ -99,7 +111,9 @@ def draw_sheet(captioned: Sequence[Captioned], out: Path) -> None:
     for axis in axes:
         axis.axis("off")
     for axis, one in zip(axes, captioned, strict=False):
-        axis.imshow(decode(one.picture))
+        picture = Image.fromarray(decode(one.picture))
+        picture.thumbnail((400, 400))
+        axis.imshow(picture)
         axis.set_title(fill(one.captions[0].replace("$", r"\$"), 38), fontsize=9, y=-0.02, va="top")
     _save(figure, out)
 

@@ -146,7 +146,8 @@ class CaptioningExperiment:
             likelihood = self.likelihood(part)
             if split == "val":
                 written = self.sentences(self.write(part, beam_size=1)[:, 0])
-                references = [[" ".join(part.tokens[i]) for i in own] for own in captions_of_images(part)]
+                tokens = part.tokens
+                references = [[" ".join(tokens[i]) for i in own] for own in captions_of_images(part)]
                 scores = bleu(bleu_statistics(written, references).sum(0))
                 return Evaluation({**likelihood, **{f"bleu{n}": float(s) for n, s in enumerate(scores, 1)}}, {})
             return self.test(part, likelihood)
@@ -183,8 +184,8 @@ class CaptioningExperiment:
 
     def test(self, part: Split, likelihood: dict[str, float]) -> Evaluation:
         """All caption metrics at the recipe's beam, BLEU at every other, and how new and varied the captions are."""
-        own, beam = captions_of_images(part), self.recipe.beam_size
-        scorer = CaptionScorer([[part.captions[i] for i in rows] for rows in own])
+        captions, beam = part.captions, self.recipe.beam_size
+        scorer = CaptionScorer([[captions[i] for i in own] for own in captions_of_images(part)])
         best = self.write(part, beam, n_best=min(beam, N_BEST))
         written = {size: best[:, 0] if size == beam else self.write(part, size)[:, 0] for size in {*BEAMS, beam}}
         sentences = {size: self.sentences(words) for size, words in sorted(written.items())}
@@ -196,7 +197,9 @@ class CaptioningExperiment:
             arrays[f"bleu_beam{size}"] = statistics
             metrics[f"bleu4_beam{size}"] = float(bleu(statistics.sum(0))[3])
         arrays |= {f"{name}_statistics": values for name, values in scores.statistics.items()}
-        metrics["novelty"] = novelty(sentences[beam], [part.dataset.captions[i] for i in self.train.caption_index])
+        known = self.train.captions
+        metrics["novelty"] = novelty(sentences[beam], known)
+        metrics["novelty_n_best"] = novelty([one for words in best for one in self.sentences(words)], known)
         metrics["distinct2"] = distinct_n(sentences[beam], 2)
         metrics["vocabulary_used"] = float(vocabulary_used(sentences[beam]))
         if best.shape[1] > 1:

@@ -245,13 +245,13 @@ def caption(
         console.print(str(one.picture), markup=False, highlight=False)
         for words, log_prob in zip(one.captions, one.log_probs, strict=True):
             console.print(f"{log_prob:8.2f}  {words}", markup=False, highlight=False)
+    if out is not None:
+        rows = [{"picture": str(o.picture), "captions": o.captions, "log_probs": o.log_probs} for o in found]
+        atomic_write(out, (json.dumps(rows, indent=1) + "\n").encode())
     if attention is not None:
         draw_attention(found[0], attention)
     if sheet is not None:
         draw_sheet(found, sheet)
-    if out is not None:
-        rows = [{"picture": str(o.picture), "captions": o.captions, "log_probs": o.log_probs} for o in found]
-        atomic_write(out, (json.dumps(rows, indent=1) + "\n").encode())
 
 
 def main() -> None:
@@ -323,7 +323,8 @@ class _Bars:
         else:
             entry = state.curve[-1]
             score = entry["validation"][self.owner.metric]
-            line = f"  epoch {entry['epoch'] + 1:3d}  loss {entry['loss']:9.3f}  {self.owner.metric} {score:7.2f}"
+            loss = "" if entry["loss"] is None else f"  loss {entry['loss']:9.3f}"
+            line = f"  epoch {entry['epoch'] + 1:3d}{loss}  {self.owner.metric} {score:7.2f}"
             line += f"  {entry['seconds']:6.1f} s"
             self.progress.console.print(line, markup=False, highlight=False)
 

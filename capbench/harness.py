@@ -18,7 +18,7 @@ from torch import Tensor
 
 from capbench import checkpoint
 from capbench.data.captions import CaptionDataset, protocol_line
-from capbench.data.datasets import WITHOUT_RESTVAL, load_dataset
+from capbench.data.datasets import load_dataset
 from capbench.data.features import Crop, Features, features
 from capbench.data.vocabulary import Vocabulary
 from capbench.encoders import Encoder
@@ -29,11 +29,14 @@ from capbench.records import Epoch, Result, provenance, save_result
 from capbench.trained import Job, load_run
 from capbench.training import Evaluation, State, fit
 
-PROTOCOLS = dict.fromkeys(("coco", WITHOUT_RESTVAL), ("1K", "5-fold 1K", "5K"))  # every other test set is scored whole
 ENCODERS = {"scenes": "scenes"}
 DEFAULT_ENCODER = "mobilenet_v2"
 
 Report = Callable[["Job", State, int], None]
+
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # read at the first product; CUDA needs it to be deterministic
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def run(job: Job, places: Places, materials: Materials, report: Report, *, fresh
         if recipe.start_from is not None:
             count = joined(recipe)
             jobs = [replace(job, preset=recipe.start_from, seed=job.seed * count + n) for n in range(count)]
-            inputs = replace(inputs, start=tuple(_snapshot(first, places, materials, report) for first in jobs))
+            inputs = replace(inputs, start=tuple(_snapshot(first, inputs, places, materials, report) for first in jobs))
         return _train_and_record(owner, job, recipe, inputs, places, report)
 
 
@@ -112,21 +115,19 @@ def _train_and_record(
 ) -> list[Path]:
     device, folder = default_device(), places.folder(job)
     origin = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA needs to be deterministic
     torch.use_deterministic_algorithms(True)
     experiment = owner.experiment(recipe, inputs, job.seed, device)
     identity = {
         "recipe": asdict(recipe),
         "seed": job.seed,
-        "dataset": inputs.dataset.fingerprint,
-        "features": inputs.features.fingerprint,
-        "vocabulary": inputs.vocabulary.fingerprint,
+        **_made_from(inputs),
     }
+    (folder / "run.json").unlink(missing_ok=True)  # the snapshot is about to be another one
     state = fit(experiment, recipe.training, owner.metric, folder, identity, job.seed, partial(report, job))
     parameters = sum(value.numel() for value in experiment.model.parameters() if value.requires_grad)
     made_by = origin | {"wall_seconds": state.seconds, "energy_joules": state.joules, "parameters": parameters}
     paths = []
-    for protocol in PROTOCOLS.get(job.dataset, ("whole",)):
+    for protocol in owner.protocols(job.dataset):
         with torch.no_grad():
             evaluation = experiment.evaluate("test", protocol)
         result = _result(job, recipe, inputs, state, protocol, evaluation, made_by)
@@ -136,6 +137,7 @@ def _train_and_record(
         "job": asdict(job),
         "recipe": asdict(recipe),
         "vocabulary": inputs.vocabulary.fingerprint,
+        "made_from": _made_from(inputs),
         "feature_dim": inputs.features.array.shape[-1],
     }
     atomic_write(folder / "run.json", json.dumps(description, indent=1).encode())
@@ -173,12 +175,23 @@ def _result(
     )
 
 
-def _snapshot(job: Job, places: Places, materials: Materials, report: Report) -> Mapping[str, Tensor]:
+def _made_from(inputs: Inputs) -> dict[str, str]:
+    return {
+        "dataset": inputs.dataset.fingerprint,
+        "features": inputs.features.fingerprint,
+        "vocabulary": inputs.vocabulary.fingerprint,
+    }
+
+
+def _snapshot(job: Job, inputs: Inputs, places: Places, materials: Materials, report: Report) -> Mapping[str, Tensor]:
     """The best snapshot of another preset with the same data, encoder and seed; it is trained first if need be."""
     folder = places.folder(job)
     if not (folder / "run.json").exists():
         run(job, places, materials, report)
     load_run(folder)  # refuses a snapshot of another recipe
+    saved = json.loads((folder / "run.json").read_text())
+    if saved.get("made_from") != _made_from(inputs):
+        raise CapbenchError(f"{folder} was trained on other data or features; train it again: {job.command}")
     return checkpoint.load(folder / "best.safetensors")[0]
 
 

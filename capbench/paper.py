@@ -60,6 +60,7 @@ class Paper:
 
     `presets(dataset)` gives the frozen recipes by name, in the order in which tables show them; `headline` are those
     that a plain reproduction runs; `metric` is the validation metric that chooses the snapshot, higher being better.
+    `protocols(dataset)` are those that a run's test split is scored under, with a record for each.
     `experiment(recipe, inputs, seed, device)` is what is trained and scored; `model(recipe, vocabulary, feature_dim)`
     is the bare model that a snapshot is loaded into.
     """
@@ -74,6 +75,7 @@ class Paper:
     experiment: Callable[[Any, Inputs, int, torch.device], Experiment]
     model: Callable[[Any, Vocabulary, int], nn.Module]
     claims: tuple[Claim, ...]
+    protocols: Callable[[str], tuple[str, ...]] = lambda dataset: ("whole",)
 
     @cached_property
     def reported(self) -> list[Reported]:

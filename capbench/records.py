@@ -41,12 +41,13 @@ _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|(^|_)(API|ACCESS|
 
 
 class Epoch(BaseModel):
-    """One epoch of training: mean loss, learning rate, wall seconds, and the validation metrics after it."""
+    """One epoch of training: mean loss (None where there was nothing to learn), learning rate, wall seconds, and the
+    validation metrics after it."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     epoch: int
-    loss: float
+    loss: float | None
     learning_rate: float
     seconds: float
     validation: dict[str, float]

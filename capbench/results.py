@@ -65,8 +65,8 @@ class Results:
     def queries(self, metric: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Values [seed, query] whose mean is the metric, and where known the image of each query.
 
-        The image comes from the array "image_of_caption" and groups captions only. Raises CapbenchError for a
-        metric that is no mean over queries, without ranks, or for records of several settings.
+        The image comes from "image_of_caption" for captions and from "image_of_phrase" for phrases. Raises
+        CapbenchError for a metric that is no mean over queries, without ranks, or for records of several settings.
         """
         rows, groups = [], None
         for record in self._of_one_setting():
@@ -74,6 +74,8 @@ class Results:
             rows.append(query_values(metric, arrays))
             if metric.startswith("caption_to_image"):
                 groups = arrays.get("image_of_caption")
+            if metric.startswith("pointing"):
+                groups = arrays.get("image_of_phrase")
         if not rows:
             raise CapbenchError(f"no record to take {metric} from")
         if len({len(row) for row in rows}) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ class FeatureSource:
             return self._from_store(images)
         generator = np.random.default_rng(torch.initial_seed())
         pixels = [random_crop(self.images[int(i)], self.encoder.input_size, generator) for i in images]
-        with torch.set_grad_enabled(self.finetune):
+        precision = nullcontext() if self.finetune else torch.autocast(self.device.type, enabled=False)
+        with precision, torch.set_grad_enabled(self.finetune):  # a frozen encoder gives what the store has
             return self.encoder(torch.stack(pixels).to(self.device))
 
     def testing(self, images: np.ndarray) -> Float[Tensor, "image ... dim"]:

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,23 @@ class Trained:
     model: nn.Module
     encoder_weights: Mapping[str, Tensor]
 
-    @torch.no_grad()
-    def features(self, pictures: Sequence[Path]) -> Float[Tensor, "picture ... dim"]:
-        """What the model sees of picture files, as it saw the test images. Raises CapbenchError naming a bad file."""
+    @cached_property
+    def encoder(self) -> Encoder:
         encoder = Encoder(self.job.encoder, self.recipe.output)
         if self.encoder_weights:
             encoder.load_state_dict(self.encoder_weights)
+        return encoder
+
+    @property
+    def crop(self) -> Crop:
+        """What of a picture the model sees: a fresh random crop in training is the centre in use."""
         crop: Crop = "1C" if self.recipe.crop == "RC" else self.recipe.crop
+        return crop
+
+    @torch.no_grad()
+    def features(self, pictures: Sequence[Path]) -> Float[Tensor, "picture ... dim"]:
+        """What the model sees of picture files, as it saw the test images. Raises CapbenchError naming a bad file."""
+        encoder, crop = self.encoder, self.crop
         parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
         return torch.cat(
             [encode(encoder, stacked([decode(path) for path in part], encoder.input_size, crop)) for part in parts]
@@ -115,11 +126,16 @@ def find_run(run: Path | None, runs: Path, kind: type, what: str, advice: str) -
         if not isinstance(trained.model, kind):
             raise CapbenchError(f"{run} ({trained.job}) is no {what}; choose another run")
         return trained
+    refused = []
     for folder in finished_runs(runs):
-        trained = load_run(folder)
+        try:
+            trained = load_run(folder)
+        except CapbenchError as error:
+            refused.append(f"\n  {error}")
+            continue
         if isinstance(trained.model, kind):
             return trained
-    raise CapbenchError(f"no trained {what} under {runs}; make one with: {advice}")
+    raise CapbenchError(f"no trained {what} under {runs}; make one with: {advice}{''.join(refused)}")
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -259,7 +259,7 @@ def _end_epoch(
 ) -> None:
     entry = Epoch(
         epoch=state.epoch,
-        loss=state.loss / max(1, batches),
+        loss=state.loss / batches if batches else None,
         learning_rate=optimizer.param_groups[0]["lr"],
         seconds=state.epoch_seconds,
         validation=validation,

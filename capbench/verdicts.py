@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from capbench.errors import CapbenchError
 from capbench.metrics.captioning import paired_bootstrap_corpus
 from capbench.metrics.significance import Interval, paired_bootstrap, seed_interval
@@ -195,12 +197,16 @@ def difference(results: Results, better: str, worse: str, metric: str) -> Outcom
 def advantage(ours: Results, theirs: Results, metric: str, their_metric: str | None = None) -> Interval:
     """How much better ours are in a metric (they may be scored in another one), by paired bootstrap.
 
-    Queries or images are drawn, the same for both, then the seeds of each side.
+    Queries or images are drawn, the same for both, then the seeds of each side; the same seeds where both sides are
+    of the same runs.
     """
+    same = ours.records == theirs.records
     if is_of_corpus(metric):
         (left, score), (right, _) = ours.counts(metric), theirs.counts(their_metric or metric)
-        return paired_bootstrap_corpus(left, right, score)
+        return paired_bootstrap_corpus(left, right, score, same_runs=same)
     (a, groups), (b, _) = ours.queries(metric), theirs.queries(their_metric or metric)
+    if same:
+        a, b = a - b, np.zeros_like(b[:1])
     return paired_bootstrap(*((b, a) if metric.endswith("_rank") else (a, b)), groups=groups)
 
 

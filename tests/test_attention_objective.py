@@ -102,7 +102,7 @@ def test_half_of_the_captions_follow_their_samples_and_half_the_expectation():
     path = net.path(torch.randn(400, LOCATIONS, 4, dtype=torch.float64), CAPTION.expand(400, -1))
     assert path.sampled is not None
     assert 150 < int(path.sampled.sum()) < 250
-    assert isinstance(path, attend.Path)
+    assert isinstance(path, attend.DecodedPath)
 
 
 def test_in_evaluation_hard_attention_takes_the_expectation():

@@ -284,7 +284,8 @@ def test_word_vectors_are_read_by_word(monkeypatch, tmp_path):
     path = tmp_path / "glove.txt"
     path.write_text("w3 1 2 3\nother 7 7 7\nw0 4 5 6\n")
     monkeypatch.setenv("CAPBENCH_GLOVE", str(path))
-    vectors = glove_vectors(VOCABULARY, 3)
+    vectors, source = glove_vectors(VOCABULARY, 3)
+    assert "2 words from glove.txt" in source
     assert vectors[VOCABULARY.numbers["w3"]].tolist() == [1, 2, 3]
     assert vectors[VOCABULARY.numbers["w0"]].tolist() == [4, 5, 6]
     assert vectors[VOCABULARY.numbers["w7"]].abs().max() < 0.2

@@ -44,8 +44,8 @@ def test_similarities_and_gradients_are_those_of_the_equation(shape, form, at_on
     gradients = []
     weight = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for function in (maxsim, reference_maxsim):
-        leaves = [v.clone().requires_grad_(), s.clone().requires_grad_()]
-        found = function(*leaves, lengths, form)
+        leaves = v.clone().requires_grad_(), s.clone().requires_grad_()
+        found = function(leaves[0], leaves[1], lengths, form)
         assert torch.allclose(found, expected)
         gradients.append(torch.autograd.grad((found * weight).sum(), leaves))
     for ours, theirs in zip(*gradients, strict=True):

@@ -54,6 +54,14 @@ def warnings(runs: Runs, paper: Paper, notes: Notes) -> str:
     return notes.mark("Caution: " + "; ".join(found)) if found else ""
 
 
+def sign(verdict: Verdict, shown: Metric) -> str:
+    """The sign of a verdict, and how far ours is behind where it is worse."""
+    found = SIGNS.get(verdict.status, "")
+    if found and verdict.advantage is not None and verdict.advantage < 0:
+        found += f"{_SPACE}({-verdict.advantage:.{shown.digits}f}{_SPACE}behind)"
+    return found
+
+
 def tally(verdicts: Iterable[Verdict], signs: bool = False) -> str:
     """How often each verdict was found: "exceeds 6, close 2", or with signs "▲ 6, ≈ 2"."""
     counts = Counter(found.status for found in verdicts)

@@ -41,6 +41,7 @@ _KNOWN = (
     Metric("spice", "SPICE", "SPICE"),
     Metric("perplexity", "perplexity", "perplexity of a word", digits=2, lower_is_better=True),
     Metric("novelty", "new", "captions that are not in the training set", "%"),
+    Metric("novelty_n_best", "new n-best", "the n best captions that are not in the training set", "%", shown=False),
     Metric("self_bleu", "self-BLEU", "self-BLEU of the n best"),
     Metric("pointing", "pointing", "attention that lands on the thing named", "%"),
     Metric("pointing_chance", "chance", "pointing by chance", "%"),
@@ -80,7 +81,8 @@ def explained(keys: Iterable[str]) -> list[str]:
         )
     if any(key.startswith("bleu") for key in found):
         sentences.append(
-            "**BLEU** is that of coco-caption, with brevity penalty, after the PTB tokeniser; **no bp** is without the "
+            "**BLEU** is that of coco-caption, with brevity penalty, after the PTB tokeniser unless a "
+            "note says otherwise; **no bp** is without the "
             "penalty, as Show, Attend and Tell reports it."
         )
     if "cider" in found:
@@ -88,7 +90,7 @@ def explained(keys: Iterable[str]) -> list[str]:
     if "novelty" in found:
         sentences.append(
             "**new** is the percentage of captions that are no training caption; **self-BLEU** is the BLEU-4 of each "
-            "of the best 15 captions of an image against the others, low is varied."
+            "of the best captions of an image (as many as the beam, 15 at most) against the others, low is varied."
         )
     if "pointing" in found:
         sentences.append(

@@ -100,7 +100,8 @@ def _results(paper: Paper, groups: Sequence[Runs]) -> Iterator[str]:
 
 
 def _result_table(paper: Paper, part: Sequence[Runs]) -> Iterator[str]:
-    shown = columns({key for runs in part for record in runs.records for key in record.metrics})
+    keys = {key for runs in part for record in runs.records for key in record.metrics}
+    shown = columns(keys | ({"meteor"} if "bleu4" in keys else set()))  # a dash with its reason where Java was missing
     compared = not part[0].embedded
     notes, lines = Notes(), []
     for runs in part:

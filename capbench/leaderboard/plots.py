@@ -70,7 +70,7 @@ def learning_curves(title: str, lines: Sequence[Line], metric: str) -> bytes:
     with _figure(title, 2) as (figure, (left, right), save):
         shown = known_metric(metric)
         _titles(left, "validation", f"{shown.name} ({shown.unit})" if shown.unit else shown.name)
-        losses = [epoch.loss for line in lines for record in line.records for epoch in record.curve]
+        losses = [loss for line in lines for record in line.records for loss in _loss(record).values()]
         logarithmic = bool(losses) and min(losses) > 0 and max(losses) / min(losses) > _LOG_FROM
         _titles(right, "training", "mean loss of a batch" + (", log scale" if logarithmic else ""))
         if logarithmic:
@@ -239,7 +239,7 @@ def _validation(metric: str) -> Callable[[Result], dict[int, float]]:
 
 
 def _loss(record: Result) -> dict[int, float]:
-    return {epoch.epoch + 1: epoch.loss for epoch in record.curve}
+    return {epoch.epoch + 1: epoch.loss for epoch in record.curve if epoch.loss is not None}
 
 
 def _titles(axes: Axes, title: str, label: str) -> None:

@@ -124,7 +124,7 @@ def _ours(
     words = [f"↳ ours: {cells.preset(runs, paper, notes)}", cells.setting(runs)]
     numbers = []
     for metric in shown:
-        sign = cells.SIGNS.get(verdicts[metric.key].status, "") if metric.key in verdicts else ""
+        sign = cells.sign(verdicts[metric.key], metric) if metric.key in verdicts else ""
         number = cells.ours(runs, metric, notes)
         numbers.append(f"**{number}** {sign}".rstrip() if not number.startswith(DASH) else number)
     tests = dict.fromkeys(verdict.test for verdict in verdicts.values() if verdict.test)

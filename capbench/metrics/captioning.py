@@ -178,19 +178,22 @@ def paired_bootstrap_corpus(
     score: Score,
     samples: int = 2000,
     seed: int = 0,
+    same_runs: bool = False,
 ) -> Interval:
     """Percentile interval of score(a) - score(b), each the mean over its seeds, for BLEU and METEOR.
 
     Images are drawn, the same for both, then the seeds of each, as in `significance.paired_bootstrap`; `score` is as
-    in `bootstrap_corpus`. Raises CapbenchError when there is no image or no seed.
+    in `bootstrap_corpus`. With `same_runs`, a and b are of the same runs, seed by seed, and so are the seeds drawn.
+    Raises CapbenchError when there is no image or no seed.
     """
     _check_draws(a, b)
     random = np.random.default_rng(seed)
     draws = _resampled(np.concatenate([a, b]), score, samples, random)
-    means = []
-    for part in (draws[: len(a)], draws[len(a) :]):
-        chosen = random.integers(0, len(part), (len(part), samples))
-        means.append(np.take_along_axis(part, chosen, axis=0).mean(0))
+    seeds = [random.integers(0, len(part), (len(part), samples)) for part in (a, b)]
+    if same_runs:
+        seeds[1] = seeds[0]
+    parts = zip((draws[: len(a)], draws[len(a) :]), seeds, strict=True)
+    means = [np.take_along_axis(part, chosen, axis=0).mean(0) for part, chosen in parts]
     low, high = np.quantile(means[0] - means[1], (0.025, 0.975))
     test = f"paired bootstrap over {a.shape[1]:,} images and {len(a)} against {len(b)} seeds"
     return Interval(float(score(a.sum(1)).mean() - score(b.sum(1)).mean()), float(low), float(high), test)

@@ -54,7 +54,9 @@ def _first(results: Results, preset: str) -> Results | None:
 
 
 CLAIMS = (
-    Claim("beam", "A beam of 20 is about 2 BLEU points better than greedy search.", "section 3.1", beam_beats_greedy),
-    Claim("width of the beam", "A wider beam writes better captions.", "section 3.1", curve_over_beams),
+    Claim(
+        "beam", "A beam of 20 is better than greedy search (by 2 BLEU in the paper).", "section 3.1", beam_beats_greedy
+    ),
+    Claim("width of the beam", "A beam of 9 is better than greedy search.", "section 3.1", curve_over_beams),
     Claim("ensemble", "An ensemble gains BLEU over one of its models.", "section 4.3.1", ensemble_gains),
 )

@@ -29,8 +29,8 @@ def likelihoods(
 
 
 def normalised(log_p: Float[Tensor, "image caption"]) -> Float[Tensor, "image caption"]:
-    """log p(S | I) - log mean_I' p(S | I'): else the likeliest captions of the language would come first everywhere.
+    """log p(S | I) - log sum_I' p(S | I'): else the likeliest captions of the language would come first everywhere.
 
-    The paper normalises as m-RNN does (Mao et al. 2015, section 6). The order of images for a caption stays.
+    The sum is over the images given. The order of images for a caption stays as it is.
     """
     return log_p - log_p.logsumexp(0, keepdim=True)

@@ -1,8 +1,8 @@
 """The presets of Show and Tell: what the paper and its released code state, and ours.
 
 Source: Vinyals et al., CVPR 2015, sections 3 and 4.3.1 (embedding and LSTM 512, SGD with a fixed rate and no momentum,
-dropout, words that occur five times, beam 20). The rates, the clipping and the initial scale are not printed there;
-they are those of the code released in 2016.
+dropout, words that occur five times, beam 20). The rates and the clipping are not printed there; they are those of the
+code released in 2016.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
 
 
 def _on_scenes(recipe: Recipe) -> Recipe:
-    """A quarter of the dimensions, and fewer epochs."""
+    """A quarter of the dimensions, which want a higher rate under Adam, and fewer epochs."""
     training = replace(recipe.training, epochs=min(3, recipe.training.epochs), decay_every=2)
     if training.optimizer == "adam":
         training = replace(training, learning_rate=3e-3, average=0.98)

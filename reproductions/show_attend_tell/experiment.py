@@ -29,20 +29,22 @@ class AttentionExperiment(CaptioningExperiment):
         found = super().test(part, likelihood)
         if part.dataset.phrases is None:
             return found
-        hits, chance = self.pointing(part)
+        hits, chance, owner = self.pointing(part)
         metrics = {**found.metrics, "pointing": float(hits.mean()), "pointing_chance": float(chance.mean())}
-        return Evaluation(metrics, {**found.arrays, "pointing": hits, "pointing_chance": chance}, found.notes)
+        arrays = {"pointing": hits, "pointing_chance": chance, "image_of_phrase": owner}
+        return Evaluation(metrics, {**found.arrays, **arrays}, found.notes)
 
-    def pointing(self, part: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Hits and chance of every phrase of the split: where a reference's attention is when it names the thing."""
+    def pointing(self, part: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hit, chance and image of every phrase of the split: where attention is when a reference names a thing."""
         assert part.dataset.phrases is not None
         size = part.dataset.images[0].shape[0]
         model = cast(ShowAttendTell, self.model)
-        weights, inside = [], []
+        weights, inside, owner = [], [], []
         for chunk, images, captions in self.teacher_forced(part):
             alpha = model.path(images, captions).attention.float().cpu().numpy()
             for row, caption in enumerate(chunk):
                 for phrase in part.dataset.phrases[part.caption_index[caption]]:
                     weights.append(alpha[row, phrase.end - 1])  # the step that predicts the phrase's last word
                     inside.append(locations_inside(phrase.boxes, alpha.shape[2], size))
-        return pointing(np.array(weights), np.array(inside))
+                    owner.append(part.image_of_caption[caption])
+        return *pointing(np.array(weights), np.array(inside)), np.array(owner)

@@ -13,7 +13,7 @@ from capbench.layers import AdditiveAttention, context, lstm_step
 from reproductions.show_attend_tell.recipe import Recipe
 
 
-class Path(NamedTuple):
+class DecodedPath(NamedTuple):
     """What a caption's words were predicted from.
 
     scores: logits of the next words, [caption, step, word]; attention: alpha, [caption, step, location]; chosen: the
@@ -58,7 +58,7 @@ class ShowAttendTell(nn.Module):
         """Scores of the words after the first; a softmax turns them into p(y_t | a, y_1 ... y_{t-1})."""
         return self.path(a, captions).scores
 
-    def path(self, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]) -> Path:
+    def path(self, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]) -> DecodedPath:
         """`forward`, with what the losses of section 4 need beside the scores."""
         Ey, keys = self.dropout(self.E(captions[:, :-1])), self.f_att.keys(a)  # noqa: N806
         h, c = self.initial(a)
@@ -66,20 +66,20 @@ class ShowAttendTell(nn.Module):
         sampled = torch.rand(len(a), device=a.device) < 0.5 if stochastic else None
         hidden, contexts, weights, chosen = [], [], [], []
         for t in range(Ey.shape[1]):
-            alpha = self.attend(keys, h)
+            alpha = self.attend(keys, h)  # equations 4 and 5
             followed = alpha
             if sampled is not None:
                 s = torch.multinomial(alpha[:, 0], 1)  # equation 8: s_t ~ Multinoulli(alpha_t)
                 one = torch.zeros_like(alpha[:, 0]).scatter_(1, s, 1.0)[:, None]
                 followed = torch.where(sampled[:, None, None], one, alpha)
                 chosen.append(s[:, 0])
-            z = self.gated(context(followed, a), h)
-            h, c = lstm_step(self.lstm, torch.cat([Ey[:, t, None], z], -1), h, c)
+            z = self.gated(context(followed, a), h)  # equations 9 (one location) and 13 (the expectation)
+            h, c = lstm_step(self.lstm, torch.cat([Ey[:, t, None], z], -1), h, c)  # equations 1 to 3
             hidden.append(h)
             contexts.append(z)
             weights.append(alpha)
-        scores = self.output(Ey, torch.cat(hidden, 1), torch.cat(contexts, 1))
-        return Path(scores, torch.cat(weights, 1), torch.stack(chosen, 1) if chosen else None, sampled)
+        scores = self.output(Ey, torch.cat(hidden, 1), torch.cat(contexts, 1))  # equation 7
+        return DecodedPath(scores, torch.cat(weights, 1), torch.stack(chosen, 1) if chosen else None, sampled)
 
     def initial(self, a: Float[Tensor, "image location dim"]) -> tuple[Tensor, Tensor]:
         """h_0 = f_init,h(mean_i a_i) and c_0 = f_init,c(mean_i a_i), [image, 1, hidden]."""

@@ -17,7 +17,9 @@ from reproductions.show_attend_tell.model import ShowAttendTell
 def objective(
     model: ShowAttendTell, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]
 ) -> Float[Tensor, ""]:
-    """What the recipe minimises: equation 14 for soft attention, the surrogate of equation 12 for hard."""
+    """What the recipe minimises: equation 14 for soft attention; for hard, the same with a surrogate whose gradient is
+    the learning rule of section 4.1 (equation 12 with the baseline and the entropy).
+    """
     recipe = model.recipe
     path = model.path(a, captions)
     log_probs, present = word_log_probs(path.scores, captions)
@@ -47,7 +49,7 @@ def score_function(
     present: Bool[Tensor, "caption step"],
     advantage: Float[Tensor, " caption"],
 ) -> Float[Tensor, " caption"]:
-    """Equation 12's middle term before the derivative: (log p(y | s, a) - b) log p(s | a), for one sampled path s."""
+    """(log p(y | s, a) - b) log p(s | a) for one sampled path s, of which section 4.1 takes the derivative."""
     log_alpha = alpha.gather(2, chosen[..., None])[..., 0].clamp(min=1e-10).log()
     return advantage * (log_alpha * present).sum(1)
 
@@ -55,5 +57,5 @@ def score_function(
 def entropy(
     alpha: Float[Tensor, "caption step location"], present: Bool[Tensor, "caption step"]
 ) -> Float[Tensor, " caption"]:
-    """H[s] of equation 12, summed over the steps: it keeps the samples from settling on one location."""
+    """H[s] of section 4.1, summed over the steps: it keeps the samples from settling on one location."""
     return -(alpha * alpha.clamp(min=1e-10).log()).sum(2).mul(present).sum(1)

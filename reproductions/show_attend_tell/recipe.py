@@ -37,7 +37,7 @@ class Recipe:
     beam_size: int = 5
     min_count: int = 5
     output: Literal["grid"] = "grid"
-    crop: Literal["1C", "RC", "whole"] = "whole"
+    crop: Literal["whole"] = "whole"
     start_from: str | None = None
     training: Training = ADAM
 
@@ -51,12 +51,13 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
     """
     found = {name: Recipe(name) for name in ("soft", "hard", "none")}
     for name in ("soft", "hard"):
-        found[f"{name}-rmsprop"] = replace(found[name], crop="1C", training=RMSPROP)
+        found[f"{name}-rmsprop"] = replace(found[name], training=RMSPROP)
     return {name: _on_scenes(recipe) for name, recipe in found.items()} if dataset == "scenes" else found
 
 
 def _on_scenes(recipe: Recipe) -> Recipe:
-    """A quarter of the dimensions, and fewer epochs."""
+    """A quarter of the dimensions, which want a higher rate, and fewer epochs."""
+    average = 0.98 if recipe.training.average else 0.0
     rate = 5 * recipe.training.learning_rate
-    training = replace(recipe.training, epochs=3, learning_rate=rate, decay_every=2, average=0.98)
+    training = replace(recipe.training, epochs=3, learning_rate=rate, decay_every=2, average=average)
     return replace(recipe, embedding=128, hidden=128, attention_dim=64, dropout=0.2, training=training)

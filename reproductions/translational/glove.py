@@ -11,12 +11,14 @@ from torch import Tensor
 
 from capbench.data.vocabulary import Vocabulary
 from capbench.errors import CapbenchError
+from capbench.files import sha256
 
 VARIABLE = "CAPBENCH_GLOVE"
 
 
-def glove_vectors(vocabulary: Vocabulary, dimension: int) -> Float[Tensor, "word dimension"]:
-    """The vectors of a vocabulary, from the text file that $CAPBENCH_GLOVE names (glove.6B.300d.txt, say).
+def glove_vectors(vocabulary: Vocabulary, dimension: int) -> tuple[Float[Tensor, "word dimension"], str]:
+    """The vectors of a vocabulary, from the text file that $CAPBENCH_GLOVE names (glove.6B.300d.txt, say), and a note
+    of which file it was.
 
     Words that are not in the file, and the special ones, get small normal noise from torch's generator. Raises
     CapbenchError without the file, and for a line of another length, naming it.
@@ -44,4 +46,4 @@ def glove_vectors(vocabulary: Vocabulary, dimension: int) -> Float[Tensor, "word
         raise CapbenchError(f"cannot read the word vectors {place}: {error}") from error
     if not found:
         raise CapbenchError(f"no word of the vocabulary is in {place}; is it a file of GloVe vectors?")
-    return vectors
+    return vectors, f"word vectors of {found:,} words from {Path(place).name}, SHA-256 {sha256(Path(place))}"

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from capbench.data.vocabulary import START, Vocabulary
 from capbench.decoding import State, Step
 from capbench.layers import AdditiveAttention, context
-from reproductions.translational.glove import glove_vectors
 from reproductions.translational.recipe import Recipe
 
 CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
@@ -32,8 +31,7 @@ class Translator(nn.Module):
         self.cell = CELLS[recipe.decoder](width, recipe.hidden)
         self.attention = AdditiveAttention(recipe.embedding, recipe.hidden, recipe.hidden) if recipe.attention else None
         self.word = nn.Linear(recipe.hidden, len(vocabulary))
-        if recipe.glove:
-            self.embed.weight = nn.Parameter(glove_vectors(vocabulary, recipe.embedding), requires_grad=False)
+        self.embed.requires_grad_(not recipe.glove)
 
     def forward(
         self, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]

@@ -14,7 +14,7 @@ from typing import Literal
 from capbench.training import Training
 
 HEADLINE = ("lstm", "gru")
-ADAM = Training(epochs=6, batch_size=64, learning_rate=1e-3, plateau=1, decay=0.3, clip_norm=10.0, patience=2)
+ADAM = Training(epochs=4, batch_size=64, learning_rate=1e-3, plateau=1, decay=0.3, clip_norm=10.0, patience=2)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from capbench.paper import Paper
 from reproductions.vsepp.claims import CLAIMS
 from reproductions.vsepp.experiment import VSEExperiment
 from reproductions.vsepp.model import VSE
-from reproductions.vsepp.recipe import HEADLINE, presets
+from reproductions.vsepp.recipe import HEADLINE, presets, protocols
 
 PAPER = Paper(
     name="vsepp",
@@ -21,4 +21,5 @@ PAPER = Paper(
     experiment=VSEExperiment,
     model=lambda recipe, vocabulary, feature_dim: VSE(recipe, len(vocabulary), feature_dim),
     claims=CLAIMS,
+    protocols=protocols,
 )

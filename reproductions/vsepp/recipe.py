@@ -66,6 +66,11 @@ PUBLISHED_PRESETS = {
 }
 
 
+def protocols(dataset: str) -> tuple[str, ...]:
+    """COCO's 5,000 test images are scored whole and in thousands, every other test set whole."""
+    return ("1K", "5-fold 1K", "5K") if dataset in ("coco", "coco-norestval") else ("whole",)
+
+
 def for_small_data(recipe: Recipe) -> Recipe:
     """Four views of an image, standardised features, a GRU that keeps its state, averaged weights, fewer epochs."""
     training = replace(PUBLISHED, epochs=5, learning_rate=5e-4, decay_every=4, average=0.998)
