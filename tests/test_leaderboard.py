@@ -135,7 +135,7 @@ def test_our_line_stands_below_the_paper_s_with_a_sign_and_the_test(tmp_path):
     assert "Hard (vgg19), vgg19: =\u00a01" in section(shown, "Our results")
 
 
-@pytest.mark.parametrize(("value", "sign"), [("20.0", "▲"), ("41.0", "="), ("60.0", "▼")])
+@pytest.mark.parametrize(("value", "sign"), [("20.0", "▲"), ("41.0", "="), ("60.0", "▼\u00a0(18.0\u00a0behind)")])
 def test_the_sign_follows_the_verdict(tmp_path, value, sign):
     shown = text(fake(tmp_path / "p", reported(value=value)), board(tmp_path, *three_seeds()))
     assert f"** {sign} |" in section(shown, "Reported numbers")
@@ -416,3 +416,10 @@ def test_the_same_records_give_the_same_bytes_in_another_process_with_another_ha
     there = subprocess.run(words, env=environment, capture_output=True, check=True, timeout=250, cwd=tmp_path)
     assert json.loads(there.stdout) == here
     assert len(here) == 3
+
+
+def test_a_field_that_came_after_a_record_is_no_change_of_its_recipe(tmp_path):
+    old = record()
+    recipe = {name: value for name, value in old.recipe.items() if name != "min_count"}
+    shown = text(fake(tmp_path / "p"), board(tmp_path, record(recipe=recipe)))
+    assert "recipe differs" not in shown

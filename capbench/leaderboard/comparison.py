@@ -115,7 +115,10 @@ class Row:
 
 
 def marks(record: Result, paper: Paper | None = None) -> tuple[str, ...]:
-    """What a reader must know of a record: an older schema, a dirty tree, a preset that has changed since."""
+    """What a reader must know of a record: an older schema, a dirty tree, a preset that has changed since.
+
+    A field that the record's recipe lacks was added since, with what was done before as its default.
+    """
     found = list(record.marks)
     if record.schema_version != SCHEMA_VERSION and not any(mark.startswith("schema") for mark in found):
         found.append(f"schema {record.schema_version}")
@@ -129,10 +132,20 @@ def marks(record: Result, paper: Paper | None = None) -> tuple[str, ...]:
         except CapbenchError:
             found.append("no such preset now")
         else:
-            changed = [line.partition(":")[0] for line in checkpoint.differences(now, record.recipe)]
+            lines = checkpoint.differences(now, record.recipe)
+            changed = [name for line in lines if _has(record.recipe, name := line.partition(":")[0])]
             if changed:
                 found.append(f"recipe differs from the preset of today in {', '.join(changed)}")
     return tuple(found)
+
+
+def _has(recipe: Mapping[str, Any], name: str) -> bool:
+    """Whether a recipe has a field, "training.average" being the field `average` of its field `training`."""
+    first, _, rest = name.partition(".")
+    if first not in recipe:
+        return False
+    inner = recipe[first]
+    return not rest or (isinstance(inner, Mapping) and _has(inner, rest))
 
 
 def gather(paper: Paper, results: Results) -> list[Runs]:
