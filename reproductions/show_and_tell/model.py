@@ -19,12 +19,16 @@ class ShowAndTell(nn.Module):
 
     def __init__(self, recipe: Recipe, vocabulary_size: int, feature_dim: int) -> None:
         super().__init__()
-        self.image = nn.Linear(feature_dim, recipe.embedding)
+        scaled = nn.BatchNorm1d(feature_dim, affine=False) if recipe.standardise else nn.Identity()
+        self.image = nn.Sequential(scaled, nn.Linear(feature_dim, recipe.embedding))
         self.W_e = nn.Embedding(vocabulary_size, recipe.embedding)
         self.lstm = nn.LSTM(recipe.embedding, recipe.hidden, batch_first=True)
         self.word = nn.Linear(recipe.hidden, vocabulary_size)
         self.dropout = nn.Dropout(recipe.dropout)
         nn.init.uniform_(self.W_e.weight, -0.1, 0.1)
+        with torch.no_grad():
+            _, forget, _, _ = self.lstm.get_parameter("bias_hh_l0").chunk(4)
+            forget += recipe.keep_bias
 
     def forward(
         self, images: Float[Tensor, "caption feature"], captions: Int[Tensor, "caption length"]
