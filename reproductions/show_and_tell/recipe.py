@@ -23,10 +23,10 @@ PUBLISHED = Training(
 class Recipe:
     """Hyper-parameters of one model.
 
-    dropout: of the LSTM's inputs and outputs; standardise: whether each coordinate of the image feature is brought to mean
-    0 and deviation 1 over a batch; keep_bias: what the forget gate starts with, so that the image, seen once, is kept;
-    members: how many models of `start_from`, of consecutive seeds, write
-    together, by the mean of their probabilities.
+    dropout: of the LSTM's inputs and outputs; standardise: whether each coordinate of the image feature is brought to
+    mean 0 and deviation 1 over a batch; keep_bias: what the forget gate starts with, so that the image, seen once, is
+    kept; members: how many models of `start_from`, of consecutive seeds, write together, by the mean of their
+    probabilities.
     """
 
     embedding: int = 512
@@ -57,7 +57,8 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
     """Every preset by name, in the order of the tables.
 
     sgd is the paper's recipe; adam is ours, with standardised features of four views of each image, an LSTM that keeps
-    its state, averaged weights and fewer epochs; adam-ensemble is three of adam writing together. On the embedded scenes the same presets are smaller and shorter.
+    its state, averaged weights and fewer epochs; adam-ensemble is three of adam writing together. On the embedded
+    scenes the same presets are smaller and shorter.
     """
     ensemble = replace(ADAM, start_from="adam", members=3, training=replace(ADAM.training, epochs=1))
     found = {"sgd": SGD, "adam": ADAM, "adam-ensemble": ensemble}
