@@ -32,7 +32,7 @@ class Recipe:
     attention_dim: int = 512
     dropout: float = 0.5
     lambda_doubly: float = 1.0
-    lambda_reward: float = 0.01
+    lambda_reward: float = 1.0
     lambda_entropy: float = 0.002
     beam_size: int = 5
     min_count: int = 5
@@ -49,7 +49,7 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
     hard-rmsprop, with the optimiser that the paper took for Flickr8K. On the embedded scenes the same presets are
     smaller and shorter.
     """
-    found = {name: Recipe(name) for name in ("soft", "hard", "none")}
+    found = {"soft": Recipe("soft"), "hard": Recipe("hard", lambda_reward=0.01), "none": Recipe("none")}
     for name in ("soft", "hard"):
         found[f"{name}-rmsprop"] = replace(found[name], training=RMSPROP)
     return {name: _on_scenes(recipe) for name, recipe in found.items()} if dataset == "scenes" else found
