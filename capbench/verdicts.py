@@ -206,7 +206,7 @@ def advantage(ours: Results, theirs: Results, metric: str, their_metric: str | N
         return paired_bootstrap_corpus(left, right, score, same_runs=same)
     (a, groups), (b, _) = ours.queries(metric), theirs.queries(their_metric or metric)
     if same:
-        a, b = a - b, np.zeros_like(b[:1])
+        a, b = a - b, np.zeros_like(b)
     return paired_bootstrap(*((b, a) if metric.endswith("_rank") else (a, b)), groups=groups)
 
 
