@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +17,7 @@ from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from capbench.decoding import Captions, State, Step, beam_search, ensemble, greedy, join_states
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
 from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
-from capbench.paper import Inputs
+from capbench.paper import Inputs, joined
 from capbench.sources import FeatureSource
 from capbench.training import Evaluation, bf16_where_native
 
@@ -71,7 +70,7 @@ def maybe_joined(make_model: MakeModel) -> MakeModel:
     """`make_model`, or an ensemble of what it makes where the recipe has several members."""
 
     def make(recipe: Any, vocabulary: Vocabulary, feature_dim: int) -> nn.Module:
-        members = [make_model(recipe, vocabulary, feature_dim) for _ in range(getattr(recipe, "members", 1))]
+        members = [make_model(recipe, vocabulary, feature_dim) for _ in range(joined(recipe))]
         return members[0] if len(members) == 1 else Ensemble(members)
 
     return make
@@ -126,17 +125,16 @@ class CaptioningExperiment:
             for member, snapshot in zip(self.model.members, inputs.start, strict=True):
                 member.load_state_dict(snapshot)
         self.source = FeatureSource(inputs, recipe, device)
-        self._encode = cache(self._encode)  # type: ignore[method-assign]
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         if isinstance(self.model, Ensemble):
             return []
-        lengths = np.array([len(caption) for caption in self._encode("train")])
+        lengths = np.array([len(caption) for caption in self.inputs.encoded("train")])
         return length_grouped(lengths, self.recipe.training.batch_size, self.seed, epoch)
 
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
         images = self.source.training(self.train.image_index[self.train.image_of_caption[batch]])
-        captions, _ = padded([self._encode("train")[i] for i in batch])
+        captions, _ = padded([self.inputs.encoded("train")[i] for i in batch])
         return self.objective(self.model, images, captions.to(self.device))
 
     def evaluate(self, split: str, protocol: str) -> Evaluation:
@@ -166,7 +164,7 @@ class CaptioningExperiment:
 
     def teacher_forced(self, part: Split) -> Iterator[tuple[np.ndarray, Tensor, Int[Tensor, "caption length"]]]:
         """Chunks of captions: their numbers within the split, their images and their words; a length together."""
-        encoded = self._encode(part.name)
+        encoded = self.inputs.encoded(part.name)
         order = np.argsort([len(caption) for caption in encoded], kind="stable")
         for chunk in np.split(order, range(CAPTIONS_AT_ONCE, len(order), CAPTIONS_AT_ONCE)):
             captions, _ = padded([encoded[i] for i in chunk])
@@ -208,9 +206,6 @@ class CaptioningExperiment:
 
     def sentences(self, written: Int[np.ndarray, "caption length"]) -> list[str]:
         return [" ".join(self.inputs.vocabulary.decode(words)) for words in written.tolist()]
-
-    def _encode(self, split: str) -> list[list[int]]:
-        return [self.inputs.vocabulary.encode(tokens) for tokens in self.inputs.dataset.split(split).tokens]
 
 
 def captions_of_images(part: Split) -> list[list[int]]:

@@ -23,8 +23,8 @@ from rich.table import Table
 from capbench import __version__, leaderboard
 from capbench.data.features import Crop
 from capbench.errors import CapbenchError
-from capbench.harness import DEFAULT_ENCODER, ENCODERS, Materials, Places, joined, run
-from capbench.paper import Paper, paper, papers
+from capbench.harness import DEFAULT_ENCODER, ENCODERS, Materials, Places, run
+from capbench.paper import Paper, joined, paper, papers
 from capbench.records import load_results
 from capbench.trained import Job
 from capbench.training import State, StoppedError

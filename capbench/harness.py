@@ -24,7 +24,7 @@ from capbench.data.vocabulary import Vocabulary
 from capbench.encoders import Encoder
 from capbench.errors import CapbenchError
 from capbench.files import atomic_write, check_writable
-from capbench.paper import Inputs, Paper, paper
+from capbench.paper import Inputs, Paper, joined, paper
 from capbench.records import Epoch, Result, provenance, save_result
 from capbench.trained import Job, load_run
 from capbench.training import Evaluation, State, fit
@@ -99,11 +99,6 @@ def run(job: Job, places: Places, materials: Materials, report: Report, *, fresh
             jobs = [replace(job, preset=recipe.start_from, seed=job.seed * count + n) for n in range(count)]
             inputs = replace(inputs, start=tuple(_snapshot(first, inputs, places, materials, report) for first in jobs))
         return _train_and_record(owner, job, recipe, inputs, places, report)
-
-
-def joined(recipe: Any) -> int:
-    """How many trained models a preset joins, of consecutive seeds: 1 unless it is an ensemble."""
-    return int(getattr(recipe, "members", 1))
 
 
 def default_device() -> torch.device:
@@ -188,9 +183,7 @@ def _snapshot(job: Job, inputs: Inputs, places: Places, materials: Materials, re
     folder = places.folder(job)
     if not (folder / "run.json").exists():
         run(job, places, materials, report)
-    load_run(folder)  # refuses a snapshot of another recipe
-    saved = json.loads((folder / "run.json").read_text())
-    if saved.get("made_from") != _made_from(inputs):
+    if load_run(folder).made_from != _made_from(inputs):  # load_run refuses a snapshot of another recipe
         raise CapbenchError(f"{folder} was trained on other data or features; train it again: {job.command}")
     return checkpoint.load(folder / "best.safetensors")[0]
 

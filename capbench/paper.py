@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -52,6 +52,14 @@ class Inputs:
     features: Features
     vocabulary: Vocabulary
     start: tuple[Mapping[str, Tensor], ...] = ()
+    _encoded: dict[str, list[list[int]]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def encoded(self, split: str) -> list[list[int]]:
+        """The captions of a split as word numbers, START to END; made once."""
+        if split not in self._encoded:
+            tokens = self.dataset.split(split).tokens
+            self._encoded[split] = [self.vocabulary.encode(words) for words in tokens]
+        return self._encoded[split]
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,11 @@ class Paper:
         if preset not in presets:
             raise CapbenchError(f"{self.name} has no preset {preset!r}; it has {', '.join(presets)}")
         return presets[preset]
+
+
+def joined(recipe: Any) -> int:
+    """How many trained models a preset joins, of consecutive seeds: 1 unless it is an ensemble."""
+    return int(getattr(recipe, "members", 1))
 
 
 def papers() -> dict[str, Paper]:

@@ -16,6 +16,7 @@ from capbench.metrics.jars import meteor
 from capbench.metrics.significance import Interval, bootstrap
 from capbench.records import Result, load_arrays, load_results
 
+MOST_TELLING = ("coco", "flickr30k", "flickr8k", "scenes")  # of the data sets that a claim may be tested on
 _PER_QUERY = re.compile(
     r"(image_to_caption|caption_to_image)_(?:r(\d+)|mean_rank)|(rouge_l|cider|spice|pointing|pointing_chance)"
 )
@@ -57,6 +58,16 @@ class Results:
     def settings(self, *names: str) -> list[tuple[str, ...]]:
         """The distinct values of some fields, sorted: `settings("dataset", "encoder")`."""
         return sorted({tuple(str(getattr(record, name)) for name in names) for record in self.records})
+
+    def first_with(self, *presets: str) -> Results | None:
+        """The records of the most telling data set, and there of the first encoder, that has all these presets."""
+        for dataset in MOST_TELLING:
+            part = self.select(dataset=dataset)
+            for (encoder,) in part.settings("encoder"):
+                found = part.select(encoder=encoder)
+                if all(found.select(preset=name).records for name in presets):
+                    return found
+        return None
 
     def values(self, metric: str) -> dict[int, float]:
         """The metric by seed, of the latest records that have it; these must be of one setting."""

@@ -22,8 +22,8 @@ PICTURES_AT_ONCE = 64
 class FeatureSource:
     """Features of images by their number in the data set, [image, dim] or [image, location, dim], on the device.
 
-    Stored ones (`recipe.crop` is 1C, 10C or whole); with RC, training sees the encoder's features of a fresh random
-    crop at each step; with `recipe.finetune`, the encoder learns and nothing is stored.
+    Stored ones, unless `recipe.crop` is RC: then training sees the encoder's features of a fresh random
+    crop at each step. With `recipe.finetune`, the encoder learns and nothing is stored.
     """
 
     def __init__(self, inputs: Inputs, recipe: Any, device: torch.device) -> None:

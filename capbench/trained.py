@@ -56,7 +56,8 @@ class Job:
 class Trained:
     """A finished run, loaded: its job, recipe, vocabulary, and the model with its best snapshot.
 
-    `encoder_weights` are those of the fine-tuned encoder, empty where it was left as it is.
+    `encoder_weights` are those of the fine-tuned encoder, empty where it was left as it is; `made_from`, the
+    fingerprints of the data, the features and the vocabulary.
     """
 
     job: Job
@@ -64,6 +65,7 @@ class Trained:
     vocabulary: Vocabulary
     model: nn.Module
     encoder_weights: Mapping[str, Tensor]
+    made_from: Mapping[str, str]
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -108,7 +110,7 @@ def load_run(folder: Path) -> Trained:
     encoder = {name[8:]: value for name, value in tensors.items() if name.startswith("encoder.")}
     bare = {name: value for name, value in tensors.items() if not name.startswith("encoder.")}
     fit(model, bare, folder / "best.safetensors")
-    return Trained(job, recipe, vocabulary, model.eval(), encoder)
+    return Trained(job, recipe, vocabulary, model.eval(), encoder, saved.get("made_from", {}))
 
 
 def finished_runs(runs: Path) -> list[Path]:

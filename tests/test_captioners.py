@@ -16,11 +16,11 @@ from capbench.captioning import Ensemble, caption_images, cross_entropy, maybe_j
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, UNKNOWN, Vocabulary
 from capbench.errors import CapbenchError
-from capbench.harness import Materials, Places, joined, run
+from capbench.harness import Materials, Places, run
 from capbench.layers import AdditiveAttention, context
 from capbench.metrics import captioning, jars
 from capbench.metrics.jars import find_java
-from capbench.paper import paper
+from capbench.paper import joined, paper
 from capbench.records import load_arrays, load_results
 from capbench.trained import Job
 from capbench.training import StoppedError

@@ -7,14 +7,13 @@ import numpy as np
 from capbench.results import Results
 from capbench.verdicts import Claim, Outcome, advantage, decided, difference
 
-DATASETS = ("coco", "flickr30k", "flickr8k", "scenes")
-
 
 def beam_beats_greedy(results: Results) -> Outcome:
     """Section 3.1: a beam of 20 gains 2 BLEU points over one of 1, on average."""
-    part = _first(results, "adam")
-    if part is None:
+    having = results.first_with("adam")
+    if having is None:
         return Outcome("pending", "needs a run of adam")
+    part = having.select(preset="adam").latest
     wide, greedy = (float(np.mean(list(part.values(f"bleu4_{beam}").values()))) for beam in ("beam20", "beam1"))
     interval = advantage(part, part, "bleu4_beam20", "bleu4_beam1")
     where = part.records[0].dataset
@@ -23,9 +22,10 @@ def beam_beats_greedy(results: Results) -> Outcome:
 
 def curve_over_beams(results: Results) -> Outcome:
     """BLEU-4 over the width of the beam: the widest of 1 to 9 against greedy, and the curve."""
-    part = _first(results, "adam")
-    if part is None:
+    having = results.first_with("adam")
+    if having is None:
         return Outcome("pending", "needs a run of adam")
+    part = having.select(preset="adam").latest
     curve = {n: float(np.mean(list(part.values(f"bleu4_beam{n}").values()))) for n in (*range(1, 10), 20)}
     best = max(curve, key=lambda n: curve[n])
     shown = ", ".join(f"{n}: {value:.1f}" for n, value in curve.items())
@@ -36,21 +36,11 @@ def curve_over_beams(results: Results) -> Outcome:
 
 def ensemble_gains(results: Results) -> Outcome:
     """Section 4.3.1: an ensemble gains a few BLEU points over one model."""
-    for dataset in DATASETS:
-        part = results.select(dataset=dataset)
-        if all(part.select(preset=name).records for name in ("adam-ensemble", "adam")):
-            found = difference(part, "adam-ensemble", "adam", "bleu4")
-            return Outcome(found.status, f"on {dataset}: {found.statement}", found.interval, found.detail)
-    return Outcome("pending", "needs adam and adam-ensemble on one data set")
-
-
-def _first(results: Results, preset: str) -> Results | None:
-    """The runs of a preset on the most telling data set that has any."""
-    for dataset in DATASETS:
-        part = results.select(preset=preset, dataset=dataset)
-        if part.records:
-            return part.select(encoder=part.records[0].encoder).latest
-    return None
+    part = results.first_with("adam-ensemble", "adam")
+    if part is None:
+        return Outcome("pending", "needs adam and adam-ensemble on one data set")
+    found = difference(part, "adam-ensemble", "adam", "bleu4")
+    return Outcome(found.status, f"on {part.records[0].dataset}: {found.statement}", found.interval, found.detail)
 
 
 CLAIMS = (

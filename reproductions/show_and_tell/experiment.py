@@ -30,7 +30,7 @@ class ShowAndTellExperiment(CaptioningExperiment):
         if pairs > PAIRS.get(self.device.type, 0):
             notes = (f"{name}: ranking {pairs:,} pairs by likelihood was left out" for name in _DIRECTIONS)
             return Evaluation(found.metrics, found.arrays, (*found.notes, *notes))
-        captions, _ = padded(self._encode(part.name))
+        captions, _ = padded(self.inputs.encoded(part.name))
         images = self.source.testing(part.image_index)
         with torch.autocast(self.device.type, enabled=False):  # neighbours are closer than bf16 can tell
             log_p = normalised(likelihoods(self.model, images, captions.to(self.device)))

@@ -7,23 +7,17 @@ from collections.abc import Callable
 from capbench.results import Results
 from capbench.verdicts import Claim, Outcome, advantage, decided, difference
 
-DATASETS = ("coco", "flickr30k", "flickr8k", "scenes")
-
 
 def beats(better: str, worse: str, metric: str) -> Callable[[Results], Outcome]:
     """One preset against another in a metric, on the most telling data set that has both."""
 
     def test(results: Results) -> Outcome:
-        for dataset in DATASETS:
-            part = results.select(dataset=dataset)
-            shared = [name for (name,) in part.settings("encoder")]
-            for encoder in shared:
-                pair = part.select(encoder=encoder)
-                if all(pair.select(preset=name).records for name in (better, worse)):
-                    found = difference(pair, better, worse, metric)
-                    statement = f"on {dataset} with {encoder}: {found.statement}"
-                    return Outcome(found.status, statement, found.interval, found.detail)
-        return Outcome("pending", f"needs {better} and {worse} on one data set")
+        part = results.first_with(better, worse)
+        if part is None:
+            return Outcome("pending", f"needs {better} and {worse} on one data set")
+        found = difference(part, better, worse, metric)
+        statement = f"on {part.records[0].dataset} with {part.records[0].encoder}: {found.statement}"
+        return Outcome(found.status, statement, found.interval, found.detail)
 
     return test
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import torch
@@ -39,23 +38,22 @@ class VSEExperiment:
         if recipe.finetune:
             self.model.encoder = self.source.encoder.trainable()
         self.model.to(device)
-        self._encode = cache(self._encode)  # type: ignore[method-assign]
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
-        lengths = np.array([len(caption) for caption in self._encode("train")])
+        lengths = np.array([len(caption) for caption in self.inputs.encoded("train")])
         return length_grouped(lengths, self.recipe.training.batch_size, self.seed, epoch)
 
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
         pairs = self.train.image_of_caption[batch]
         images = self.model.embed_images(self.source.training(self.train.image_index[pairs]))
-        captions = self._embed_captions([self._encode("train")[i] for i in batch])
+        captions = self._embed_captions([self.inputs.encoded("train")[i] for i in batch])
         matched = objective.matched_pairs(torch.from_numpy(pairs), self.recipe.negatives).to(self.device)
         hinge = LOSSES["sum_of_hinges" if epoch < self.recipe.warmup else self.recipe.loss]
         return hinge(self.model.similarity(images.float(), captions.float()), matched, self.recipe.margin)
 
     def evaluate(self, split: str, protocol: str) -> Evaluation:
         part = self.inputs.dataset.split(split)
-        encoded = self._encode(split)
+        encoded = self.inputs.encoded(split)
         rows = part.image_index
         images = [self.model.embed_images(self.source.testing(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK)]
         captions = [self._embed_captions(encoded[i : i + CHUNK]) for i in range(0, len(encoded), CHUNK)]
@@ -69,9 +67,6 @@ class VSEExperiment:
             "image_of_caption": part.image_of_caption,
         }
         return Evaluation(metrics, arrays)
-
-    def _encode(self, split: str) -> list[list[int]]:
-        return [self.inputs.vocabulary.encode(tokens) for tokens in self.inputs.dataset.split(split).tokens]
 
     def _embed_captions(self, captions: list[list[int]]) -> Float[Tensor, "caption dim"]:
         ids, lengths = padded(captions)
