@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -185,9 +186,11 @@ class CaptioningExperiment:
         captions, beam = part.captions, self.recipe.beam_size
         scorer = CaptionScorer([[captions[i] for i in own] for own in captions_of_images(part)])
         best = self.write(part, beam, n_best=min(beam, N_BEST))
-        written = {size: best[:, 0] if size == beam else self.write(part, size)[:, 0] for size in {*BEAMS, beam}}
-        sentences = {size: self.sentences(words) for size, words in sorted(written.items())}
-        scores = scorer.score(sentences[beam])
+        sentences = {beam: self.sentences(best[:, 0])}
+        with ThreadPoolExecutor(1) as beside:  # METEOR is a process of its own: the other beams are searched meanwhile
+            scored = beside.submit(scorer.score, sentences[beam])
+            sentences |= {size: self.sentences(self.write(part, size)[:, 0]) for size in BEAMS if size != beam}
+        scores, sentences = scored.result(), dict(sorted(sentences.items()))
         metrics, arrays = {**likelihood, **scores.metrics}, {"captions": best, **scores.per_image}
         tokens = iter(scorer.tokenize([sentence for some in sentences.values() for sentence in some]))
         for size, some in sentences.items():
