@@ -12,7 +12,6 @@ import torchvision
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.ops import roi_align
 
 from capbench.errors import CapbenchError
 from capbench.files import fingerprint
@@ -24,6 +23,10 @@ ENCODERS = (
     *("alexnet", "vgg16", "vgg19", "resnet50", "resnet101", "resnet152"),
     *("densenet121", "densenet161", "densenet169", "densenet201"),
     *("squeezenet1_0", "mobilenet_v2", "scenes"),
+)
+DETECTORS = (
+    *("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn"),
+    "retinanet_resnet50_fpn_v2",
 )
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -93,6 +96,27 @@ def _load(name: str, weights: str | Path) -> nn.Module:
     path = find_weights(name) if weights == "auto" else Path(weights)
     fit(model, load_weights(path), path)
     return model
+
+
+def load_detector(name: str, weights: str | Path = "auto") -> nn.Module:
+    """One of torchvision's detectors, frozen and in eval mode: a list of images to a list of boxes and scores.
+
+    `name` is one of `DETECTORS`; `weights` as for `Encoder`, trained on COCO. Raises CapbenchError for an unknown name,
+    and for weights that are missing, damaged or of another architecture.
+    """
+    if name not in DETECTORS:
+        raise CapbenchError(f"there is no detector {name!r}; known are {', '.join(DETECTORS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    if name == "fasterrcnn_resnet50_fpn":  # its weights were trained without the epsilon of batch norm
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eps = 0.0
+    if weights != "random":
+        path = find_weights(name) if weights == "auto" else Path(weights)
+        fit(model, load_weights(path), path)
+    return model.eval().requires_grad_(False)
 
 
 class Encoder(nn.Module):
@@ -168,14 +192,13 @@ class Encoder(nn.Module):
         """
         grid = self.grid(images)
         count, regions = boxes.shape[:2]
-        aligned = roi_align(
-            grid.float(),
-            list(boxes.float()),
-            output_size=[grid.shape[2], grid.shape[3]],
-            spatial_scale=grid.shape[2] / images.shape[2],
-            sampling_ratio=1,
-            aligned=True,
-        )
+        height, width = grid.shape[2:]
+        owner = torch.arange(count, device=grid.device).repeat_interleave(regions)[:, None]
+        rois = torch.cat([owner, boxes.float().flatten(0, 1)], 1)
+        # The kernel itself: where deterministic algorithms are asked for, torchvision.ops.roi_align compiles another
+        # one on CUDA, for the sake of the gradient. The forward of this one is deterministic.
+        scale = height / images.shape[2]
+        aligned = torch.ops.torchvision.roi_align(grid.float(), rois, scale, height, width, 1, True)
         return cast(Tensor, self.head(aligned.to(grid.dtype))).float().view(count, regions, -1)
 
     def fold(self, dtype: torch.dtype = torch.float32) -> Encoder:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from capbench import checkpoint
 from capbench.data.features import Crop, encode, stacked
 from capbench.data.images import decode
+from capbench.data.regions import boxes_of_picture
 from capbench.data.vocabulary import Vocabulary
 from capbench.encoders import Encoder
 from capbench.errors import CapbenchError
@@ -83,11 +85,25 @@ class Trained:
     @torch.no_grad()
     def features(self, pictures: Sequence[Path]) -> Float[Tensor, "picture ... dim"]:
         """What the model sees of picture files, as it saw the test images. Raises CapbenchError naming a bad file."""
-        encoder, crop = self.encoder, self.crop
         parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-        return torch.cat(
-            [encode(encoder, stacked([decode(path) for path in part], encoder.input_size, crop)) for part in parts]
-        )
+        return torch.cat([self._encoded([decode(path) for path in part]) for part in parts])
+
+    def boxes(self, pictures: Sequence[Path]) -> Float[Tensor, "picture region 4"]:
+        """The boxes of the regions that the model sees, x0, y0, x1, y1 as fractions of a picture's width and height.
+
+        Raises CapbenchError naming a bad file, and for a model that sees no regions or regions that belong to a data
+        set (see `boxes_of_picture`).
+        """
+        if self.recipe.output != "regions":
+            raise CapbenchError(f"{self.job} sees no regions of a picture but its {self.recipe.output}")
+        return self._boxes_of(decode(path) for path in pictures)
+
+    def _encoded(self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Float[Tensor, "picture ... dim"]:
+        boxes = self._boxes_of(pictures) if self.recipe.output == "regions" else None
+        return encode(self.encoder, stacked(pictures, self.encoder.input_size, self.crop), boxes)
+
+    def _boxes_of(self, pictures: Iterable[np.ndarray]) -> Float[Tensor, "picture region 4"]:
+        return torch.from_numpy(np.stack([boxes_of_picture(pixels, self.crop) for pixels in pictures]))
 
 
 def load_run(folder: Path) -> Trained:

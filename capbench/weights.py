@@ -31,8 +31,11 @@ def cache_folder() -> Path:
 
 
 def published_address(name: str) -> str:
-    """Torchvision's first published ImageNet weights of a model; the file name ends in part of its hash."""
-    return str(get_model_weights(name)["IMAGENET1K_V1"].url)
+    """Torchvision's first published weights of a model: ImageNet's for a trunk, COCO's for a detector.
+
+    The file name ends in part of its hash.
+    """
+    return str(next(iter(get_model_weights(name))).url)
 
 
 def find_weights(name: str, address: str | None = None) -> Path:
@@ -165,11 +168,10 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
 def fit(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Load `state` into `module`, strictly.
 
-    Names of old DenseNet files ("norm.1") are translated, and counters of batches that old files lack are
-    zero. Raises CapbenchError naming the missing, unexpected and misshapen entries.
+    Names of old files of DenseNet ("norm.1") and of detectors ("rpn.head.conv.weight") are translated, and counters of
+    batches that old files lack are zero. Raises CapbenchError naming the missing, unexpected and misshapen entries.
     """
-    old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-    state = {old.sub(r"\1\2.", key): value for key, value in state.items()}
+    state = {_new_name(key): value for key, value in state.items()}
     expected = module.state_dict()
     for key, value in expected.items():
         if key.endswith("num_batches_tracked"):
@@ -190,6 +192,13 @@ def fit(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             f"{path} holds the weights of another architecture than {type(module).__name__}: {'; '.join(told)}"
         )
     module.load_state_dict(state)
+
+
+def _new_name(key: str) -> str:
+    """What newer torchvision calls the entry `key` of an old file."""
+    key = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
+    key = re.sub(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", key)
+    return re.sub(r"(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", key)
 
 
 def hash_tensors(state: dict[str, Tensor]) -> str:

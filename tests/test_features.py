@@ -16,10 +16,11 @@ from PIL import Image
 
 import capbench.data.features as store
 from capbench.data.captions import CaptionDataset
-from capbench.data.features import Features, features
+from capbench.data.features import Crop, Features, features
 from capbench.data.images import ImageFolder, one_crop, ten_crops, whole_image
-from capbench.encoders import Encoder
+from capbench.encoders import Encoder, Output
 from capbench.errors import CapbenchError
+from capbench.files import fingerprint
 
 COUNT = 11  # more than a batch
 
@@ -114,6 +115,31 @@ def test_all_that_makes_the_features_is_in_their_fingerprint(dataset, encoder, t
     Image.new("RGB", (50, 50)).save(dataset.images.root / "3.jpg")
     made.append(features(dataset_of(dataset.images.root), encoder, store=tmp_path))
     assert len({one.fingerprint for one in made}) == len(made)
+
+
+def test_the_fingerprint_of_a_vector_or_a_grid_is_of_these_fields_and_no_others(dataset, tmp_path):
+    """Records name features by it: a field more would make all of them again under another name."""
+    asked: list[tuple[Output, str, Crop]] = [
+        ("vector", "trunk.vector", "1C"),
+        ("vector", "trunk.vector", "10C"),
+        ("grid", "trunk", "1C"),
+    ]
+    for output, layer, crop in asked:
+        encoder = Encoder("scenes", output)
+        spec = {
+            "images": dataset.images.fingerprint,
+            "encoder": encoder.fingerprint,
+            "name": "scenes",
+            "output": output,
+            "layer": layer,
+            "crop": crop,
+            "size": 64,
+            "computed_in": "float32",
+            "version": 1,
+        }
+        made = features(dataset, encoder, crop, store=tmp_path)
+        assert made.fingerprint == fingerprint(spec)
+        assert made.boxes is None
 
 
 def test_the_default_place_follows_the_environment(dataset, encoder, tmp_path, monkeypatch):

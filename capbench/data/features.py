@@ -8,36 +8,33 @@ import os
 import shutil
 import tempfile
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float, UInt8
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from capbench.data.captions import CaptionDataset
 from capbench.data.images import mirrored, one_crop, ten_crops, whole_image
-from capbench.encoders import Encoder
+from capbench.data.regions import PROVIDERS, Boxes, Provider, Report, locked, region_boxes, reporter
+from capbench.encoders import Encoder, Output
 from capbench.errors import CapbenchError
 from capbench.files import check_writable, fingerprint, sha256
 from capbench.weights import cache_folder
 
-Crop = Literal["1C", "10C", "whole", "views"]
-Report = Callable[[int, int], None]
+Crop = Literal["1C", "10C", "whole", "views"] | Provider
 
 # What an encoder sees of an image: stacks uint8 [crop, 3, side, side], a stack for each side. Views are the whole image
-# and its mirror at the encoder's own size and at 9/7 of it.
+# and its mirror at the encoder's own size and at 9/7 of it. Regions are taken out of "whole".
 CROPS: dict[str, Callable[[NDArray[np.uint8], int], tuple[Tensor, ...]]] = {
     "1C": lambda image, size: (one_crop(image, size)[None],),
     "10C": lambda image, size: (ten_crops(image, size),),
@@ -54,15 +51,16 @@ LISTED = 20
 class Features:
     """Features of every image of a data set, in its order.
 
-    `array` is a read-only memory map, float32 [image, dim] or [image, location, dim]; the rows of
-    `skipped`, the names of images that could not be decoded, are NaN. `fingerprint` stands for all that
-    made them.
+    `array` is a read-only memory map, float32 [image, dim], [image, location, dim] or [image, region, dim]; the
+    rows of `skipped`, the names of images that could not be decoded, are NaN. `fingerprint` stands for all that
+    made them, and `boxes` are the places of the regions, where they are regions.
     """
 
     array: NDArray[np.float32]
     path: Path
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    boxes: Boxes | None = None
 
 
 def features(
@@ -76,21 +74,22 @@ def features(
     """Open the features of `dataset`, or make and keep them.
 
     "1C" is the centre crop, "10C" the mean of the vectors of ten crops, "whole" the whole image squeezed
-    to a square, "views" the mean of its vectors at two sizes, as it is and mirrored. They lie in
+    to a square, "views" the mean of its vectors at two sizes, as it is and mirrored. For an encoder of regions the crop
+    is the provider of their boxes (see `capbench.data.regions.region_boxes`): the features are [image, 20, dim], the
+    vectors of the whole image and of 19 boxes in it, taken out of one map of the squeezed image. They lie in
     `<store>/features/<fingerprint>/`, where `store` defaults to $CAPBENCH_CACHE or `~/.cache/capbench`; the
-    fingerprint covers the images, the weights, the layer, the crop, the number format and the version of
+    fingerprint covers the images, the weights, the layer, the crop, the boxes, the number format and the version of
     this code. They are checked against their SHA-256 when opened; damaged ones are set aside and made
     again, with a warning. Two processes may ask at once: one works, the other waits.
 
     `progress` draws a bar (True) or is called with (images done, images). An image that cannot be decoded
-    raises, or with `tolerant` is left out, listed in `skipped` and warned about. Raises CapbenchError also
+    raises, or with `tolerant` is left out, listed in `skipped` and warned about (but boxes of a file or a detector need
+    every image). Raises CapbenchError also
     for missing images, for an unknown crop, for a folder that cannot be written, and when the wait for
     another process exceeds `LOCK_SECONDS`.
     """
-    if crop not in get_args(Crop):
-        raise CapbenchError(f"the crop is {' or '.join(get_args(Crop))}, not {crop!r}")
-    if encoder.output == "regions" or (encoder.output == "grid" and COUNT[crop] > 1):
-        raise CapbenchError(f"features of output {encoder.output!r} and crop {crop!r} are not defined")
+    _check(encoder.output, crop)
+    boxes = region_boxes(dataset, crop, store, progress) if encoder.output == "regions" else None
     computed_in = str(encoder.compute_dtype).removeprefix("torch.")
     if encoder.mean.device.type != "cpu":
         computed_in += f" on {encoder.mean.device.type}"
@@ -105,17 +104,20 @@ def features(
         "computed_in": computed_in,
         "version": VERSION,
     }
+    if boxes is not None:
+        spec["boxes"] = boxes.fingerprint
     key = fingerprint(spec)
     root = (store or cache_folder()) / "features"
     folder = root / key
     found = _open(folder, key)
     if found is None:
         check_writable(root)
-        with _locked(root / f"{key}.lock"):
+        with locked(root / f"{key}.lock", LOCK_SECONDS):
             found = _open(folder, key, set_aside=True)
             if found is None:
                 dataset.images.check()
-                _make(folder, dataset, encoder if encoder.folded else encoder.fold(), crop, spec, progress, tolerant)
+                folded = encoder if encoder.folded else encoder.fold()
+                _make(folder, dataset, folded, crop, boxes, spec, progress, tolerant)
                 found = _open(folder, key)
     if found is None:
         raise CapbenchError(f"the features just written to {folder} do not read back; check the disk")
@@ -124,24 +126,20 @@ def features(
             f"{len(found.skipped)} images of {dataset.name} have no features, they could not be decoded: "
             f"{', '.join(found.skipped[:LISTED])}; mend them, or ask for tolerant features"
         )
-    return found
+    return replace(found, boxes=boxes)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """A lock between processes, waited for with a limit. The system frees the lock of a process that died."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout as error:
+def _check(output: Output, crop: Crop) -> None:
+    if crop not in (*CROPS, *PROVIDERS):
+        raise CapbenchError(f"the crop is {' or '.join(CROPS)}, or for regions {' or '.join(PROVIDERS)}, not {crop!r}")
+    if output == "regions":
+        fitting = list(PROVIDERS)
+    else:
+        fitting = [name for name in CROPS if output == "vector" or COUNT[name] == 1]
+    if crop not in fitting:
         raise CapbenchError(
-            f"another process has held {path} for {LOCK_SECONDS:g} s; wait for it or end it, and if there is "
-            "none, delete the file"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+            f"features of output {output!r} and crop {crop!r} are not defined; for {output} take {', '.join(fitting)}"
+        )
 
 
 def _open(folder: Path, key: str, set_aside: bool = False) -> Features | None:
@@ -176,6 +174,7 @@ def _make(
     dataset: CaptionDataset,
     encoder: Encoder,
     crop: Crop,
+    boxes: Boxes | None,
     spec: dict[str, Any],
     progress: Report | bool | None,
     tolerant: bool,
@@ -185,8 +184,8 @@ def _make(
         shutil.rmtree(left, ignore_errors=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        with _reporter(progress, dataset.name) as report:
-            shape, skipped = _write(part / "features.npy", dataset, encoder, crop, report, tolerant)
+        with reporter(progress, f"features of {dataset.name}") as report:
+            shape, skipped = _write(part / "features.npy", dataset, encoder, crop, boxes, report, tolerant)
         if skipped:
             warnings.warn(
                 f"{len(skipped)} images of {dataset.name} could not be decoded and have no features: "
@@ -210,7 +209,13 @@ def _make(
 
 
 def _write(
-    path: Path, dataset: CaptionDataset, encoder: Encoder, crop: Crop, report: Report, tolerant: bool
+    path: Path,
+    dataset: CaptionDataset,
+    encoder: Encoder,
+    crop: Crop,
+    boxes: Boxes | None,
+    report: Report,
+    tolerant: bool,
 ) -> tuple[list[int], list[str]]:
     """Fill the file a batch at a time; returns the shape and the names of the images left out.
 
@@ -220,7 +225,7 @@ def _write(
     """
     total, device = len(dataset.images), encoder.mean.device
     on_cpu = device.type == "cpu"
-    size = max(1, (8 if on_cpu else 128) // COUNT[crop])
+    size = max(1, (8 if on_cpu else 128) // (COUNT[crop] if boxes is None else 4))  # a region is a small part of a map
     threads = torch.get_num_threads()
     lock, turn = threading.Lock(), nullcontext() if on_cpu else threading.Lock()
     array: NDArray[np.float32] | None = None
@@ -233,8 +238,9 @@ def _write(
         rows, stacks = _decoded(dataset, batch, encoder.input_size, crop, tolerant)
         encoded = None
         if rows:
+            places = None if boxes is None else torch.from_numpy(boxes.array[rows]).to(device)
             with turn:
-                encoded = encode(encoder, [stack.to(device) for stack in stacks]).cpu().numpy()
+                encoded = encode(encoder, [stack.to(device) for stack in stacks], places).cpu().numpy()
         with lock:
             if encoded is not None:
                 if array is None:
@@ -287,30 +293,20 @@ def _decoded(
 def stacked(
     pictures: Sequence[NDArray[np.uint8]], size: int, crop: Crop
 ) -> list[UInt8[Tensor, "image crop 3 side side"]]:
-    """The crops of some pictures, as `encode` takes them: a stack for each side."""
-    return [torch.stack(parts) for parts in zip(*(CROPS[crop](image, size) for image in pictures), strict=True)]
+    """The crops of some pictures, as `encode` takes them: a stack for each side; for regions the whole image."""
+    cut = CROPS["whole" if crop in PROVIDERS else crop]
+    return [torch.stack(parts) for parts in zip(*(cut(image, size) for image in pictures), strict=True)]
 
 
 @torch.inference_mode()
-def encode(encoder: Encoder, stacks: Sequence[Tensor]) -> Float[Tensor, "image ... dim"]:
-    """The mean of the encoder's vectors over all crops of each image, or its grid where there is one crop.
+def encode(
+    encoder: Encoder, stacks: Sequence[Tensor], boxes: Float[Tensor, "image region 4"] | None = None
+) -> Float[Tensor, "image ... dim"]:
+    """The mean of the encoder's vectors over all crops of each image, its grid where there is one crop, or its regions.
 
-    `stacks` are those of `stacked`, on the encoder's device.
+    `stacks` are those of `stacked` and `boxes` fractions of the image as in `Boxes`, on the encoder's device.
     """
+    if boxes is not None:
+        return encoder.regions(stacks[0][:, 0], boxes * stacks[0].shape[-1])
     vectors = [encoder(stack.flatten(0, 1)).unflatten(0, stack.shape[:2]) for stack in stacks]
     return torch.cat(vectors, 1).mean(1)
-
-
-@contextmanager
-def _reporter(progress: Report | bool | None, name: str) -> Iterator[Report]:
-    if callable(progress):
-        yield progress
-        return
-    start = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    speed = TextColumn("{task.fields[speed]:.0f} images/s")
-    with Progress(*columns, speed, disable=not progress) as bar:
-        task = bar.add_task(f"features of {name}", total=None, speed=0.0)
-        yield lambda done, total: bar.update(
-            task, completed=done, total=total, speed=done / (time.perf_counter() - start)
-        )

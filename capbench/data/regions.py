@@ -1,0 +1,351 @@
+"""The regions of images: the whole image and 19 boxes in it, from a fixed grid, a file, the truth or a detector."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from jaxtyping import Float32, Int64, UInt8
+from pydantic import PlainValidator, model_validator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from capbench.data.captions import Box, CaptionDataset
+from capbench.data.checked_json import Checked, read_json
+from capbench.data.images import ImageFolder
+from capbench.encoders import load_detector
+from capbench.errors import CapbenchError
+from capbench.files import atomic_write, check_writable, fingerprint
+from capbench.weights import cache_folder, hash_tensors
+
+Provider = Literal[
+    "multiscale",
+    "objects",
+    "file",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "retinanet_resnet50_fpn_v2",
+]
+Report = Callable[[int, int], None]
+
+PROVIDERS: tuple[str, ...] = get_args(Provider)
+REGIONS = 20
+FILE = "regions.json"
+VERSION = 1  # of the way from pixels or a file to boxes: a change makes new ones
+LOCK_SECONDS = 24 * 3600.0  # longest wait for another process that makes the same boxes: detectors are slow
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+HALVES = tuple((x, 0.0, x + 0.5, 1.0) for x in (0.0, 0.25, 0.5))
+SQUARES = tuple((x / 5, y / 5, (x + 2) / 5, (y + 2) / 5) for y in range(4) for x in range(4))
+GRID = (*HALVES, *SQUARES)  # the 19 boxes of "multiscale", the largest first
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """The regions of every image of a data set, in its order.
+
+    `array` holds x0, y0, x1, y1 as fractions of the image's width and height; entry 0 is always the whole image,
+    0, 0, 1, 1. `count` says how many of an image's boxes, the whole image included, came from the `provider`; the
+    others fill up. `fingerprint` stands for the provider's name and all the values.
+    """
+
+    array: Float32[np.ndarray, "image 20 4"]
+    provider: str
+    fingerprint: str
+    count: Int64[np.ndarray, " image"]
+
+
+def region_boxes(
+    dataset: CaptionDataset, provider: str, store: Path | None = None, progress: Report | bool | None = None
+) -> Boxes:
+    """The whole image and up to 19 boxes of every image, filled up to 20 regions with the multi-scale grid.
+
+    "multiscale" is that grid alone, a fixed one that needs no detector: three upright halves of the image (left, middle
+    and right), then 4 x 4 boxes of two fifths of its width and height, one fifth apart, row by row. "objects" are the
+    distinct true boxes of the phrases of all an image's captions, the largest first: what a perfect detector would
+    find, and so an upper bound. "file" reads `regions.json` beside the data set's split file (see `read_regions`). The
+    others are torchvision's detectors with its COCO weights (see `capbench.encoders.load_detector`): the distinct boxes
+    of the highest scores, of those that torchvision reports by default.
+
+    Boxes of a file or a detector are kept in `<store>/boxes/<fingerprint>.npz` (`store` as for features), keyed by
+    the images, the file or the weights, the kind of device and the version of this code. Damaged ones are made again,
+    with a warning. Two processes may ask at once: one works, the other waits. `progress` draws a bar (True) or is
+    called with (images done, images). Source of the 19 boxes and the whole image: Karpathy and Fei-Fei (CVPR 2015),
+    section 3.1.1. Raises CapbenchError for an unknown provider, for one that this data set has no boxes of, for a bad
+    file, missing weights, and images that are missing or cannot be decoded.
+    """
+    _check(provider)
+    if provider == "multiscale":
+        return _boxes([GRID] * len(dataset.images), provider)
+    if provider == "objects":
+        return _boxes(_objects(dataset), provider)
+    spec = {"images": dataset.images.fingerprint, "provider": provider, "version": VERSION}
+    if provider == "file":
+        path = _regions_file(dataset)
+        spec |= {"file": sha256(path.read_bytes()).hexdigest()}
+
+        def find() -> Iterable[Sequence[Box]]:
+            return read_regions(path, dataset)
+    else:
+        detector = _detector(provider)
+        device = next(detector.parameters()).device.type
+        spec |= {"weights": hash_tensors(detector.state_dict()), "computed_in": f"float32 on {device}"}
+
+        def find() -> Iterable[Sequence[Box]]:
+            return (_detect(detector, dataset.images[i]) for i in range(len(dataset.images)))
+
+    return _kept(dataset, provider, (store or cache_folder()) / "boxes" / f"{fingerprint(spec)}.npz", find, progress)
+
+
+def boxes_of_picture(pixels: UInt8[np.ndarray, "height width 3"], provider: str) -> Float32[np.ndarray, "20 4"]:
+    """The regions of one picture outside a data set, as `Boxes.array` has them.
+
+    Raises CapbenchError for an unknown provider, and for "objects" and "file", which know the images of a data set
+    alone.
+    """
+    _check(provider)
+    if provider in ("objects", "file"):
+        usable = ", ".join(name for name in PROVIDERS if name not in ("objects", "file"))
+        raise CapbenchError(f"regions of provider {provider!r} belong to a data set; a picture alone has {usable}")
+    found = GRID if provider == "multiscale" else _detect(_detector(provider), pixels)
+    return _filled(found)
+
+
+def _check(provider: str) -> None:
+    if provider not in PROVIDERS:
+        raise CapbenchError(f"no provider of regions {provider!r}; there is {', '.join(PROVIDERS)}")
+
+
+def _filled(found: Sequence[Box]) -> Float32[np.ndarray, "20 4"]:
+    return np.array([WHOLE, *found[: REGIONS - 1], *GRID][:REGIONS], np.float32)
+
+
+def _boxes(found: Iterable[Sequence[Box]], provider: str) -> Boxes:
+    rows, count = [], []
+    for boxes in found:
+        rows.append(_filled(boxes))
+        count.append(min(1 + len(boxes), REGIONS))
+    return _named(np.stack(rows), np.array(count, np.int64), provider)
+
+
+def _named(array: np.ndarray, count: np.ndarray, provider: str) -> Boxes:
+    values = sha256(array.tobytes() + count.tobytes()).hexdigest()
+    return Boxes(array, provider, fingerprint([provider, values]), count)
+
+
+def _objects(dataset: CaptionDataset) -> Iterator[Sequence[Box]]:
+    if dataset.phrases is None:
+        raise CapbenchError(f"{dataset.name} has no boxes of objects; take regions of multiscale, file or a detector")
+    known: list[set[Box]] = [set() for _ in range(len(dataset.images))]
+    for image, phrases in zip(dataset.image_of_caption, dataset.phrases, strict=True):
+        known[image].update(box for phrase in phrases for box in phrase.boxes)
+    for i, boxes in enumerate(known):
+        height, width = dataset.images[i].shape[:2]
+        yield _fractions(sorted(boxes, key=lambda b: ((b[0] - b[2]) * (b[3] - b[1]), b)), width, height)
+
+
+def _fractions(boxes: Iterable[Box], width: int, height: int) -> list[Box]:
+    return [(x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in boxes]
+
+
+# ---- a file of boxes ---------------------------------------------------------
+
+
+class _Scored(NamedTuple):
+    box: Box
+    score: float
+
+
+def _number(value: Any, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+        raise ValueError(f"{field} is no finite number of pixels: {value!r}"[:120])
+    return float(value)
+
+
+def _scored(value: Any) -> _Scored:
+    """One box of the file, in any of its styles. Raises ValueError naming the field."""
+    names = ("x0", "y0", "x1", "y1")
+    if isinstance(value, list):
+        if len(value) != 4:
+            raise ValueError(f"a box is [x0, y0, x1, y1], found {len(value)} values")
+        entry = dict(zip(names, value, strict=True))
+    elif isinstance(value, dict):
+        entry = value
+        sized = "x" in value or "y" in value
+        wide, high = ("w" if "w" in value else "width", "h" if "h" in value else "height")
+        names = ("x", "y", wide, high) if sized else ("xmin", "ymin", "xmax", "ymax")
+    else:
+        raise ValueError("a box is a list of four numbers or an object")
+    missing = [name for name in names if name not in entry]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing; a box has x, y, width, height or xmin, ymin, xmax, ymax")
+    x0, y0, x1, y1 = (_number(entry[name], name) for name in names)
+    if names[0] == "x":
+        x1, y1 = x0 + x1, y0 + y1
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"{names[2] if x1 <= x0 else names[3]} makes the box empty or reversed")
+    score = _number(entry["score"], "score") if entry.get("score") is not None else -math.inf
+    return _Scored((x0, y0, x1, y1), score)
+
+
+class _RegionFile(Checked):
+    images: dict[str, list[Annotated[_Scored, PlainValidator(_scored)]]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wrap(cls, value: Any) -> Any:
+        return {"images": value}
+
+
+def read_regions(path: Path, dataset: CaptionDataset) -> Iterator[list[Box]]:
+    """The boxes of each image of `dataset` in a `regions.json`, as fractions, 19 at most.
+
+    The file is a JSON object from the names of images (as the data set has them, "val2014/COCO_val2014_....jpg") to
+    lists of boxes in pixels of the upright image. A box is `[x0, y0, x1, y1]`, or an object with `x`, `y`, and
+    `width` and `height` or `w` and `h` (as in Visual Genome), or with `xmin`, `ymin`, `xmax`, `ymax` (as in Flickr30K
+    Entities), and perhaps a `score`. The highest scores come first, then those without a score in their order; other
+    fields, and images that the data set does not have, are passed over. What lies up to a pixel outside the image is
+    cut off. Raises CapbenchError naming the file, the image, the number of the box (from 0) and the field.
+    """
+    known = read_json(path, _RegionFile).images
+    missing = [name for name in dataset.image_names if name not in known]
+    if missing:
+        raise CapbenchError(
+            f"{path} has no entry for {len(missing):,} of {len(dataset.image_names):,} images: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}; add them, with an empty list where there is no box"
+        )
+    for i, name in enumerate(dataset.image_names):
+        height, width = dataset.images[i].shape[:2]
+        boxes = [_clipped(one.box, width, height, f"{path}: {name}[{n}]") for n, one in enumerate(known[name])]
+        order = sorted(range(len(boxes)), key=lambda n: -known[name][n].score)
+        yield _fractions([boxes[n] for n in order[: REGIONS - 1]], width, height)
+
+
+def _clipped(box: Box, width: int, height: int, place: str) -> Box:
+    limits = (width, height, width, height)
+    for field, value, limit in zip(("x0", "y0", "x1", "y1"), box, limits, strict=True):
+        if not -1 <= value <= limit + 1:
+            raise CapbenchError(f"{place}: {field} is {value:g}, outside the image of {width} x {height} pixels")
+    x0, y0, x1, y1 = (min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits, strict=True))
+    if x1 <= x0 or y1 <= y0:
+        raise CapbenchError(f"{place}: the box lies outside the image of {width} x {height} pixels")
+    return x0, y0, x1, y1
+
+
+def _regions_file(dataset: CaptionDataset) -> Path:
+    if not isinstance(dataset.images, ImageFolder):
+        raise CapbenchError(f"{dataset.name} has no folder for a {FILE}; take regions of multiscale or objects")
+    path = dataset.images.root.parent / FILE
+    if not path.is_file():
+        raise CapbenchError(f"{path} is missing; put a JSON object from image names to lists of boxes there")
+    return path
+
+
+# ---- a detector --------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _detector(name: str) -> nn.Module:
+    return load_detector(name).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.inference_mode()
+def _detect(detector: nn.Module, pixels: UInt8[np.ndarray, "height width 3"]) -> list[Box]:
+    """The 19 distinct boxes of highest score in a picture, or as many as there are, as fractions."""
+    height, width = pixels.shape[:2]
+    image = torch.tensor(pixels, device=next(detector.parameters()).device).permute(2, 0, 1).float() / 255
+    (found,) = detector([image])
+    boxes = found["boxes"][found["scores"].argsort(descending=True, stable=True)].double().cpu()
+    x0, x1 = (boxes[:, column].clamp(0, width).tolist() for column in (0, 2))
+    y0, y1 = (boxes[:, column].clamp(0, height).tolist() for column in (1, 3))
+    kept = [box for box in dict.fromkeys(zip(x0, y0, x1, y1, strict=True)) if box[0] < box[2] and box[1] < box[3]]
+    return _fractions(kept[: REGIONS - 1], width, height)
+
+
+# ---- the store ---------------------------------------------------------------
+
+
+def _kept(
+    dataset: CaptionDataset,
+    provider: str,
+    path: Path,
+    find: Callable[[], Iterable[Sequence[Box]]],
+    progress: Report | bool | None,
+) -> Boxes:
+    """The boxes in `path`, or those of `find`, which are put there."""
+    total = len(dataset.images)
+    if boxes := _read(path, provider, total):
+        return boxes
+    check_writable(path.parent)
+    with locked(path.with_suffix(".lock"), LOCK_SECONDS):
+        if boxes := _read(path, provider, total):
+            return boxes
+        dataset.images.check()
+        with reporter(progress, f"regions of {dataset.name}") as report:
+            boxes = _boxes(_counted(find(), total, report), provider)
+        atomic_write(path, lambda file: np.savez(file, array=boxes.array, count=boxes.count))
+        return boxes
+
+
+def _counted(found: Iterable[Sequence[Box]], total: int, report: Report) -> Iterator[Sequence[Box]]:
+    for done, boxes in enumerate(found, 1):
+        report(done, total)
+        yield boxes
+
+
+def _read(path: Path, provider: str, images: int) -> Boxes | None:
+    """The stored boxes, or None where there are none or damaged ones (a zip archive has checksums)."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            array, count = stored["array"], stored["count"]
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError
+        warnings.warn(f"the boxes in {path} are damaged ({error}); they are made again", stacklevel=4)
+        return None
+    right = array.shape == (images, REGIONS, 4) and array.dtype == np.float32
+    return _named(array, count, provider) if right and count.shape == (images,) else None
+
+
+@contextmanager
+def locked(path: Path, seconds: float) -> Iterator[None]:
+    """A lock between processes, waited for with a limit. The system frees the lock of a process that died."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise CapbenchError(
+            f"another process has held {path} for {seconds:g} s; wait for it or end it, and if there is "
+            "none, delete the file"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def reporter(progress: Report | bool | None, what: str) -> Iterator[Report]:
+    """A function to call with (images done, images): the one given, or one that draws a bar (True) or does nothing."""
+    if callable(progress):
+        yield progress
+        return
+    start = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    speed = TextColumn("{task.fields[speed]:.0f} images/s")
+    with Progress(*columns, speed, disable=not progress) as bar:
+        task = bar.add_task(what, total=None, speed=0.0)
+        yield lambda done, total: bar.update(
+            task, completed=done, total=total, speed=done / (time.perf_counter() - start)
+        )
