@@ -7,7 +7,7 @@ counts against the model: a constant similarity matrix has R@1 = 0.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.errors import CapbenchError
+from capbench.kernels.ranks import captions_of, counted_ranks, image_ranks, product_ranks
 
 PROTOCOLS = ("whole", "1K", "5-fold 1K", "5K")
 WHOLE_MATRIX_BYTES = 2**30
 FOLD = 1000
-_BLOCK_BYTES = 2**22
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
 log = logging.getLogger(__name__)
@@ -40,16 +40,9 @@ def match_ranks(similarity: Float[Tensor, "image caption"], image_of_caption: In
     caption's rank counts the other images that score at least as high as its own. Raises CapbenchError when a
     similarity is NaN, or an image has no caption.
     """
-    images, captions = similarity.shape
-    _check(images, captions, image_of_caption)
-    image_of_caption = image_of_caption.to(similarity.device)
-    matched = similarity[image_of_caption, torch.arange(captions, device=similarity.device)]
-    rows = []
-    columns = torch.zeros(captions, dtype=torch.int64, device=similarity.device)
-    for part in _row_blocks(similarity):
-        rows.append(_image_ranks(similarity[part], matched, image_of_caption, part))
-        columns += (similarity[part] >= matched).sum(0, dtype=torch.int32)
-    return Ranks(torch.cat(rows).cpu(), (columns - 1).cpu())
+    _check(len(similarity), similarity.shape[1], image_of_caption)
+    by_image, by_caption = counted_ranks(similarity, image_of_caption)
+    return Ranks(by_image.cpu(), by_caption.cpu())
 
 
 def embedding_ranks(
@@ -61,15 +54,18 @@ def embedding_ranks(
 ) -> Ranks:
     """Ranks from embeddings, by the dot product or by `similarity(images, captions) -> [image, caption]`.
 
-    The matrix is kept whole up to 1 GiB, filled `chunk` images at a time; a larger one is never held: it is
-    made twice in pieces, by rows and by columns. When memory runs out the chunk is halved and the ranks stay
-    the same, as far as `similarity` gives a pair the same value in any chunk.
+    Dot products on a GPU are counted as they are made, and no matrix is held. Elsewhere it is kept whole up to
+    1 GiB, filled `chunk` images at a time; a larger one is never held: it is made twice in pieces, by rows and by
+    columns. When memory runs out the chunk is halved and the ranks stay the same, as far as `similarity` gives a
+    pair the same value in any chunk.
     Raises CapbenchError as `match_ranks` does, and when one image at a time still does not fit.
     """
     images, captions = images.detach(), captions.detach()
     count, total = len(images), len(captions)
     _check(count, total, image_of_caption)
     image_of_caption = image_of_caption.to(images.device)
+    if similarity is None and (counted := product_ranks(images, captions, image_of_caption)):
+        return Ranks(counted[0].cpu(), counted[1].cpu())
     measure = similarity or _dot
     size = chunk or max(1, min(count, 2**24 // max(total, 1)))
     if count * total * images.element_size() <= WHOLE_MATRIX_BYTES:
@@ -123,7 +119,7 @@ def evaluate_protocol(
     whole = len(folds) == 1 and folds[0].stop == len(images)
     image_ranks, caption_ranks, captions_used, metrics = [], [], [], []
     for fold in folds:
-        chosen = _captions_of(fold, image_of_caption)
+        chosen = captions_of(fold, image_of_caption)
         if whole:
             ranks = embedding_ranks(images, captions, image_of_caption, similarity, chunk)
         else:
@@ -169,29 +165,6 @@ def _dot(images: Tensor, captions: Tensor) -> Tensor:
     return images @ captions.T
 
 
-def _image_ranks(rows: Tensor, matched: Tensor, image_of_caption: Tensor, part: slice) -> Tensor:
-    """Ranks of one block of images; `matched` need be right for the captions of these images only."""
-    if bool(rows.amax().isnan()):
-        raise CapbenchError("the similarities hold NaN: the model has diverged, or a zero was normalised")
-    images = len(rows)
-    own = _captions_of(part, image_of_caption)
-    owner, score = image_of_caption[own] - part.start, matched[own]
-    best = score.new_full((images,), -torch.inf).scatter_reduce(0, owner, score, "amax")
-    at_least = (rows >= best[:, None]).sum(1, dtype=torch.int32).to(torch.int64)
-    return at_least - torch.bincount(owner[score >= best[owner]], minlength=images)
-
-
-def _captions_of(images: slice, image_of_caption: Tensor) -> Tensor:
-    return torch.nonzero((image_of_caption >= images.start) & (image_of_caption < images.stop)).flatten()
-
-
-def _row_blocks(similarity: Tensor) -> Iterator[slice]:
-    """Blocks of rows that stay in the processor's cache while they are counted; larger on an accelerator."""
-    target = _BLOCK_BYTES if similarity.device.type == "cpu" else 2**6 * _BLOCK_BYTES
-    rows = max(1, target // max(1, similarity.shape[1] * similarity.element_size()))
-    return (slice(start, start + rows) for start in range(0, len(similarity), rows))
-
-
 def _ranks_in_two_passes(
     images: Tensor, captions: Tensor, image_of_caption: Tensor, measure: Similarity, size: int
 ) -> Ranks:
@@ -199,10 +172,10 @@ def _ranks_in_two_passes(
 
     def rows(part: slice) -> Tensor:
         block = measure(images[part], captions)
-        own = _captions_of(part, image_of_caption)
+        own = captions_of(part, image_of_caption)
         matched = block.new_zeros(total)
         matched[own] = block[image_of_caption[own] - part.start, own]
-        return _image_ranks(block, matched, image_of_caption, part)
+        return image_ranks(block, matched, image_of_caption, part)
 
     def columns(part: slice) -> Tensor:
         block = measure(images, captions[part])

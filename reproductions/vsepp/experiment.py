@@ -19,6 +19,7 @@ from reproductions.vsepp.model import VSE
 from reproductions.vsepp.recipe import Recipe
 
 LOSSES = {"sum_of_hinges": objective.sum_of_hinges, "max_of_hinges": objective.max_of_hinges}
+NEGATIVES: dict[str, objective.Negatives] = {"sum_of_hinges": "sum", "max_of_hinges": "hardest"}
 CHUNK = 512  # captions or images embedded at a time in evaluation
 
 
@@ -47,9 +48,14 @@ class VSEExperiment:
         pairs = self.train.image_of_caption[batch]
         images = self.model.embed_images(self.source.training(self.train.image_index[pairs]))
         captions = self._embed_captions([self.inputs.encoded("train")[i] for i in batch])
-        matched = objective.matched_pairs(torch.from_numpy(pairs), self.recipe.negatives).to(self.device)
-        hinge = LOSSES["sum_of_hinges" if epoch < self.recipe.warmup else self.recipe.loss]
-        return hinge(self.model.similarity(images.float(), captions.float()), matched, self.recipe.margin)
+        images, captions, owner = images.float(), captions.float(), torch.from_numpy(pairs).to(self.device)
+        loss = "sum_of_hinges" if epoch < self.recipe.warmup else self.recipe.loss
+        if self.recipe.negatives is None:
+            return objective.ranking_loss(
+                images, captions, owner, self.recipe.margin, NEGATIVES[loss], self.recipe.similarity
+            )
+        matched = objective.matched_pairs(owner, self.recipe.negatives)
+        return LOSSES[loss](self.model.similarity(images, captions), matched, self.recipe.margin)
 
     def evaluate(self, split: str, protocol: str) -> Evaluation:
         part = self.inputs.dataset.split(split)
@@ -58,9 +64,8 @@ class VSEExperiment:
         images = [self.model.embed_images(self.source.testing(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK)]
         captions = [self._embed_captions(encoded[i : i + CHUNK]) for i in range(0, len(encoded), CHUNK)]
         owner = torch.from_numpy(part.image_of_caption).to(self.device)
-        metrics, ranks = evaluate_protocol(
-            torch.cat(images), torch.cat(captions), owner, protocol, self.model.similarity
-        )
+        similarity = objective.order_similarity if self.recipe.similarity == "order" else None
+        metrics, ranks = evaluate_protocol(torch.cat(images), torch.cat(captions), owner, protocol, similarity)
         arrays = {
             "image_to_caption": ranks.image_to_caption.cpu().numpy(),
             "caption_to_image": ranks.caption_to_image.cpu().numpy(),

@@ -66,7 +66,7 @@ PUBLISHED_PRESETS = {
 }
 
 
-def protocols(dataset: str) -> tuple[str, ...]:
+def protocols(dataset: str, recipe: Recipe) -> tuple[str, ...]:
     """COCO's 5,000 test images are scored whole and in thousands, every other test set whole."""
     return ("1K", "5-fold 1K", "5K") if dataset in ("coco", "coco-norestval") else ("whole",)
 

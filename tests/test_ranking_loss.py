@@ -1,0 +1,325 @@
+"""ranking_loss against equations 5 and 6 as loops in float64: dense, streamed, and as kernels.
+
+The kernels run on a GPU, or in Triton's interpreter in a process of its own, where TRITON_INTERPRET=1 sends tensors
+on the CPU to them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import weakref
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from capbench.errors import CapbenchError
+from capbench.kernels import ranking_loss as kernel
+from capbench.kernels._triton import interpreted
+from capbench.kernels.ranking_loss import DENSE_UP_TO, ranking_loss, reference_ranking_loss
+
+MARGIN = 0.2
+WAYS = [(negatives, similarity) for negatives in ("hardest", "sum") for similarity in ("cosine", "order")]
+SHAPES = [(1, 3), (2, 1), (5, 4), (17, 7), (40, 33)]
+KERNEL_DEVICE = "cpu" if interpreted() else "cuda"
+needs_triton = pytest.mark.skipif(
+    not (interpreted() or torch.cuda.is_available()), reason="needs a GPU; the interpreter has a test of its own"
+)
+not_interpreted = pytest.mark.skipif(interpreted(), reason="the interpreter sends tensors on the CPU to the kernels")
+
+
+def inputs(pairs, dim, seed=0, repeated=True):
+    """Unit vectors in float64, and owners of which some have several captions."""
+    random = torch.Generator().manual_seed(seed + pairs)
+    images, captions = (torch.randn(pairs, dim, generator=random, dtype=torch.float64) for _ in range(2))
+    owner = torch.randint(0, max(1, 2 * pairs // 3), (pairs,), generator=random) if repeated else torch.arange(pairs)
+    return torch.nn.functional.normalize(images, dim=1), torch.nn.functional.normalize(captions, dim=1), owner
+
+
+def loops(batch, negatives, similarity):
+    """The value and both gradients, written from the equations one hinge at a time."""
+    images, captions, owner = batch[0].double().numpy(), batch[1].double().numpy(), batch[2].numpy()
+    d_images, d_captions, total = np.zeros_like(images), np.zeros_like(captions), 0.0
+
+    def score(i, c):
+        if similarity == "cosine":
+            return sum(images[i] * captions[c])
+        return -np.sqrt(sum(np.maximum(captions[c] - images[i], 0) ** 2) + 1e-12)
+
+    def push(i, c, weight):
+        if similarity == "cosine":
+            d_images[i] += weight * captions[c]
+            d_captions[c] += weight * images[i]
+        else:
+            down = np.maximum(captions[c] - images[i], 0) / score(i, c)
+            d_images[i] -= weight * down
+            d_captions[c] += weight * down
+
+    for k in range(len(images)):
+        for wrong in ([(k, c) for c in range(len(images))], [(i, k) for i in range(len(images))]):
+            hinges = [(MARGIN - score(k, k) + score(i, c), i, c) for i, c in wrong if owner[i] != owner[c]]
+            violated = [hinge for hinge in hinges if hinge[0] > 0]
+            for hinge, i, c in [max(violated)] if violated and negatives == "hardest" else violated:
+                total += hinge
+                push(i, c, 1)
+                push(k, k, -1)
+    return torch.tensor(total), torch.from_numpy(d_images), torch.from_numpy(d_captions)
+
+
+def value_and_gradients(batch, negatives, similarity="cosine", function=ranking_loss):
+    images, captions, owner = batch[0].detach().requires_grad_(), batch[1].detach().requires_grad_(), batch[2]
+    loss = function(images, captions, owner, MARGIN, negatives, similarity)
+    return loss.detach(), *torch.autograd.grad(loss, (images, captions))
+
+
+def assert_close(found, expected, rtol=1e-9, atol=1e-9):
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double().cpu(), theirs.double().cpu(), rtol=rtol, atol=atol)
+
+
+@pytest.fixture(params=["dense", "one row at a time", "three rows at a time", "in one block"])
+def form(request, monkeypatch):
+    """Every form that a tensor on the CPU can take, whatever the size of the batch."""
+    rows = {"one row at a time": 1, "three rows at a time": 3, "in one block": 1000}.get(request.param)
+    if rows:
+        monkeypatch.setattr(kernel, "DENSE_UP_TO", {"cosine": 0, "order": 0})
+        monkeypatch.setattr(kernel, "_parts", lambda x, _: [slice(i, i + rows) for i in range(0, len(x), rows)])
+
+
+@not_interpreted
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_value_and_gradients_are_those_of_the_equations(shape, negatives, similarity, form):
+    batch = inputs(*shape)
+    expected = loops(batch, negatives, similarity)
+    assert_close(value_and_gradients(batch, negatives, similarity), expected)
+
+
+@not_interpreted
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+def test_the_gradient_is_right_by_finite_differences(negatives, similarity, form):
+    images, captions, owner = inputs(6, 4, seed=3)
+    assert torch.autograd.gradcheck(
+        lambda a, b: ranking_loss(a, b, owner, MARGIN, negatives, similarity),
+        (images.requires_grad_(), captions.requires_grad_()),
+    )
+
+
+@not_interpreted
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+def test_a_small_batch_has_the_bits_of_the_reference(negatives, similarity):
+    images, captions, owner = inputs(128, 64)
+    batch = images.float(), captions.float(), owner
+    found = value_and_gradients(batch, negatives, similarity)
+    expected = value_and_gradients(batch, negatives, similarity, reference_ranking_loss)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+@not_interpreted
+@pytest.mark.parametrize("negatives", ["hardest", "sum"])
+def test_a_batch_beyond_the_dense_limit_agrees_with_the_reference(negatives):
+    images, captions, owner = inputs(DENSE_UP_TO["cosine"] + 37, 24)
+    batch = images.float(), captions.float(), owner
+    found = value_and_gradients(batch, negatives)
+    expected = value_and_gradients((images, captions, owner), negatives, function=reference_ranking_loss)
+    assert_close(found, expected, rtol=1e-4, atol=2e-3)
+
+
+@not_interpreted
+@pytest.mark.parametrize("negatives", ["hardest", "sum"])
+def test_a_batch_of_one_image_has_no_loss_and_no_gradient(negatives, form):
+    images, captions, _ = inputs(7, 3)
+    for part in value_and_gradients((images, captions, torch.zeros(7, dtype=torch.int64)), negatives):
+        assert not part.any()
+
+
+@not_interpreted
+@pytest.mark.parametrize("negatives", ["hardest", "sum"])
+def test_without_a_violation_there_is_no_gradient(negatives, form):
+    for part in value_and_gradients((torch.eye(6), torch.eye(6), torch.arange(6)), negatives):
+        assert not part.any()
+
+
+@not_interpreted
+def test_equal_embeddings_are_the_plateau_of_both_losses(form):
+    batch = torch.ones(9, 2), torch.ones(9, 2), torch.arange(9)
+    assert float(ranking_loss(*batch, MARGIN, "hardest")) == pytest.approx(2 * MARGIN * 9)
+    assert float(ranking_loss(*batch, MARGIN, "sum")) == pytest.approx(2 * MARGIN * 9 * 8)
+
+
+def first_of_equals(device):
+    """Captions 1 and 2 are equally wrong for image 0, and images 1 and 2 for caption 0; nothing else is violated."""
+    images = torch.tensor([[1.0, 0, 0], [0.9, 3, 0], [0.9, 0, 3]], device=device)
+    captions = torch.tensor([[1.0, 0, 0], [0.9, 3, 0], [0.9, 0, 3]], device=device)
+    return value_and_gradients((images, captions, torch.arange(3, device=device)), "hardest")
+
+
+@not_interpreted
+def test_of_equally_hard_negatives_the_first_has_the_gradient(monkeypatch):
+    monkeypatch.setattr(kernel, "DENSE_UP_TO", {"cosine": 0, "order": 0})
+    _, d_images, d_captions = first_of_equals("cpu")
+    # image 0: + caption 1 - caption 0 for its own hinge, - caption 0 for that of caption 0; image 1: + caption 0
+    assert d_images.tolist() == pytest.approx(np.array([[-1.1, 3, 0], [1, 0, 0], [0, 0, 0]]))
+    assert d_captions.tolist() == pytest.approx(np.array([[-1.1, 3, 0], [1, 0, 0], [0, 0, 0]]))
+
+
+@not_interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+def test_half_precision_is_multiplied_exactly(dtype, negatives, similarity, form):
+    images, captions, owner = inputs(12, 8)
+    batch = images.to(dtype), captions.to(dtype), owner
+    found = value_and_gradients(batch, negatives, similarity)
+    expected = loops(batch, negatives, similarity)
+    assert found[0].dtype is torch.float32
+    assert found[1].dtype is dtype
+    assert_close(found[:1], expected[:1], rtol=1e-5, atol=1e-5)
+    assert_close(found[1:], expected[1:], rtol=2**-7, atol=2**-7)
+
+
+@not_interpreted
+@pytest.mark.parametrize("negatives", ["hardest", "sum"])
+def test_nan_is_handed_on(negatives, form):
+    images, captions, owner = inputs(8, 3, repeated=False)
+    captions[5, 1] = torch.nan
+    assert ranking_loss(images, captions, owner, MARGIN, negatives).isnan()
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that tensors made within it held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, list[int]] = {}  # address of a storage to its size, and its tensors that live
+        self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            address, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+            if address in self.live or (address not in given and size):
+                entry = self.live.setdefault(address, [size, 0])
+                entry[1] += 1
+                weakref.finalize(tensor, self.release, address)
+        self.peak = max(self.peak, sum(size for size, _ in self.live.values()))
+        return result
+
+    def release(self, address: int) -> None:
+        self.live[address][1] -= 1
+        if not self.live[address][1]:
+            del self.live[address]
+
+
+def peak(function, pairs, dim, negatives):
+    images, captions = torch.randn(pairs, dim, requires_grad=True), torch.randn(pairs, dim, requires_grad=True)
+    with PeakBytes() as memory:
+        function(images, captions, torch.arange(pairs), MARGIN, negatives).backward()
+    return memory.peak
+
+
+@not_interpreted
+def test_a_large_batch_of_hardest_negatives_takes_a_quarter_of_the_dense_memory():
+    dense = peak(reference_ranking_loss, 4096, 1024, "hardest")
+    assert dense > 4 * 4096**2 * 4
+    assert peak(ranking_loss, 4096, 1024, "hardest") < dense / 4
+
+
+@not_interpreted
+@pytest.mark.parametrize("negatives", ["hardest", "sum"])
+def test_the_memory_of_a_large_batch_is_not_that_of_its_matrix(negatives):
+    assert peak(ranking_loss, 4096, 32, negatives) < 4096**2 * 4
+
+
+@not_interpreted
+def test_bad_arguments_are_named():
+    images, captions, owner = inputs(4, 3)
+    with pytest.raises(CapbenchError, match="a batch needs pairs"):
+        ranking_loss(images[:0], captions[:0], owner[:0], MARGIN, "sum")
+    with pytest.raises(CapbenchError, match="bring them to one type"):
+        ranking_loss(images.float(), captions, owner, MARGIN, "sum")
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("negatives", ["hardest", "sum"])
+@pytest.mark.parametrize("shape", [*SHAPES, (65, 130)])
+def test_kernels_equal_the_equations(shape, negatives, dtype):
+    images, captions, owner = inputs(*shape)
+    batch = images.to(dtype), captions.to(dtype), owner
+    expected = loops(batch, negatives, "cosine")
+    found = value_and_gradients([x.to(KERNEL_DEVICE) for x in batch], negatives)
+    assert found[0].dtype is torch.float32
+    assert found[1].dtype is dtype
+    assert_close(found[:1], expected[:1], rtol=1e-5, atol=1e-5)
+    precision = 1e-5 if dtype is torch.float32 else 2**-7
+    assert_close(found[1:], expected[1:], rtol=precision, atol=precision)
+
+
+@needs_triton
+@pytest.mark.parametrize("negatives", ["hardest", "sum"])
+def test_kernels_reduce_over_several_blocks_of_rows(negatives, monkeypatch):
+    from capbench.kernels import ranking_loss_triton
+
+    monkeypatch.setattr(ranking_loss_triton, "PARTIAL_BYTES", 1)
+    monkeypatch.setattr(ranking_loss_triton, "WEIGHT_BYTES", 1)
+    images, captions, owner = inputs(101, 9)
+    expected = loops((images, captions, owner), negatives, "cosine")
+    on_device = images.float().to(KERNEL_DEVICE), captions.float().to(KERNEL_DEVICE), owner.to(KERNEL_DEVICE)
+    assert_close(value_and_gradients(on_device, negatives), expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+@pytest.mark.parametrize("pairs", [70, pytest.param(5000, marks=pytest.mark.skipif(interpreted(), reason="slow"))])
+@pytest.mark.parametrize("negatives", ["hardest", "sum"])
+def test_kernels_give_the_same_bits_twice(pairs, negatives):
+    images, captions, owner = inputs(pairs, 48)
+    batch = images.float().to(KERNEL_DEVICE), captions.float().to(KERNEL_DEVICE), owner.to(KERNEL_DEVICE)
+    first, again = value_and_gradients(batch, negatives), value_and_gradients(batch, negatives)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@needs_triton
+def test_kernels_give_the_gradient_to_the_first_of_equals():
+    _, d_images, d_captions = first_of_equals(KERNEL_DEVICE)
+    assert d_images.tolist() == pytest.approx(np.array([[-1.1, 3, 0], [1, 0, 0], [0, 0, 0]]))
+    assert d_captions.tolist() == pytest.approx(np.array([[-1.1, 3, 0], [1, 0, 0], [0, 0, 0]]))
+
+
+@needs_triton
+@pytest.mark.parametrize("negatives", ["hardest", "sum"])
+def test_kernels_add_up_a_hub_that_all_choose(negatives):
+    images, captions, owner = inputs(50, 6, repeated=False)
+    images[7] = captions.sum(0)
+    expected = loops((images.float(), captions.float(), owner), negatives, "cosine")
+    on_device = images.float().to(KERNEL_DEVICE), captions.float().to(KERNEL_DEVICE), owner.to(KERNEL_DEVICE)
+    assert_close(value_and_gradients(on_device, negatives), expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+@pytest.mark.parametrize("negatives", ["hardest", "sum"])
+def test_kernels_hand_on_nan_and_find_nothing_in_a_batch_of_one_image(negatives):
+    images, captions, owner = inputs(8, 3, repeated=False)
+    one = torch.zeros_like(owner).to(KERNEL_DEVICE)
+    on_device = images.float().to(KERNEL_DEVICE), captions.float().to(KERNEL_DEVICE)
+    for part in value_and_gradients((*on_device, one), negatives):
+        assert not part.any()
+    on_device[1][5, 1] = torch.nan
+    assert ranking_loss(*on_device, owner.to(KERNEL_DEVICE), MARGIN, negatives).isnan()
+
+
+@not_interpreted
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+def test_the_kernels_are_right_in_tritons_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernels", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

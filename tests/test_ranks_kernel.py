@@ -1,0 +1,116 @@
+"""Ranks counted from embeddings against loops in float64: from a matrix, and by the kernel that holds none.
+
+The kernel runs on a GPU, or in Triton's interpreter in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from capbench.errors import CapbenchError
+from capbench.kernels import ranks as kernel
+from capbench.kernels._triton import interpreted
+from capbench.kernels.ranks import counted_ranks, product_ranks
+from capbench.metrics.retrieval import embedding_ranks
+
+DEVICE = "cpu" if interpreted() else "cuda"
+SHAPES = [(1, 1, 1), (1, 4, 3), (3, 9, 5), (33, 71, 70), (40, 200, 16)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+needs_triton = pytest.mark.skipif(
+    not (interpreted() or torch.cuda.is_available()), reason="needs a GPU; the interpreter has a test of its own"
+)
+
+
+def inputs(shape, dtype, seed=0):
+    """Small whole numbers, whose products are exact in every type and often equal; captions are uneven and shuffled."""
+    images, captions, dim = shape
+    random = torch.Generator().manual_seed(seed + captions)
+    left, right = (torch.randint(-2, 3, (n, dim), generator=random).to(dtype) for n in (images, captions))
+    owner = torch.cat([torch.arange(images), torch.randint(0, images, (captions - images,), generator=random)])
+    return left, right, owner[torch.randperm(captions, generator=random)]
+
+
+def loops(images, captions, owner):
+    """The definition: the wrong candidates that score at least as high as the right one."""
+    similarity = (images.double() @ captions.double().T).tolist()
+    owner = owner.tolist()
+    places = range(len(owner))
+    by_image = []
+    for image, row in enumerate(similarity):
+        best = max(row[c] for c in places if owner[c] == image)
+        by_image.append(sum(row[c] >= best for c in places if owner[c] != image))
+    by_caption = [
+        sum(row[c] >= similarity[owner[c]][c] for image, row in enumerate(similarity) if image != owner[c])
+        for c in places
+    ]
+    return by_image, by_caption
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("block_bytes", [1, 2**22])
+def test_counts_of_a_matrix_equal_the_definition(shape, block_bytes, monkeypatch):
+    monkeypatch.setattr(kernel, "_BLOCK_BYTES", block_bytes)
+    images, captions, owner = inputs(shape, torch.float32)
+    by_image, by_caption = counted_ranks(images @ captions.T, owner)
+    assert (by_image.tolist(), by_caption.tolist()) == loops(images, captions, owner)
+
+
+@pytest.mark.skipif(interpreted(), reason="the interpreter serves the CPU too")
+def test_a_tensor_on_the_cpu_is_left_to_the_caller():
+    assert product_ranks(*inputs((3, 9, 5), torch.float32)) is None
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernel_counts_equal_the_definition(shape, dtype):
+    images, captions, owner = inputs(shape, dtype)
+    counted = product_ranks(images.to(DEVICE), captions.to(DEVICE), owner.to(DEVICE))
+    assert counted is not None
+    assert tuple(ranks.tolist() for ranks in counted) == loops(images, captions, owner)
+
+
+@needs_triton
+def test_kernel_counts_equal_embeddings_as_ties():
+    """Not whole numbers: the right pair and its copies must come out of the same arithmetic."""
+    vector = torch.nn.functional.normalize(torch.randn(300, generator=torch.Generator().manual_seed(0)), dim=0)
+    owner = torch.arange(40, device=DEVICE).repeat_interleave(2)
+    ranks = embedding_ranks(vector.expand(40, -1).to(DEVICE), vector.expand(80, -1).to(DEVICE), owner)
+    assert ranks.image_to_caption.tolist() == [78] * 40
+    assert ranks.caption_to_image.tolist() == [39] * 80
+
+
+@needs_triton
+def test_kernel_ranks_of_random_embeddings_are_those_of_float64():
+    random = torch.Generator().manual_seed(1)
+    owner = torch.arange(60).repeat_interleave(2)
+    images = torch.randn(60, 40, generator=random)
+    captions = images[owner] + 2 * torch.randn(120, 40, generator=random)
+    ranks = embedding_ranks(images.to(DEVICE), captions.to(DEVICE), owner.to(DEVICE))
+    assert (ranks.image_to_caption.tolist(), ranks.caption_to_image.tolist()) == loops(images, captions, owner)
+    assert sum(ranks.image_to_caption.tolist()) > 0
+
+
+@needs_triton
+@pytest.mark.parametrize("side", [0, 1])
+def test_kernel_refuses_nan_wherever_it_stands(side):
+    images, captions, owner = inputs((3, 9, 5), torch.float32)
+    (images, captions)[side][2, 4] = torch.nan
+    with pytest.raises(CapbenchError, match="NaN"):
+        embedding_ranks(images.to(DEVICE), captions.to(DEVICE), owner.to(DEVICE))
+
+
+@pytest.mark.skipif(interpreted(), reason="starts the interpreter")
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+def test_the_kernel_is_right_in_tritons_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernel", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
