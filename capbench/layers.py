@@ -5,6 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from capbench.kernels.attention import attention_step, attention_weights
+
 
 class AdditiveAttention(nn.Module):
     """e_i = v^T tanh(W_a a_i + W_h h), the score of annotation a_i given the hidden state h.
@@ -28,8 +30,16 @@ class AdditiveAttention(nn.Module):
         self, keys: Float[Tensor, "image location attention"], hidden: Float[Tensor, "image beam hidden"]
     ) -> Float[Tensor, "image beam location"]:
         """The attention weights of every beam, softmax(e); they sum to one over the locations."""
-        e = self.v((keys[:, None] + self.W_h(hidden)[:, :, None]).tanh()).squeeze(-1)
-        return e.float().softmax(-1)
+        return attention_weights(keys, self.W_h(hidden), self.v.weight)
+
+    def step(
+        self,
+        keys: Float[Tensor, "image location attention"],
+        annotations: Float[Tensor, "image location dim"],
+        hidden: Float[Tensor, "image beam hidden"],
+    ) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:
+        """The context and the attention weights of every beam at once: on a GPU quicker than one after the other."""
+        return attention_step(keys, annotations, self.W_h(hidden), self.v.weight)
 
 
 def context(

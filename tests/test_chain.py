@@ -1,14 +1,27 @@
-"""The best labels of a chain against every labelling there is."""
+"""The best labels of a chain against every labelling there is.
+
+The kernel runs on a GPU, or in Triton's interpreter in a process of its own.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from itertools import pairwise, product
 
 import pytest
 import torch
 
 from capbench.errors import CapbenchError
-from capbench.kernels.chain import chain_labels
+from capbench.kernels._triton import interpreted
+from capbench.kernels.chain import chain_labels, viterbi
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_kernel = pytest.mark.skipif(
+    DEVICE == "cpu" and not interpreted(), reason="needs a GPU; the interpreter has a test of its own"
+)
 
 
 def energy(scores: torch.Tensor, labels: tuple[int, ...], beta: float) -> float:
@@ -58,3 +71,48 @@ def test_bad_arguments_are_named(beta, length, message):
 def test_nan_is_refused():
     with pytest.raises(CapbenchError, match="NaN"):
         chain_labels(torch.full((1, 3, 4), torch.nan), torch.tensor([3]), 1.0)
+
+
+@needs_kernel
+@pytest.mark.parametrize("beta", [0.0, 0.3, 2.5, 100.0])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (6, 5, 3), (4, 7, 20), (3, 4, 33)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_kernel_gives_the_labels_and_energies_of_the_cpu_program(shape, beta, tied):
+    random = torch.Generator().manual_seed(5)
+    scores = torch.randn(shape, generator=random)
+    scores = scores.round() if tied else scores
+    lengths = torch.randint(0, shape[1] + 1, shape[:1], generator=random)
+    labels, energies = chain_labels(scores.to(DEVICE), lengths, beta)
+    expected, energies_there = viterbi(scores, lengths, beta)
+    assert torch.equal(labels.cpu(), expected)
+    assert torch.equal(energies.cpu(), energies_there)
+
+
+@needs_kernel
+def test_kernel_finds_that_no_labelling_is_better():
+    scores = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(2))
+    labels, energies = chain_labels(scores.to(DEVICE), torch.tensor([4, 4, 4]), 0.7)
+    for chain in range(3):
+        best = max(energy(scores[chain], way, 0.7) for way in product(range(3), repeat=4))
+        assert float(energies[chain]) == pytest.approx(best, rel=1e-5)
+        assert energy(scores[chain], tuple(labels[chain].tolist()), 0.7) == pytest.approx(best, rel=1e-5)
+
+
+@needs_kernel
+def test_kernel_refuses_nan_within_a_chain_and_takes_it_beyond():
+    scores = torch.zeros(2, 3, 4, device=DEVICE)
+    scores[1, 2, 3] = torch.nan
+    with pytest.raises(CapbenchError, match="NaN"):
+        chain_labels(scores, torch.tensor([3, 3]), 1.0)
+    assert chain_labels(scores, torch.tensor([3, 2]), 1.0)[0].tolist() == [[0, 0, 0], [0, 0, -1]]
+    assert chain_labels(scores[:0], torch.zeros(0, dtype=torch.int64), 1.0)[0].shape == (0, 3)
+
+
+@pytest.mark.skipif(interpreted(), reason="starts the interpreter")
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+def test_the_kernel_is_right_in_tritons_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernel", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

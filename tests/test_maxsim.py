@@ -1,15 +1,33 @@
-"""maxsim against its equation in float64, forward and gradient, over odd shapes, ragged lengths and ties."""
+"""maxsim against its equation in float64, forward and gradient, over odd shapes, ragged lengths and ties.
+
+The kernels run on a GPU, or in Triton's interpreter in a process of its own, where TRITON_INTERPRET=1 sends tensors on
+the CPU to them.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from capbench.errors import CapbenchError
 from capbench.kernels import maxsim as kernel
+from capbench.kernels._triton import interpreted
 from capbench.kernels.maxsim import maxsim, reference_maxsim
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 20, 4, 7, 16), (2, 5, 6, 1, 3), (7, 19, 5, 16, 33)]
+KERNEL_SHAPES = [(1, 1, 1, 1, 1), (3, 20, 4, 7, 16), (35, 3, 6, 9, 70), (2, 35, 4, 5, 17)]
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_kernel = pytest.mark.skipif(
+    DEVICE == "cpu" and not interpreted(), reason="needs a GPU; the interpreter has a test of its own"
+)
 
 
 def inputs(images, regions, captions, words, dim, seed=0):
@@ -87,3 +105,118 @@ def test_bad_arguments_are_named():
         maxsim(v, s, lengths + 5)
     with pytest.raises(CapbenchError, match="regions"):
         maxsim(v[:, :0], s, lengths)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return made
+
+
+@pytest.mark.skipif(interpreted(), reason="looks at the operations of the CPU path")
+@pytest.mark.parametrize("form", ["max", "sum"])
+def test_a_batch_of_100_never_holds_the_product_of_all_regions_and_words(form):
+    v, s, _ = inputs(100, 20, 100, 12, 8)
+    v, s = v.float().requires_grad_(), s.float().requires_grad_()
+    with Largest() as largest:
+        maxsim(v, s, torch.full((100,), 12), form).sum().backward()
+    assert largest.elements <= kernel.ELEMENTS_AT_ONCE < 100 * 20 * 100 * 12
+
+
+@pytest.mark.parametrize("form", ["max", "sum"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_single(dtype, form):
+    v, s, lengths = inputs(4, 20, 6, 9, 64)
+    found = maxsim(v.to(dtype), s.to(dtype), lengths, form)
+    assert found.dtype is torch.float32
+    assert torch.allclose(found.double(), by_hand(v, s, lengths, form), rtol=0.02, atol=0.5)
+
+
+@pytest.mark.skipif(interpreted(), reason="autocast of the CPU")
+def test_under_autocast_gradients_have_the_type_of_their_inputs():
+    v, s, lengths = inputs(4, 20, 6, 9, 64)
+    leaves = v.float().requires_grad_(), s.float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = maxsim(*leaves, lengths, "sum")
+    assert found.dtype is torch.float32
+    ours = torch.autograd.grad(found.sum(), leaves)
+    theirs = torch.autograd.grad(reference_maxsim(*leaves, lengths, "sum").sum(), leaves)
+    for mine, exact in zip(ours, theirs, strict=True):
+        assert mine.dtype is torch.float32
+        assert float((mine - exact).norm() / exact.norm()) < 0.1
+
+
+@needs_kernel
+@pytest.mark.parametrize("form", ["max", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", KERNEL_SHAPES)
+def test_kernel_similarities_and_gradients_are_those_of_the_equation(shape, dtype, form):
+    v, s, lengths = inputs(*shape)
+    lengths[0] = shape[3]
+    v, s = (tensor.to(DEVICE, dtype).requires_grad_() for tensor in (v, s))
+    exact = v.detach().double().requires_grad_(), s.detach().double().requires_grad_()
+    found, expected = maxsim(v, s, lengths, form), reference_maxsim(*exact, lengths, form)
+    assert found.dtype is torch.float32
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    ours = torch.autograd.grad((found * weight).sum(), (v, s))
+    theirs = torch.autograd.grad((expected * weight).sum(), exact)
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.003}[dtype]
+    for mine, wanted in zip(ours, theirs, strict=True):
+        assert mine.dtype is dtype
+        assert float((mine.double() - wanted).abs().max()) <= tolerance * (1 + float(wanted.abs().max()))
+
+
+@needs_kernel
+@pytest.mark.parametrize("form", ["max", "sum"])
+def test_kernel_with_large_blocks_agrees_with_small_ones(form, monkeypatch):
+    from capbench.kernels import maxsim_triton
+
+    v, s, lengths = inputs(70, 3, 30, 6, 20)
+    v, s = (tensor.to(DEVICE, torch.float32).requires_grad_() for tensor in (v, s))
+    results = []
+    for start in (1, 10**9):
+        monkeypatch.setattr(maxsim_triton, "LARGE_FROM", start)
+        found = maxsim(v, s, lengths, form)
+        results.append((found, *torch.autograd.grad(found.square().sum(), (v, s))))
+    for large, small in zip(*results, strict=True):
+        assert torch.allclose(large, small, rtol=1e-4, atol=1e-3)
+
+
+@needs_kernel
+def test_kernel_gives_ties_to_the_first_region_and_keeps_nan_and_nothing_from_beyond_a_caption():
+    v = torch.ones(1, 3, 2, device=DEVICE, requires_grad=True)
+    maxsim(v, torch.ones(1, 1, 2, device=DEVICE), torch.tensor([1])).sum().backward()
+    assert v.grad is not None
+    assert v.grad[0].tolist() == [[1, 1], [0, 0], [0, 0]]
+    words = torch.ones(2, 2, 2, device=DEVICE)
+    words[:, 1] = torch.nan
+    found = maxsim(v, words, torch.tensor([1, 2]))
+    assert found[0, 0] == 2
+    assert bool(found[0, 1].isnan())
+    assert maxsim(v, words, torch.tensor([0, 0])).tolist() == [[0, 0]]
+    assert maxsim(v, words[:, :0], torch.tensor([0, 0])).sum().backward() is None
+
+
+@needs_kernel
+def test_kernel_is_deterministic():
+    v, s, lengths = (tensor.to(DEVICE) for tensor in inputs(40, 5, 9, 8, 33))
+    v, s = v.float().requires_grad_(), s.float().requires_grad_()
+    first, second = (torch.autograd.grad(maxsim(v, s, lengths).square().sum(), (v, s)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.skipif(interpreted(), reason="starts the interpreter")
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+def test_the_kernel_is_right_in_tritons_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernel", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
