@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from capbench.data.features import Crop
 from capbench.data.images import decode, one_crop
 from capbench.data.vocabulary import END
 from capbench.errors import CapbenchError
-from capbench.files import atomic_write
+from capbench.pictures import literal, save_figure
 from capbench.trained import BATCH, Trained, find_run
 
 COLUMNS = 5  # panels in a row of a picture of attention
@@ -89,8 +88,8 @@ def draw_attention(captioned: Captioned, out: Path) -> None:
         extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
         grid = weights.reshape(side, -1)
         axis.imshow(grid, extent=extent, cmap="gray", alpha=0.65, interpolation="bicubic", vmin=0, vmax=grid.max())
-        axis.set_title(word.replace("$", r"\$"), fontsize=10)
-    _save(figure, out)
+        axis.set_title(literal(word), fontsize=10)
+    save_figure(figure, out)
 
 
 def draw_sheet(captioned: Sequence[Captioned], out: Path) -> None:
@@ -114,11 +113,5 @@ def draw_sheet(captioned: Sequence[Captioned], out: Path) -> None:
         picture = Image.fromarray(decode(one.picture))
         picture.thumbnail((400, 400))
         axis.imshow(picture)
-        axis.set_title(fill(one.captions[0].replace("$", r"\$"), 38), fontsize=9, y=-0.02, va="top")
-    _save(figure, out)
-
-
-def _save(figure: object, out: Path) -> None:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)  # type: ignore[attr-defined]
-    atomic_write(out, buffer.getvalue())
+        axis.set_title(fill(literal(one.captions[0]), 38), fontsize=9, y=-0.02, va="top")
+    save_figure(figure, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ from capbench import __version__, leaderboard
 from capbench.data.features import Crop
 from capbench.errors import CapbenchError
 from capbench.harness import DEFAULT_ENCODER, ENCODERS, Materials, Places, run
-from capbench.paper import Paper, joined, paper, papers
+from capbench.paper import Paper, joined, metric_of, paper, papers
 from capbench.records import load_results
 from capbench.trained import Job
 from capbench.training import State, StoppedError
@@ -58,14 +59,16 @@ def features(dataset: str, *, encoder: str = DEFAULT_ENCODER, crop: Crop = "1C",
     ----------
     dataset: scenes, flickr8k, flickr30k or coco.
     encoder: the network, as in torchvision; its weights come from CAPBENCH_WEIGHTS or from torchvision.
-    crop: 1C, the centre crop, or 10C, the mean of ten.
+    crop: 1C, the centre, or 10C, the mean of ten crops; multiscale or another source of boxes gives 20 regions.
     tolerant: leave out images that cannot be decoded, and list them, instead of stopping at the first.
     """
     from capbench.data.datasets import load_dataset
     from capbench.data.features import features as extract
+    from capbench.data.regions import PROVIDERS
     from capbench.encoders import Encoder
 
-    found = extract(load_dataset(dataset), Encoder(ENCODERS.get(dataset, encoder)), crop, tolerant=tolerant)
+    network = Encoder(ENCODERS.get(dataset, encoder), "regions" if crop in PROVIDERS else "vector")
+    found = extract(load_dataset(dataset), network, crop, tolerant=tolerant)
     console.print(f"{found.array.shape} {found.array.dtype} in {found.path}")
     for name in found.skipped:
         console.print(f"left out: {name}", markup=False)
@@ -254,6 +257,44 @@ def caption(
         draw_sheet(found, sheet)
 
 
+@app.command(name="align")
+def align_(
+    photo: Path,
+    caption: str,
+    /,
+    *,
+    beta: float = 1.0,
+    run: Path | None = None,
+    runs: Path = Path("runs"),
+    out: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Find the region of a photograph that each word of a caption speaks of.
+
+    Parameters
+    ----------
+    photo: a picture file.
+    caption: the caption, one sentence.
+    beta: how much neighbouring words prefer one region; with 0 each word chooses alone.
+    run: the folder of a finished run; the newest of an alignment model under `runs` if not given.
+    runs: where runs are kept.
+    out: also draw the regions with their words into this PNG file.
+    as_json: print JSON.
+    """
+    from capbench import align as alignment
+
+    trained = alignment.aligner(run, runs)
+    found = alignment.align(trained, photo, caption, beta)
+    if out is not None:
+        alignment.draw_alignment(found, out)
+    if as_json:
+        print(json.dumps({"run": str(trained.job), **alignment.as_json(found)}, indent=1))
+        return
+    console.print(f"with {trained.job}", markup=False)
+    for line in alignment.as_text(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check found something, 2 bad input, 75 stopped by a signal and saved."""
     try:
@@ -316,15 +357,15 @@ class _Bars:
     def report(self, job: Job, state: State, batches: int) -> None:
         if self.task is None:
             return
+        recipe = self.owner.recipe(job.preset, job.dataset)
         if batches:
-            epochs = self.owner.recipe(job.preset, job.dataset).training.epochs
             done = state.epoch * batches + state.step
-            self.progress.update(self.task, completed=done, total=epochs * batches)
+            self.progress.update(self.task, completed=done, total=recipe.training.epochs * batches)
         else:
-            entry = state.curve[-1]
-            score = entry["validation"][self.owner.metric]
+            entry, metric = state.curve[-1], metric_of(self.owner, asdict(recipe))
+            score = entry["validation"][metric]
             loss = "" if entry["loss"] is None else f"  loss {entry['loss']:9.3f}"
-            line = f"  epoch {entry['epoch'] + 1:3d}{loss}  {self.owner.metric} {score:7.2f}"
+            line = f"  epoch {entry['epoch'] + 1:3d}{loss}  {metric} {score:7.2f}"
             line += f"  {entry['seconds']:6.1f} s"
             self.progress.console.print(line, markup=False, highlight=False)
 

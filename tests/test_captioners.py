@@ -29,7 +29,6 @@ from reproductions.show_and_tell.ranking import likelihoods, normalised
 from reproductions.show_and_tell.recipe import presets as nic_presets
 from reproductions.show_attend_tell.model import ShowAttendTell
 from reproductions.show_attend_tell.recipe import Recipe as Attend
-from reproductions.translational.glove import glove_vectors
 from reproductions.translational.model import Translator
 from reproductions.translational.recipe import Recipe as Translate
 
@@ -277,31 +276,15 @@ def test_an_ensemble_joins_the_runs_of_consecutive_seeds(places):
     assert joined(paper("show_and_tell").recipe("adam-ensemble", "scenes")) == 3
 
 
-# GloVe
-
-
-def test_word_vectors_are_read_by_word(monkeypatch, tmp_path):
-    path = tmp_path / "glove.txt"
-    path.write_text("w3 1 2 3\nother 7 7 7\nw0 4 5 6\n")
-    monkeypatch.setenv("CAPBENCH_GLOVE", str(path))
-    vectors, source = glove_vectors(VOCABULARY, 3)
-    assert "2 words from glove.txt" in source
-    assert vectors[VOCABULARY.numbers["w3"]].tolist() == [1, 2, 3]
-    assert vectors[VOCABULARY.numbers["w0"]].tolist() == [4, 5, 6]
-    assert vectors[VOCABULARY.numbers["w7"]].abs().max() < 0.2
-
-
-def test_word_vectors_of_another_length_or_missing_are_refused(monkeypatch, tmp_path):
+def test_the_glove_preset_keeps_the_vectors_of_its_file(places, monkeypatch, tmp_path):
     monkeypatch.delenv("CAPBENCH_GLOVE", raising=False)
-    with pytest.raises(CapbenchError, match="CAPBENCH_GLOVE"):
-        glove_vectors(VOCABULARY, 3)
+    with pytest.raises(CapbenchError, match="set CAPBENCH_GLOVE"):
+        record("translational", "lstm-glove", places)
     path = tmp_path / "glove.txt"
+    path.write_text("circle" + " 0.25" * 300 + "\n")
     monkeypatch.setenv("CAPBENCH_GLOVE", str(path))
-    with pytest.raises(CapbenchError, match=r"glove\.txt"):
-        glove_vectors(VOCABULARY, 3)
-    path.write_text("w3 1 2\n")
-    with pytest.raises(CapbenchError, match=r"line 1: 2 numbers for 'w3'"):
-        glove_vectors(VOCABULARY, 3)
-    path.write_text("else 1 2 3\n")
-    with pytest.raises(CapbenchError, match="no word"):
-        glove_vectors(VOCABULARY, 3)
+    found = record("translational", "lstm-glove", places)
+    assert any(note.startswith("word vectors of 1 words from glove.txt, SHA-256") for note in found.notes)
+    trained_run = captioner(places.runs / "translational" / "lstm-glove-scenes-scenes-s0", places.runs)
+    vectors = trained_run.model.get_parameter("embed.weight")
+    assert (vectors[trained_run.vocabulary.numbers["circle"]] == 0.25).all()

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from capbench.data.captions import Box
+from capbench.data.captions import Box, Phrase
 from capbench.errors import CapbenchError
 
 
@@ -22,8 +22,30 @@ def locations_inside(boxes: Sequence[Box], locations: int, size: int) -> Bool[np
         raise CapbenchError(f"{locations} locations are no square grid, so where they lie is not known")
     centre = (np.arange(side) + 0.5) * size / side
     y, x = np.meshgrid(centre, centre, indexing="ij")
-    hits = [(x0 <= x) & (x < x1) & (y0 <= y) & (y < y1) for x0, y0, x1, y1 in boxes]
-    return np.any(hits, axis=0).ravel()
+    return _inside(x.ravel(), y.ravel(), boxes)
+
+
+def hits(boxes: Float[np.ndarray, "region 4"], truth: Sequence[Box]) -> Bool[np.ndarray, " region"]:
+    """Which regions have their centre in one of the true boxes: the pointing game for regions.
+
+    All boxes are x0, y0, x1, y1 in the same unit. Source: Zhang et al., ECCV 2016, section 4.2.
+    """
+    x0, y0, x1, y1 = boxes.T
+    return _inside((x0 + x1) / 2, (y0 + y1) / 2, truth)
+
+
+def overlaps(
+    boxes: Float[np.ndarray, "region 4"], truth: Sequence[Box], least: float = 0.5
+) -> Bool[np.ndarray, " region"]:
+    """Which regions share at least `least` of their union with one of the true boxes (PASCAL VOC's criterion).
+
+    All boxes are x0, y0, x1, y1 in the same unit. A region without an area overlaps nothing.
+    """
+    a, b = boxes[:, None].astype(np.float64), np.reshape(truth, (-1, 4))
+    sides = np.minimum(a[..., 2:], b[:, 2:]) - np.maximum(a[..., :2], b[:, :2])
+    shared = sides.clip(0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - shared
+    return ((shared > 0) & (shared >= least * union)).any(1)
 
 
 def pointing(
@@ -36,3 +58,45 @@ def pointing(
     """
     heaviest = weights == weights.max(1, keepdims=True)
     return 100.0 * ~(heaviest & ~inside).any(1), 100.0 * inside.mean(1)
+
+
+def snippet_counts(
+    labels: Int[np.ndarray, " word"], boxes: Float[np.ndarray, "region 4"], phrases: Sequence[Phrase]
+) -> Int[np.ndarray, " 3"]:
+    """True positives, words predicted and words in truth of one caption; add them over captions for a micro F1.
+
+    A thing is what phrases with the same boxes speak of. Its true words are the words of those phrases; its
+    predicted words are those whose region overlaps one of its boxes by half (IoU). A word counts once for each thing.
+    `labels` are the regions of the words, -1 for none; `boxes` are in the unit of the phrases' boxes.
+    Raises CapbenchError for a phrase beyond the words.
+    """
+    counts = np.zeros(3, np.int64)
+    truth: dict[frozenset[Box], np.ndarray] = {}
+    for phrase in phrases:
+        if phrase.end > len(labels):
+            raise CapbenchError(f"a phrase ends at word {phrase.end} and the caption has {len(labels)} labels")
+        words = truth.setdefault(frozenset(phrase.boxes), np.zeros(len(labels), np.bool_))
+        words[phrase.start : phrase.end] = True
+    for thing, said in truth.items():
+        predicted = (labels >= 0) & overlaps(boxes, sorted(thing))[labels]
+        counts += (predicted & said).sum(), predicted.sum(), said.sum()
+    return counts
+
+
+def f1(counts: Int[np.ndarray, " 3"]) -> float:
+    """F1 in percent from true positives, predicted and true: 2 tp / (predicted + true).
+
+    Raises CapbenchError when there is nothing true to be found.
+    """
+    found, predicted, true = counts.tolist()
+    if not true:
+        raise CapbenchError("no caption has a phrase with a box, so there is nothing for an alignment to find")
+    return 200.0 * found / (predicted + true)
+
+
+def _inside(
+    x: Float[np.ndarray, " point"], y: Float[np.ndarray, " point"], boxes: Sequence[Box]
+) -> Bool[np.ndarray, " point"]:
+    """Which points lie in one of the boxes, the right and lower edges outside."""
+    x0, y0, x1, y1 = np.reshape(boxes, (-1, 4)).T[..., None]
+    return ((x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)).any(0)

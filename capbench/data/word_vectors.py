@@ -1,0 +1,141 @@
+"""Word vectors from a file: GloVe's text, or word2vec's text or binary form.
+
+All are read as a stream, and only the words of the vocabulary are kept. GloVe has a word and its numbers on each line.
+word2vec has a first line "count dimension"; then come such lines, or in a file named .bin, for each word the word, a
+space and its numbers as little-endian float32, with or without a line break behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from capbench.data.vocabulary import Vocabulary
+from capbench.errors import CapbenchError
+from capbench.files import sha256
+
+LONGEST = 1 << 20  # bytes of a line, or of a word in a binary file
+CHUNK = 1 << 20
+_HEADER = re.compile(rb"(\d{1,18})\s+(\d{1,9})\s*$")
+_COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04")
+
+# A word, its numbers (text, or bytes of float32) and where they stand.
+Entry = tuple[bytes, bytes, str]
+
+
+def word_vectors(vocabulary: Vocabulary, dimension: int, path: Path) -> tuple[Float[Tensor, "number dimension"], str]:
+    """The vectors of a vocabulary, a row for each of its numbers, and a note of which file they are from.
+
+    Words that are not in the file, and the special ones, get normal noise of deviation 0.02 from torch's generator.
+    Of a word that is there twice the first counts. Raises CapbenchError naming the file, and the line or word: for a
+    vector of another length or that is not finite, a file that is cut short, compressed or of another kind, and one
+    without a word of the vocabulary.
+    """
+    vectors = 0.02 * torch.randn(len(vocabulary), dimension)
+    wanted = {word.encode(): number for word, number in vocabulary.numbers.items()}
+    found = 0
+    try:
+        with path.open("rb") as file:
+            for word, values, place in _entries(file, dimension, path):
+                if word not in wanted:
+                    continue
+                vector = _floats(values, dimension, path.suffix == ".bin", f"{path}, {place}", word.decode())
+                if vector is not None:
+                    vectors[wanted.pop(word)] = vector
+                    found += 1
+    except OSError as error:
+        raise CapbenchError(f"cannot read the word vectors {path}: {error.strerror or error}") from error
+    if not found:
+        raise CapbenchError(f"no word of the vocabulary is in {path}; is it a file of word vectors in this language?")
+    return vectors, f"word vectors of {found:,} words from {path.name}, SHA-256 {sha256(path)}"
+
+
+def _entries(file: IO[bytes], dimension: int, path: Path) -> Iterator[Entry]:
+    """Every word of a file of any of the three kinds. Raises CapbenchError for a first line that cannot be right."""
+    first = file.readline(LONGEST)
+    if first.startswith(_COMPRESSED):
+        raise CapbenchError(f"{path} is compressed; unpack it first")
+    header = _HEADER.match(first)
+    binary = path.suffix == ".bin"
+    if header is None:
+        if binary:
+            raise CapbenchError(f"{path} does not begin with 'count dimension', as a binary file of word2vec does")
+        file.seek(3 if first.startswith(b"\xef\xbb\xbf") else 0)
+        yield from _text(file, path, 1, None)
+        return
+    count, width = int(header[1]), int(header[2])
+    if width != dimension:
+        raise CapbenchError(f"{path}, line 1: vectors of {width} numbers, and {dimension} are needed; use another file")
+    least = count * (4 * width + 1 if binary else 2 * width + 1)
+    there = path.stat().st_size - len(first)
+    if there < least:
+        raise CapbenchError(
+            f"{path} is cut short, or its first line is wrong: {count:,} words of {width} numbers need at least "
+            f"{least:,} bytes, and {there:,} are there; fetch it again"
+        )
+    yield from _binary(file, path, count, width) if binary else _text(file, path, 2, count)
+
+
+def _text(file: IO[bytes], path: Path, start: int, count: int | None) -> Iterator[Entry]:
+    """The lines from number `start` on; there have to be `count` that are not empty, where that is known."""
+    number, words = start, 0
+    while line := file.readline(LONGEST):
+        if b"\0" in line or len(line) == LONGEST:
+            raise CapbenchError(f"{path}, line {number}: no text; if the file is word2vec's binary form, name it .bin")
+        parts = line.split(None, 1)
+        if parts:
+            yield parts[0], b"".join(parts[1:]), f"line {number}"
+            words += 1
+        number += 1
+    if count is not None and words != count:
+        raise CapbenchError(f"{path} has {words:,} words, and its first line says {count:,}; fetch it again")
+
+
+def _binary(file: IO[bytes], path: Path, count: int, width: int) -> Iterator[Entry]:
+    size, buffer, at = 4 * width, b"", 0
+    for number in range(1, count + 1):
+        while (space := buffer.find(b" ", at)) < 0 or len(buffer) < space + 1 + size:
+            if space < 0 and len(buffer) - at > LONGEST:
+                raise CapbenchError(f"{path}, word {number:,}: no space in {LONGEST:,} bytes; is it word2vec's file?")
+            more = file.read(CHUNK)
+            if not more:
+                raise CapbenchError(f"{path} is cut short: it ends in word {number:,} of {count:,}; fetch it again")
+            buffer, at = buffer[at:] + more, 0
+        yield buffer[at:space].lstrip(b"\n"), buffer[space + 1 : space + 1 + size], f"word {number:,}"
+        at = space + 1 + size
+    if (buffer[at:] + file.read(CHUNK)).strip(b"\n"):
+        raise CapbenchError(f"{path} goes on after the {count:,} words that its first line says; fetch it again")
+
+
+def _floats(values: bytes, dimension: int, binary: bool, place: str, word: str) -> Tensor | None:
+    """The vector of a word; None for a line of another word, whose first part it is ("at home@example.org 0.1 ...")."""
+    if binary:
+        vector = torch.from_numpy(np.frombuffer(values, "<f4").astype(np.float32))
+    else:
+        parts = values.split()
+        try:
+            if len(parts) > dimension and not _number(parts[0]):
+                return None
+            if len(parts) != dimension:
+                raise CapbenchError(f"{place}: {len(parts)} numbers for {word!r}, and {dimension} are needed")
+            vector = torch.tensor([float(part) for part in parts])
+        except ValueError as error:
+            raise CapbenchError(f"{place}: {word!r} has something else than numbers: {error}") from error
+    if not bool(vector.isfinite().all()):
+        raise CapbenchError(f"{place}: the vector of {word!r} is not finite; fetch the file again")
+    return vector
+
+
+def _number(text: bytes) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
