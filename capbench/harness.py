@@ -24,10 +24,10 @@ from capbench.data.vocabulary import Vocabulary
 from capbench.encoders import Encoder
 from capbench.errors import CapbenchError
 from capbench.files import atomic_write, check_writable
-from capbench.paper import Inputs, Paper, joined, paper
+from capbench.paper import Inputs, Paper, joined, metric_of, paper
 from capbench.records import Epoch, Result, provenance, save_result
 from capbench.trained import Job, load_run
-from capbench.training import Evaluation, State, fit
+from capbench.training import Evaluation, State, fit, peak_memory_bytes, restart_peak_memory
 
 ENCODERS = {"scenes": "scenes"}
 DEFAULT_ENCODER = "mobilenet_v2"
@@ -111,6 +111,7 @@ def _train_and_record(
     device, folder = default_device(), places.folder(job)
     origin = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
     torch.use_deterministic_algorithms(True)
+    restart_peak_memory(device)
     experiment = owner.experiment(recipe, inputs, job.seed, device)
     identity = {
         "recipe": asdict(recipe),
@@ -118,11 +119,14 @@ def _train_and_record(
         **_made_from(inputs),
     }
     (folder / "run.json").unlink(missing_ok=True)  # the snapshot is about to be another one
-    state = fit(experiment, recipe.training, owner.metric, folder, identity, job.seed, partial(report, job))
+    state = fit(
+        experiment, recipe.training, metric_of(owner, asdict(recipe)), folder, identity, job.seed, partial(report, job)
+    )
     parameters = sum(value.numel() for value in experiment.model.parameters() if value.requires_grad)
     made_by = origin | {"wall_seconds": state.seconds, "energy_joules": state.joules, "parameters": parameters}
+    made_by["peak_memory_bytes"] = peak_memory_bytes(device)  # training and validation
     paths = []
-    for protocol in owner.protocols(job.dataset):
+    for protocol in owner.protocols(job.dataset, recipe):
         with torch.no_grad():
             evaluation = experiment.evaluate("test", protocol)
         result = _result(job, recipe, inputs, state, protocol, evaluation, made_by)

@@ -67,8 +67,9 @@ class Paper:
     """A reproduction: its presets, how one of them becomes an experiment, what the paper reported and claims.
 
     `presets(dataset)` gives the frozen recipes by name, in the order in which tables show them; `headline` are those
-    that a plain reproduction runs; `metric` is the validation metric that chooses the snapshot, higher being better.
-    `protocols(dataset)` are those that a run's test split is scored under, with a record for each.
+    that a plain reproduction runs; `metric` is the validation metric that chooses the snapshot, higher being better,
+    unless a recipe names another one (`metric_of`).
+    `protocols(dataset, recipe)` are those that a run's test split is scored under, with a record for each.
     `experiment(recipe, inputs, seed, device)` is what is trained and scored; `model(recipe, vocabulary, feature_dim)`
     is the bare model that a snapshot is loaded into.
     """
@@ -83,7 +84,7 @@ class Paper:
     experiment: Callable[[Any, Inputs, int, torch.device], Experiment]
     model: Callable[[Any, Vocabulary, int], nn.Module]
     claims: tuple[Claim, ...]
-    protocols: Callable[[str], tuple[str, ...]] = lambda dataset: ("whole",)
+    protocols: Callable[[str, Any], tuple[str, ...]] = lambda dataset, recipe: ("whole",)
 
     @cached_property
     def reported(self) -> list[Reported]:
@@ -96,6 +97,11 @@ class Paper:
         if preset not in presets:
             raise CapbenchError(f"{self.name} has no preset {preset!r}; it has {', '.join(presets)}")
         return presets[preset]
+
+
+def metric_of(paper: Paper, recipe: Mapping[str, Any]) -> str:
+    """The validation metric that chooses the snapshot of a recipe, by the recipe's fields."""
+    return str(recipe.get("metric", paper.metric))
 
 
 def joined(recipe: Any) -> int:

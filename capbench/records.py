@@ -88,6 +88,7 @@ class Result(BaseModel):
     started: str
     wall_seconds: float
     energy_joules: float | None = None
+    peak_memory_bytes: int | None = None
     command: str
     notes: list[str] = []
     arrays: str | None = None

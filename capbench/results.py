@@ -20,7 +20,7 @@ MOST_TELLING = ("coco", "flickr30k", "flickr8k", "scenes")  # of the data sets t
 _PER_QUERY = re.compile(
     r"(image_to_caption|caption_to_image)_(?:r(\d+)|mean_rank)|(rouge_l|cider|spice|pointing|pointing_chance)"
 )
-_CORPUS = re.compile(r"bleu([1-4])(_no_bp)?(?:_(beam\d+))?|meteor")
+_CORPUS = re.compile(r"(region_)?bleu([1-4])(_no_bp)?(?:_(beam\d+))?|meteor")
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,12 @@ def _corpus(metric: str) -> tuple[str, Score]:
     known = _CORPUS.fullmatch(metric)
     if known is None:
         raise CapbenchError(f"{metric} is not made of counts over the corpus; BLEU and METEOR are")
-    order, without_penalty, beam = known.groups()
+    region, order, without_penalty, beam = known.groups()
     if order is None:
         return "meteor_statistics", meteor
     place, penalty = int(order) - 1, without_penalty is None
-    return f"bleu_{beam or 'statistics'}", lambda counts: bleu(counts, brevity_penalty=penalty)[..., place]
+    name = f"{region or ''}bleu_{beam or 'statistics'}"
+    return name, lambda counts: bleu(counts, brevity_penalty=penalty)[..., place]
 
 
 def query_values(metric: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

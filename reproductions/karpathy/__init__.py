@@ -1,0 +1,47 @@
+"""Deep Visual-Semantic Alignments for Generating Image Descriptions (Karpathy, Fei-Fei; CVPR 2015)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from capbench.data.vocabulary import Vocabulary
+from capbench.paper import Inputs, Paper
+from capbench.training import Experiment
+from reproductions.karpathy.alignment import AlignmentModel
+from reproductions.karpathy.claims import CLAIMS
+from reproductions.karpathy.experiment import AlignmentExperiment
+from reproductions.karpathy.generation import GeneratorExperiment, RegionGeneratorExperiment
+from reproductions.karpathy.generator import MultimodalRNN
+from reproductions.karpathy.recipe import HEADLINE, Alignment, presets, protocols
+
+
+def experiment(recipe: Any, inputs: Inputs, seed: int, device: torch.device) -> Experiment:
+    """An alignment, a generator of captions, or a generator of snippets."""
+    if isinstance(recipe, Alignment):
+        return AlignmentExperiment(recipe, inputs, seed, device)
+    kind = {"image": GeneratorExperiment, "regions": RegionGeneratorExperiment}[recipe.level]
+    return kind(recipe, inputs, seed, device)
+
+
+def model(recipe: Any, vocabulary: Vocabulary, feature_dim: int) -> nn.Module:
+    kind = AlignmentModel if isinstance(recipe, Alignment) else MultimodalRNN
+    return kind(recipe, len(vocabulary), feature_dim)
+
+
+PAPER = Paper(
+    name="karpathy",
+    title="Deep Visual-Semantic Alignments for Generating Image Descriptions",
+    citation="Karpathy, Fei-Fei. CVPR 2015, arXiv 1412.2306",
+    folder=Path(__file__).parent,
+    presets=presets,
+    headline=HEADLINE,
+    metric="rsum",
+    experiment=experiment,
+    model=model,
+    claims=CLAIMS,
+    protocols=protocols,
+)

@@ -1,0 +1,85 @@
+"""The alignment model of Karpathy & Fei-Fei (CVPR 2015, section 3.1): regions and words in one space."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from capbench.kernels.maxsim import maxsim
+from reproductions.karpathy.recipe import Alignment
+
+
+class AlignmentModel(nn.Module):
+    """How well each word fits each region.
+
+    Legend, the paper's letters: CNN(I_b), the feature of the pixels in box b, and v, its embedding; 1_t, word t of N;
+    x_t, its word vector; e_t, what enters the recurrences; h^f_t and h^b_t, the states of the one from left to right
+    and of the one from right to left; s_t, the word in its context, in the space of v; f, the rectifier max(0, .).
+    """
+
+    def __init__(self, recipe: Alignment, vocabulary_size: int, feature_dim: int) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.scaled = nn.BatchNorm1d(feature_dim, affine=False) if recipe.standardise else nn.Identity()
+        self.W_m = nn.Linear(feature_dim, recipe.embedding)
+        self.W_w = nn.Embedding(vocabulary_size, recipe.word)
+        self.W_e = nn.Linear(recipe.word * (2 * recipe.window + 1), recipe.hidden)
+        if recipe.recurrent:
+            hidden = recipe.hidden
+            self.W_fb = nn.Parameter(torch.stack([torch.eye(hidden), torch.eye(hidden)]) * recipe.keep)  # W_f and W_b
+            self.b_fb = nn.Parameter(torch.zeros(2, 1, hidden))
+        self.W_d = nn.Linear(recipe.hidden, recipe.embedding)
+        self.dropout = nn.Dropout(recipe.dropout)
+        nn.init.uniform_(self.W_w.weight, -0.1, 0.1)
+        if recipe.vectors == "file":
+            self.W_w.weight.requires_grad_(False)
+
+    def embed_regions(self, regions: Float[Tensor, "image region feature"]) -> Float[Tensor, "image region dim"]:
+        """v of every region."""
+        scaled = self.scaled(regions.flatten(0, 1)).view(regions.shape)
+        v: Tensor = self.W_m(self.dropout(scaled))  # equation 1
+        return v
+
+    def embed_words(
+        self, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]
+    ) -> Float[Tensor, "caption length dim"]:
+        """s_t of every word. `captions` hold words alone; what stands beyond a caption's length is arbitrary."""
+        present = (torch.arange(captions.shape[1]) < lengths[:, None]).to(captions.device)
+        x = self.W_w(captions) * present[:, :, None]  # equation 2
+        e = self.dropout(relu(self.W_e(_windows(x, self.recipe.window))))  # equation 3
+        h = self._both_directions(e, present) if self.recipe.recurrent else e
+        s: Tensor = relu(self.W_d(self.dropout(h)))  # equation 6
+        return s
+
+    def _both_directions(
+        self, e: Float[Tensor, "caption length hidden"], present: Tensor
+    ) -> Float[Tensor, "caption length hidden"]:
+        """h^f + h^b: both recurrences advance together, each from its own end; before the caption the state is 0."""
+        inward = torch.stack([e, e.flip(1)])  # [direction, caption, length, hidden]
+        counts = torch.stack([present, present.flip(1)])[..., None]
+        h, states = torch.zeros_like(inward[:, :, 0]), []
+        for t in range(e.shape[1]):
+            # equations 4 and 5: h_t = f(e_t + W h_{t -+ 1} + b)
+            h = relu(inward[:, :, t] + torch.baddbmm(self.b_fb, h, self.W_fb.mT)) * counts[:, :, t]
+            states.append(h)
+        forward, backward = torch.stack(states, 2)
+        return forward + backward.flip(1)
+
+    def forward(
+        self,
+        regions: Float[Tensor, "image region feature"],
+        captions: Int[Tensor, "caption length"],
+        lengths: Int[Tensor, " caption"],
+    ) -> Float[Tensor, "image caption"]:
+        """S_kl of every image and caption: equation 8, or equation 7 for the earlier form."""
+        return maxsim(self.embed_regions(regions), self.embed_words(captions, lengths), lengths, self.recipe.form)
+
+
+def _windows(x: Float[Tensor, "caption length word"], size: int) -> Float[Tensor, "caption length context"]:
+    """Each word beside the `size` words before and after it; zeros beyond the ends."""
+    if size == 0:
+        return x
+    wide = nn.functional.pad(x, (0, 0, size, size))
+    return torch.cat([wide[:, shift : shift + x.shape[1]] for shift in range(2 * size + 1)], 2)

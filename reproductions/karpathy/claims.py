@@ -1,0 +1,103 @@
+"""What Karpathy & Fei-Fei claim, made executable on our records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from capbench.results import Results
+from capbench.verdicts import Claim, Outcome, advantage, decided, difference
+
+DIRECTIONS = ("image_to_caption_r1", "caption_to_image_r1")
+
+
+def beats(better: str, worse: str, metric: str) -> Callable[[Results], Outcome]:
+    """One preset against another in a metric, on the most telling data set that has both."""
+
+    def test(results: Results) -> Outcome:
+        part = results.first_with(better, worse)
+        if part is None:
+            return Outcome("pending", f"needs {better} and {worse} on one data set")
+        found = difference(part, better, worse, metric)
+        statement = f"on {part.records[0].dataset} with {part.records[0].encoder}: {found.statement}"
+        return Outcome(found.status, statement, found.interval, found.detail)
+
+    return test
+
+
+def regions_beat_full_frames(results: Results) -> Outcome:
+    """Section 4.3, table 3, on scenes, where the true boxes are known: what is written about a region."""
+    part = results.select(dataset="scenes")
+    sides = [part.select(preset=name).latest for name in ("rnn-regions", "rnn")]
+    if not all(side.values("region_bleu1") for side in sides):
+        return Outcome("pending", "needs rnn-regions and rnn on scenes")
+    interval = advantage(sides[0], sides[1], "region_bleu1")
+    means = {n: [np.mean(list(side.values(f"region_bleu{n}").values())) for side in sides] for n in (1, 2)}
+    shown = [f"BLEU-{n} {ours:.1f} against {theirs:.1f}" for n, (ours, theirs) in means.items()]
+    return decided(interval, f"on scenes, of true boxes: {', '.join(shown)}", "region_bleu1")
+
+
+def words_point_at_things(results: Results) -> Outcome:
+    """Section 4.1, on scenes: the region that fits a phrase best lies on what it names."""
+    part = results.select(dataset="scenes", preset="brnn").latest
+    if not part.values("pointing"):
+        return Outcome("pending", "needs brnn on scenes")
+    hits, chance = (sum(part.values(name).values()) / len(part.records) for name in ("pointing", "pointing_chance"))
+    interval = advantage(part, part, "pointing", "pointing_chance")
+    return decided(interval, f"on scenes: the best region hits {hits:.1f} %, chance {chance:.1f} %", "pointing")
+
+
+def pointing_grows(results: Results) -> Outcome:
+    """On scenes: the snapshot that is kept points better, on validation scenes, than the model after one epoch."""
+    records = results.select(dataset="scenes", preset="brnn").latest.records
+    curves = [[epoch.validation["pointing"] for epoch in record.curve] for record in records]
+    if not curves or min(map(len, curves)) < 2:
+        return Outcome("pending", "needs brnn on scenes, of two epochs or more")
+    mean = np.mean([curve[: min(map(len, curves))] for curve in curves], 0)
+    grows = all(curve[-1] > curve[0] for curve in curves)
+    shown = ", ".join(f"{value:.1f}" for value in mean)
+    return Outcome(
+        "holds" if grows else "fails",
+        f"on scenes, by epoch: {shown} %",
+        None,
+        f"validation pointing, last epoch above the first in each of {len(curves)} seeds",
+    )
+
+
+CLAIMS = (
+    *(
+        Claim(
+            f"best region, {direction}",
+            f"The score of each word's best region gives a higher R@1 than the sum over regions, {direction}.",
+            "section 3.1.3, table 1",
+            beats("brnn", "sum-form", metric),
+        )
+        for direction, metric in zip(("image to caption", "caption to image"), DIRECTIONS, strict=True)
+    ),
+    *(
+        Claim(
+            f"context of words, {direction}",
+            "The bidirectional recurrent network gives a higher R@1 than words on their own (the paper compares with "
+            f"dependency trees), {direction}.",
+            "section 4.1, table 1",
+            beats("brnn", "bag", metric),
+        )
+        for direction, metric in zip(("image to caption", "caption to image"), DIRECTIONS, strict=True)
+    ),
+    Claim(
+        "regions",
+        "A generator that learns from regions and inferred snippets describes regions better than one that learns from "
+        "full frames.",
+        "section 4.3, table 3",
+        regions_beat_full_frames,
+    ),
+    Claim("alignment", "Words point at what they name, more often than chance.", "section 4.1", words_point_at_things),
+    Claim("learning to point", "Pointing, which is not trained for, grows with training.", "ours", pointing_grows),
+    Claim(
+        "LSTM",
+        "The LSTM writes better captions than the plain recurrent network.",
+        "section 3.2, note on the code",
+        beats("lstm", "rnn", "bleu4"),
+    ),
+)

@@ -1,0 +1,141 @@
+"""The alignment model on a data set: pairs in, margin loss out; ranks, and where words point, at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from capbench.data.batches import length_grouped, padded
+from capbench.data.captions import Split
+from capbench.data.vocabulary import PAD
+from capbench.data.word_vectors import word_vectors
+from capbench.errors import CapbenchError
+from capbench.kernels.chain import chain_labels
+from capbench.kernels.maxsim import maxsim
+from capbench.metrics.alignment import f1, hits, pointing, snippet_counts
+from capbench.metrics.retrieval import evaluate_protocol
+from capbench.paper import Inputs
+from capbench.sources import FeatureSource
+from capbench.training import Evaluation
+from reproductions.karpathy.alignment import AlignmentModel
+from reproductions.karpathy.objective import structured_margin
+from reproductions.karpathy.recipe import Alignment
+
+AT_ONCE = 250  # images, or captions, that are embedded together in evaluation
+BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # affinities of neighbouring words for which snippets are scored
+VECTORS = "CAPBENCH_WORD2VEC"
+
+
+class AlignmentExperiment:
+    """One preset with one seed. A batch is captions of the training split, each with the regions of its image."""
+
+    def __init__(self, recipe: Alignment, inputs: Inputs, seed: int, device: torch.device) -> None:
+        torch.manual_seed(seed)
+        self.recipe, self.inputs, self.seed, self.device = recipe, inputs, seed, device
+        self.train = inputs.dataset.split("train")
+        self.source = FeatureSource(inputs, recipe, device)
+        self.model = AlignmentModel(recipe, len(inputs.vocabulary), inputs.features.array.shape[-1]).to(device)
+        self.notes: tuple[str, ...] = ()
+        if recipe.vectors == "file":
+            self._read_vectors()
+
+    def batches(self, epoch: int) -> Sequence[np.ndarray]:
+        lengths = np.array([len(words) for words in self.inputs.encoded("train")])
+        return length_grouped(lengths, self.recipe.training.batch_size, self.seed, epoch)
+
+    def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
+        images = self.train.image_of_caption[batch]
+        regions = self.source.training(self.train.image_index[images])
+        similarity = self.model(regions, *self._words("train", batch))
+        return structured_margin(similarity, torch.from_numpy(images).to(self.device), self.recipe.margin)
+
+    def evaluate(self, split: str, protocol: str) -> Evaluation:
+        """Recalls both ways; where the true boxes of phrases are known, how often words point at them."""
+        part = self.inputs.dataset.split(split)
+        chunks = np.split(part.image_index, range(AT_ONCE, len(part.image_index), AT_ONCE))
+        v = torch.cat([self.model.embed_regions(self.source.testing(rows)).float() for rows in chunks])
+
+        def similarity(images: Tensor, captions: Tensor) -> Tensor:
+            regions = v[images[:, 0].long()]
+            parts = (self._embedded(split, some) for some in captions[:, 0].long().split(AT_ONCE))
+            return torch.cat([maxsim(regions, *words, self.recipe.form) for words in parts], 1)
+
+        owner = torch.from_numpy(part.image_of_caption).to(self.device)
+        images, captions = (torch.arange(count, device=v.device)[:, None].double() for count in (len(v), len(owner)))
+        metrics, ranks = evaluate_protocol(images, captions, owner, protocol, similarity)  # ranked by their numbers
+        arrays = {name: getattr(ranks, name).cpu().numpy() for name in ("image_to_caption", "caption_to_image")}
+        arrays["image_of_caption"] = part.image_of_caption
+        if part.dataset.phrases is None:
+            return Evaluation(metrics, arrays, self.notes)
+        found = self._pointing(part, v)
+        return Evaluation({**metrics, **found.metrics}, {**arrays, **found.arrays}, self.notes)
+
+    def word_scores(
+        self, part: Split, v: Float[Tensor, "image region dim"] | None = None
+    ) -> Iterator[tuple[np.ndarray, Float[Tensor, "caption length region"], Int[Tensor, " caption"]]]:
+        """Chunks of the captions of a split: their numbers, v_i . s_t for the regions of their own image, lengths.
+
+        `v` are the regions of the split's images where they are embedded already.
+        """
+        for numbers in np.split(order := np.arange(len(part.image_of_caption)), range(AT_ONCE, len(order), AT_ONCE)):
+            own = part.image_of_caption[numbers]
+            if v is None:
+                regions = self.model.embed_regions(self.source.testing(part.image_index[own])).float()
+            else:
+                regions = v[torch.from_numpy(own).to(self.device)]
+            words, lengths = self._embedded(part.name, torch.from_numpy(numbers))
+            yield numbers, words @ regions.mT, lengths
+
+    def _pointing(self, part: Split, v: Float[Tensor, "image region dim"]) -> Evaluation:
+        """The pointing game over phrases, and the F1 of snippets for each affinity."""
+        dataset, boxes = part.dataset, self.inputs.features.boxes
+        if dataset.phrases is None or boxes is None:
+            raise CapbenchError(f"{dataset.name} has no true boxes to point at")
+        height, width = dataset.images[0].shape[:2]
+        pixels = boxes.array[part.image_index] * np.array([width, height, width, height], np.float32)
+        weights, inside, owner = [], [], []
+        counts = {beta: np.zeros(3, np.int64) for beta in BETAS}
+        for numbers, scores, lengths in self.word_scores(part, v):
+            labels = {beta: chain_labels(scores, lengths, beta)[0].cpu().numpy() for beta in BETAS}
+            for row, caption in enumerate(numbers):
+                image, phrases = part.image_of_caption[caption], dataset.phrases[part.caption_index[caption]]
+                for phrase in phrases:
+                    weights.append(scores[row, phrase.start : phrase.end].mean(0).cpu().numpy())
+                    inside.append(hits(pixels[image], phrase.boxes))
+                    owner.append(image)
+                for beta, found in labels.items():
+                    counts[beta] += snippet_counts(found[row, : int(lengths[row])], pixels[image], phrases)
+        hit, chance = pointing(np.array(weights), np.array(inside))
+        metrics = {"pointing": float(hit.mean()), "pointing_chance": float(chance.mean())}
+        metrics |= {f"snippet_f1_beta{beta:g}": f1(count) for beta, count in counts.items()}
+        return Evaluation(metrics, {"pointing": hit, "pointing_chance": chance, "image_of_phrase": np.array(owner)})
+
+    def _words(self, split: str, captions: np.ndarray) -> tuple[Int[Tensor, "caption length"], Int[Tensor, " caption"]]:
+        """The words of captions, without START and END; a caption without a word has one that does not count."""
+        words = [self.inputs.encoded(split)[i][1:-1] for i in captions]
+        ids, _ = padded([own or [PAD] for own in words])
+        return ids.to(self.device), torch.tensor([len(own) for own in words])
+
+    def _embedded(
+        self, split: str, captions: Int[Tensor, " caption"]
+    ) -> tuple[Float[Tensor, "caption length dim"], Int[Tensor, " caption"]]:
+        ids, lengths = self._words(split, captions.cpu().numpy())
+        return self.model.embed_words(ids, lengths).float(), lengths.to(self.device)
+
+    def _read_vectors(self) -> None:
+        place = os.environ.get(VECTORS)
+        if not place:
+            raise CapbenchError(
+                f"set {VECTORS} to a file of word vectors (word2vec or GloVe) of {self.recipe.word} dimensions, or "
+                "choose another preset"
+            )
+        vectors, source = word_vectors(self.inputs.vocabulary, self.recipe.word, Path(place))
+        with torch.no_grad():
+            self.model.W_w.weight.copy_(vectors)
+        self.notes = (source,)

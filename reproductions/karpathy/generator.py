@@ -1,0 +1,99 @@
+"""The multimodal recurrent network of Karpathy & Fei-Fei (CVPR 2015, section 3.2), which writes captions."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from capbench.decoding import State, Step
+from reproductions.karpathy.recipe import Generator
+
+
+class MultimodalRNN(nn.Module):
+    """An image, or a region of it, as a bias at the first step only; then its caption, word by word.
+
+    Legend, the paper's letters: CNN(I), the feature of the image; b_v, its bias; x_t, the vector of the word before,
+    x_1 being START; h_t, the hidden state; y_t, the distribution of word t; f, the rectifier. The LSTM variant has four
+    rows of W_hx, W_hh, W_hi and b_h for each unit (input, forget and output gate, candidate) and a cell c_t.
+    """
+
+    def __init__(self, recipe: Generator, vocabulary_size: int, feature_dim: int) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.rows = {"rnn": 1, "lstm": 4}[recipe.cell] * recipe.hidden
+        self.scaled = nn.BatchNorm1d(feature_dim, affine=False) if recipe.standardise else nn.Identity()
+        self.W_hi = nn.Linear(feature_dim, self.rows, bias=False)
+        self.words = nn.Embedding(vocabulary_size, recipe.word)
+        self.W_hx = nn.Linear(recipe.word, self.rows)  # with b_h
+        self.W_hh = nn.Linear(recipe.hidden, self.rows, bias=False)
+        self.W_oh = nn.Linear(recipe.hidden, vocabulary_size)  # with b_o
+        self.dropout = nn.Dropout(recipe.dropout)
+        nn.init.uniform_(self.words.weight, -0.1, 0.1)
+        if recipe.cell == "rnn":
+            nn.init.eye_(self.W_hh.weight)
+            with torch.no_grad():
+                self.W_hh.weight *= recipe.keep
+        else:
+            with torch.no_grad():
+                _, forget, _, _ = self.W_hx.bias.chunk(4)
+                forget += recipe.keep
+
+    def expect(self, counts: Int[Tensor, " word"]) -> None:
+        """Let b_o start as the logarithm of each word's frequency, so that training need not find it."""
+        with torch.no_grad():
+            self.W_oh.bias.copy_((counts.clamp(min=1) / counts.sum()).log())
+
+    def forward(
+        self, images: Float[Tensor, "caption feature"], captions: Int[Tensor, "caption length"]
+    ) -> Float[Tensor, "caption step word"]:
+        """Scores of the words from the second on; a softmax turns them into y_t."""
+        x = self.W_hx(self.dropout(self.words(captions[:, :-1])))
+        state, states = self._before(len(images), x), []
+        for t in range(x.shape[1]):
+            b_v = self.bias(images) if t == 0 else 0
+            h, state = self._advance(x[:, t] + b_v, state)
+            states.append(h)
+        return self._scores(torch.stack(states, 1))
+
+    def bias(self, images: Float[Tensor, "image feature"]) -> Float[Tensor, "image row"]:
+        """b_v = W_hi [CNN(I)], equation 13."""
+        b_v: Tensor = self.W_hi(self.dropout(self.scaled(images)))
+        return b_v
+
+    def start(self, images: Float[Tensor, "image feature"]) -> State:
+        """Nothing has been read; b_v waits for the first step."""
+        b_v = self.bias(images)[:, None]
+        h, c = self._before(len(images), b_v)
+        return {"hidden": h[:, None], "cell": c[:, None], "bias": b_v}
+
+    def step(self, images: Float[Tensor, "image feature"]) -> Step:
+        """One word on; b_v is used up by the first."""
+
+        def step(words: Tensor, state: State) -> tuple[Tensor, State]:
+            x = self.W_hx(self.words(words)) + state["bias"]
+            h, (_, c) = self._advance(x, (state["hidden"], state["cell"]))
+            log_probs = self._scores(h).float().log_softmax(-1)
+            return log_probs, {"hidden": h, "cell": c, "bias": torch.zeros_like(state["bias"])}
+
+        return step
+
+    def _advance(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """h_t and what the next step needs, from `x` = W_hx x_t + b_h + 1(t = 1) b_v."""
+        h, c = state
+        if self.recipe.cell == "rnn":
+            h = relu(x + self.W_hh(h))  # equation 14
+            return h, (h, c)
+        i, forget, o, g = (x + self.W_hh(h)).chunk(4, -1)
+        c = forget.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return h, (h, c)
+
+    def _scores(self, h: Tensor) -> Tensor:
+        y: Tensor = self.W_oh(self.dropout(h))  # equation 15, before its softmax
+        return y
+
+    def _before(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        nothing = like.new_zeros(count, self.recipe.hidden)
+        return nothing, nothing

@@ -1,0 +1,281 @@
+"""The alignment, its snippets and the generator of Karpathy & Fei-Fei, against their equations one word at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import relu
+
+from capbench import harness
+from capbench.align import Aligner
+from capbench.captioning import Captioner, caption_images, word_log_probs
+from capbench.data.features import features
+from capbench.data.scenes import scenes
+from capbench.data.vocabulary import END, START, Vocabulary
+from capbench.encoders import Encoder
+from capbench.errors import CapbenchError
+from capbench.harness import Materials, Places, run
+from capbench.paper import Inputs, metric_of, paper
+from capbench.records import load_arrays, load_results
+from capbench.trained import Job
+from reproductions.karpathy.alignment import AlignmentModel
+from reproductions.karpathy.experiment import VECTORS, AlignmentExperiment
+from reproductions.karpathy.generation import GeneratorExperiment
+from reproductions.karpathy.generator import MultimodalRNN
+from reproductions.karpathy.objective import structured_margin
+from reproductions.karpathy.recipe import Alignment, Generator, presets, protocols
+from reproductions.karpathy.snippets import snippets
+
+VOCABULARY = Vocabulary(tuple(f"w{i}" for i in range(20)), (9,) * 20)
+WORDS, DIM = len(VOCABULARY), 8
+CAPTIONS, LENGTHS = torch.tensor([[5, 6, 7, 8], [9, 8, 0, 0], [4, 0, 0, 0]]), torch.tensor([4, 2, 1])
+CPU = torch.device("cpu")
+SCENES: dict[str, Any] = dict(presets("scenes"))
+
+
+def alignment(**changes) -> AlignmentModel:
+    torch.manual_seed(0)
+    recipe = Alignment(**{"embedding": 11, "hidden": 6, "word": 5, "keep": 0.5, **changes})
+    model = AlignmentModel(recipe, WORDS, DIM)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval().double().requires_grad_(False)
+
+
+def generator(**changes) -> MultimodalRNN:
+    torch.manual_seed(0)
+    recipe = Generator(**{"hidden": 12, "word": 10, **changes})
+    return MultimodalRNN(recipe, WORDS, DIM).eval().requires_grad_(False)
+
+
+def words_by_the_equations(model: AlignmentModel, words: torch.Tensor) -> torch.Tensor:
+    """Equations 2 to 6 for one caption, a word at a time."""
+    x = [model.W_w.weight[word] for word in words]
+    e = [relu(model.W_e.weight @ x_t + model.W_e.bias) for x_t in x]
+    (w_f, w_b), (b_f, b_b) = model.W_fb, model.b_fb[:, 0]
+    forward, backward = [torch.zeros(6).double()], [torch.zeros(6).double()]
+    for e_t in e:
+        forward.append(relu(e_t + w_f @ forward[-1] + b_f))
+    for e_t in reversed(e):
+        backward.append(relu(e_t + w_b @ backward[-1] + b_b))
+    h = [f + b for f, b in zip(forward[1:], backward[:0:-1], strict=True)]
+    return torch.stack([relu(model.W_d.weight @ h_t + model.W_d.bias) for h_t in h])
+
+
+def test_words_are_embedded_as_the_equations_say():
+    model = alignment()
+    s = model.embed_words(CAPTIONS, LENGTHS)
+    for caption, length, found in zip(CAPTIONS, LENGTHS, s, strict=True):
+        assert torch.allclose(found[:length], words_by_the_equations(model, caption[:length]))
+
+
+def test_the_score_is_the_sum_over_words_of_the_best_region():
+    model, regions = alignment(), torch.randn(2, 3, DIM).double()
+    v = torch.stack([model.W_m(own) for own in regions])
+    scores = model(regions, CAPTIONS, LENGTHS)
+    for image in range(2):
+        for caption, length in enumerate(LENGTHS.tolist()):
+            s = words_by_the_equations(model, CAPTIONS[caption, :length])
+            best = sum(max(float(v_i @ s_t) for v_i in v[image]) for s_t in s)
+            assert float(scores[image, caption]) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("changes", [{}, {"recurrent": False}, {"recurrent": False, "window": 1}, {"form": "sum"}])
+def test_what_follows_a_caption_changes_nothing(changes):
+    model, regions = alignment(**changes), torch.randn(2, 3, DIM).double()
+    other = CAPTIONS.masked_fill(CAPTIONS == 0, 7)
+    assert torch.equal(model(regions, CAPTIONS, LENGTHS), model(regions, other, LENGTHS))
+    longer = torch.cat([CAPTIONS, CAPTIONS], 1)
+    assert torch.allclose(model(regions, CAPTIONS, LENGTHS), model(regions, longer, LENGTHS))
+
+
+@pytest.mark.parametrize(("changes", "reach"), [({"recurrent": False}, 0), ({"recurrent": False, "window": 1}, 1)])
+def test_without_recurrence_a_word_knows_its_window_alone(changes, reach):
+    model = alignment(**changes)
+    other = CAPTIONS.clone()
+    other[0, 0] = 12
+    moved = (model.embed_words(CAPTIONS, LENGTHS) != model.embed_words(other, LENGTHS)).any(2)[0]
+    assert moved.tolist() == [place <= reach for place in range(4)]
+
+
+def test_with_recurrence_every_word_knows_the_whole_caption():
+    model = alignment()
+    other = CAPTIONS.clone()
+    other[0, 0] = 12
+    assert (model.embed_words(CAPTIONS, LENGTHS) != model.embed_words(other, LENGTHS)).any(2)[0].all()
+
+
+def test_the_margin_loss_by_hand():
+    scores = torch.tensor([[3.0, 2.5, 0.0], [1.0, 2.0, 1.5], [0.0, 1.2, 1.0]])
+    # pair 0: caption 1 by 0.5; pair 1: captions 0 and 2 by 0 and 0.5, images 0 and 2 by 1.5 and 0.2;
+    # pair 2: captions 0 and 1 by 0 and 1.2, images 0 and 1 by 0 and 1.5
+    assert float(structured_margin(scores, torch.tensor([0, 1, 2]), 1.0)) == pytest.approx(0.5 + 2.2 + 2.7)
+    # of one image, pairs 1 and 2 are no negatives of each other
+    assert float(structured_margin(scores, torch.tensor([0, 1, 1]), 1.0)) == pytest.approx(0.5 + 1.5 + 0.0)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_steps_of_the_generator_give_what_its_forward_gives(cell):
+    model, images = generator(cell=cell), torch.randn(2, DIM)
+    captions = torch.tensor([[START, 5, 6, 7, END, 0], [START, 9, 8, 7, 6, END]])
+    scores = model(images, captions).log_softmax(-1)
+    state, step = model.start(images), model.step(images)
+    for t in range(5):
+        log_probs, state = step(captions[:, t, None], state)
+        present = captions[:, t] != 0
+        assert torch.allclose(log_probs[present, 0], scores[present, t], atol=1e-5)
+    found = caption_images(model, images, 4)
+    written = torch.cat([torch.full((2, 1), START), found.words[:, 0]], 1)
+    log_probs, _ = word_log_probs(model(images, written), written)
+    assert torch.allclose(log_probs.sum(1), found.log_probs[:, 0], atol=1e-4)
+
+
+def test_the_rnn_is_that_of_the_equations():
+    model, image = generator(), torch.randn(1, DIM)
+    captions = torch.tensor([[START, 5, 6, END]])
+    h, b_v = torch.zeros(12), model.W_hi.weight @ image[0]
+    for t, word in enumerate(captions[0, :-1]):
+        x = model.W_hx.weight @ model.words.weight[word] + model.W_hx.bias
+        h = relu(x + model.W_hh.weight @ h + (b_v if t == 0 else 0))
+        y = model.W_oh.weight @ h + model.W_oh.bias
+        assert torch.allclose(model(image, captions)[0, t], y, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_the_image_is_seen_at_the_first_step_only(cell):
+    model = generator(cell=cell)
+    state, step = model.start(torch.randn(1, DIM)), model.step(torch.randn(1, DIM))
+    assert state["bias"].any()
+    _, state = step(torch.tensor([[START]]), state)
+    assert not state["bias"].any()
+
+
+def test_before_training_words_are_as_likely_as_they_are_frequent():
+    model = generator()
+    counts = torch.arange(WORDS)
+    model.expect(counts)
+    torch.nn.init.zeros_(model.W_oh.weight)
+    y = model(torch.randn(1, DIM), torch.tensor([[START, END]]))[0, 0].softmax(0)
+    assert torch.allclose(y[1:], counts[1:] / counts.sum(), atol=2e-3)
+
+
+def test_the_models_can_be_used_where_aligners_and_captioners_are_asked_for():
+    assert isinstance(alignment(), Aligner)
+    assert isinstance(generator(), Captioner)
+    assert not isinstance(generator(), Aligner)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Inputs:
+    dataset = scenes(train=60, val=10, test=10)
+    store = tmp_path_factory.mktemp("store")
+    stored = features(dataset, Encoder("scenes", "regions"), "objects", store)
+    vocabulary = Vocabulary.build(dataset.split("train").tokens, 2)
+    return Inputs(dataset, Encoder("scenes", "regions"), stored, vocabulary)
+
+
+def test_snippets_are_the_runs_of_words_with_one_region(inputs):
+    recipe = SCENES["brnn"]
+    experiment = AlignmentExperiment(recipe, inputs, 0, CPU)
+    part = inputs.dataset.split("val")
+    encoded = inputs.encoded("val")
+    for beta in (0.0, 1e6):
+        found = list(snippets(experiment, part, beta))
+        assert [word for snippet in found for word in snippet.words[1:-1]] == [w for c in encoded for w in c[1:-1]]
+        assert all(snippet.words[0] == START and snippet.words[-1] == END for snippet in found)
+        if beta:
+            assert len(found) == len(encoded)  # all of a caption's words share one region
+    numbers, scores, lengths = next(experiment.word_scores(part))
+    first = [s for s in snippets(experiment, part, 0.0) if s.image == part.image_index[part.image_of_caption[0]]]
+    best = scores[0, : int(lengths[0])].argmax(1).tolist()
+    assert first[0].region == best[0]
+    assert numbers[0] == 0
+
+
+@torch.no_grad()
+def test_scores_of_words_are_products_with_the_regions_of_their_own_image(inputs):
+    experiment = AlignmentExperiment(SCENES["brnn"], inputs, 0, CPU)
+    experiment.model.eval()
+    part = inputs.dataset.split("test")
+    for numbers, scores, lengths in experiment.word_scores(part):
+        for row, caption in enumerate(numbers[:20]):
+            image = part.image_index[part.image_of_caption[caption]]
+            v = experiment.model.embed_regions(torch.tensor(inputs.features.array[image])[None])[0]
+            words = torch.tensor([inputs.encoded("test")[caption][1:-1]])
+            s = experiment.model.embed_words(words, torch.tensor([words.shape[1]]))[0]
+            assert torch.allclose(scores[row, : int(lengths[row])], s @ v.T, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_caption_without_a_word_is_scored_and_counted(inputs):
+    plain = replace(inputs, dataset=replace(inputs.dataset, phrases=None))
+    experiment = AlignmentExperiment(SCENES["brnn"], plain, 0, CPU)
+    plain.encoded("val")[3] = [START, END]
+    evaluation = experiment.evaluate("val", "whole")
+    assert len(evaluation.arrays["caption_to_image"]) == len(plain.encoded("val"))
+    assert evaluation.metrics.keys().isdisjoint({"pointing"})
+
+
+def test_what_is_written_about_true_boxes_is_set_against_the_phrases_that_name_them(inputs):
+    experiment = GeneratorExperiment(SCENES["rnn"], inputs, 0, CPU)
+    part = inputs.dataset.split("test")
+    found = experiment.on_regions(part)
+    assert {"region_bleu1", "region_bleu2", "region_bleu3", "region_bleu4"} == found.metrics.keys()
+    assert inputs.dataset.phrases is not None
+    named = {
+        (int(image), phrase.boxes[0])
+        for caption, image in zip(part.caption_index, part.image_of_caption, strict=True)
+        for phrase in inputs.dataset.phrases[caption]
+        if len(phrase.boxes) == 1
+    }
+    assert len(found.arrays["region_bleu_statistics"]) == len(named)
+
+
+def test_fixed_word_vectors_come_from_a_file_and_stay_as_they_are(inputs, tmp_path, monkeypatch):
+    recipe = SCENES["brnn-vectors"]
+    monkeypatch.delenv(VECTORS, raising=False)
+    with pytest.raises(CapbenchError, match=VECTORS):
+        AlignmentExperiment(recipe, inputs, 0, CPU)
+    word = next(iter(inputs.vocabulary.words))
+    file = tmp_path / "vectors.txt"
+    file.write_text(f"{word} {' '.join(['0.25'] * recipe.word)}\n")
+    monkeypatch.setenv(VECTORS, str(file))
+    experiment = AlignmentExperiment(recipe, inputs, 0, CPU)
+    assert (experiment.model.W_w.weight[inputs.vocabulary.numbers[word]] == 0.25).all()
+    assert not experiment.model.W_w.weight.requires_grad
+    assert "vectors.txt" in experiment.notes[0]
+
+
+def test_alignments_and_generators_are_chosen_and_scored_by_metrics_of_their_own():
+    owner = paper("karpathy")
+    assert metric_of(owner, {}) == "rsum"
+    assert metric_of(owner, vars(presets("coco")["rnn"])) == "log_likelihood"
+    assert protocols("coco", presets("coco")["brnn"]) == ("1K", "5K")
+    assert protocols("coco", presets("coco")["rnn"]) == protocols("flickr8k", presets("flickr8k")["brnn"]) == ("whole",)
+
+
+@pytest.mark.parametrize("preset", ["brnn", "rnn-regions"])
+def test_the_same_seed_gives_the_same_bits_and_records(preset, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(harness, "load_dataset", lambda name: scenes(train=60, val=10, test=10))
+    shorter = {
+        name: replace(recipe, training=replace(recipe.training, epochs=1)) for name, recipe in presets("scenes").items()
+    }
+    monkeypatch.setattr("reproductions.karpathy.generation.presets", lambda dataset: shorter)
+    owner = replace(paper("karpathy"), presets=lambda dataset: shorter)
+    monkeypatch.setattr(harness, "paper", lambda name: owner)
+    monkeypatch.setattr("capbench.trained.paper", lambda name: owner)
+    job, found = Job("karpathy", preset, "scenes", "scenes", 3), []
+    for place in ("a", "b"):
+        places = Places(tmp_path / place / "runs", tmp_path / place / "leaderboards")
+        run(job, places, Materials(), lambda *_: None)
+        record = next(r for r in load_results(places.results) if r.preset == preset)
+        found.append((record.metrics, load_arrays(record, places.results)))
+    assert found[0][0] == found[1][0]
+    assert all(np.array_equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+    expected = "pointing" if preset == "brnn" else "region_bleu1"
+    assert expected in found[0][0]
