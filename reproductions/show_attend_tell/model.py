@@ -66,14 +66,13 @@ class ShowAttendTell(nn.Module):
         sampled = torch.rand(len(a), device=a.device) < 0.5 if stochastic else None
         hidden, contexts, weights, chosen = [], [], [], []
         for t in range(Ey.shape[1]):
-            alpha = self.attend(keys, h)  # equations 4 and 5
-            followed = alpha
+            z, alpha = self.attend(keys, a, h)  # equations 4 and 5, and 13, the expectation
             if sampled is not None:
                 s = torch.multinomial(alpha[:, 0], 1)  # equation 8: s_t ~ Multinoulli(alpha_t)
                 one = torch.zeros_like(alpha[:, 0]).scatter_(1, s, 1.0)[:, None]
-                followed = torch.where(sampled[:, None, None], one, alpha)
+                z = context(torch.where(sampled[:, None, None], one, alpha), a)  # equation 9: one location
                 chosen.append(s[:, 0])
-            z = self.gated(context(followed, a), h)  # equations 9 (one location) and 13 (the expectation)
+            z = self.gated(z, h)
             h, c = lstm_step(self.lstm, torch.cat([Ey[:, t, None], z], -1), h, c)  # equations 1 to 3
             hidden.append(h)
             contexts.append(z)
@@ -86,12 +85,17 @@ class ShowAttendTell(nn.Module):
         mean = a.mean(1, keepdim=True)
         return self.f_init_h(mean).tanh(), self.f_init_c(mean).tanh()
 
-    def attend(self, keys: Tensor, h: Float[Tensor, "image beam hidden"]) -> Float[Tensor, "image beam location"]:
-        """Equations 4, 5: e_ti = f_att(a_i, h_{t-1}), alpha_t = softmax(e_t); the same everywhere without attention."""
+    def attend(
+        self, keys: Tensor, a: Float[Tensor, "image location dim"], h: Float[Tensor, "image beam hidden"]
+    ) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:
+        """z_t = sum_i alpha_ti a_i and alpha_t: e_ti = f_att(a_i, h_{t-1}), alpha_t = softmax(e_t) (equations 4, 5, 13).
+
+        Without attention, the same weight everywhere.
+        """
         if self.recipe.attention == "none":
-            return keys.new_full((*h.shape[:2], keys.shape[1]), 1 / keys.shape[1], dtype=torch.float32)
-        alpha: Tensor = self.f_att(keys, h)
-        return alpha
+            alpha = keys.new_full((*h.shape[:2], keys.shape[1]), 1 / keys.shape[1], dtype=torch.float32)
+            return context(alpha, a), alpha
+        return self.f_att.step(keys, a, h)
 
     def gated(self, z: Float[Tensor, "image beam dim"], h: Float[Tensor, "image beam hidden"]) -> Tensor:
         """Section 4.2.1: phi({a_i}, {alpha_i}) = beta sum_i alpha_i a_i with beta_t = sigma(f_beta(h_{t-1}))."""
@@ -112,8 +116,8 @@ class ShowAttendTell(nn.Module):
 
         def step(words: Tensor, state: State) -> tuple[Tensor, State]:
             Ey, h = self.E(words), state["h"]  # noqa: N806
-            alpha = self.attend(keys, h)
-            z = self.gated(context(alpha, a), h)
+            z, alpha = self.attend(keys, a, h)
+            z = self.gated(z, h)
             h, c = lstm_step(self.lstm, torch.cat([Ey, z], -1), h, state["c"])
             log_probs = self.output(Ey, h, z).float().log_softmax(-1)
             return log_probs, {"h": h, "c": c, "attention_weights": alpha}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from capbench.data.vocabulary import START, Vocabulary
 from capbench.decoding import State, Step
-from capbench.layers import AdditiveAttention, context
+from capbench.layers import AdditiveAttention
 from reproductions.translational.recipe import Recipe
 
 CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
@@ -59,8 +59,8 @@ class Translator(nn.Module):
         """h_t = cell([x_t, c_t], h_{t-1}), with c_t = sum_i alpha_ti v_i where there is attention."""
         h, following = state["h"], {}
         if self.attention is not None and keys is not None:
-            alpha = self.attention(keys, h)
-            x, following = torch.cat([x, context(alpha, v)], -1), {"attention_weights": alpha}
+            c, alpha = self.attention.step(keys, v, h)
+            x, following = torch.cat([x, c], -1), {"attention_weights": alpha}
         before = h.flatten(0, 1)
         if self.recipe.decoder == "lstm":
             after, cell = self.cell(x.flatten(0, 1), (before, state["cell"].flatten(0, 1)))
