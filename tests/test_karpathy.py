@@ -154,6 +154,12 @@ def test_the_image_is_seen_at_the_first_step_only(cell):
     assert not state["bias"].any()
 
 
+def test_of_the_regions_of_a_picture_the_generator_takes_the_whole_image():
+    model, regions = generator(), torch.randn(2, 20, DIM)
+    whole = caption_images(model, regions[:, 0], 3)
+    assert torch.equal(caption_images(model, regions, 3).words, whole.words)
+
+
 def test_before_training_words_are_as_likely_as_they_are_frequent():
     model = generator()
     counts = torch.arange(WORDS)

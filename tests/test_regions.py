@@ -422,8 +422,12 @@ def test_boxes_are_refused_where_a_model_sees_none_or_those_of_a_data_set(drawn,
     Image.fromarray(drawn.images[0]).save(tmp_path / "0.png")
     with pytest.raises(CapbenchError, match="sees no regions of a picture but its vector"):
         run_with(SimpleNamespace(output="vector", crop="1C")).boxes([tmp_path / "0.png"])
-    with pytest.raises(CapbenchError, match="'objects' belong to a data set; a picture alone has multiscale, faster"):
-        run_with(SimpleNamespace(output="regions", crop="objects")).features([tmp_path / "0.png"])
+    with pytest.raises(CapbenchError, match="'file' belong to a data set; a picture alone has multiscale, objects, fa"):
+        run_with(SimpleNamespace(output="regions", crop="file")).features([tmp_path / "0.png"])
+
+
+def test_of_the_objects_of_a_picture_alone_nothing_is_known_and_the_grid_fills_up(drawn):
+    assert np.array_equal(boxes_of_picture(drawn.images[0], "objects"), boxes_of_picture(drawn.images[0], "multiscale"))
 
 
 def test_materials_give_the_regions_that_a_recipe_asks_for(drawn, tmp_path, monkeypatch):

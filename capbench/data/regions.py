@@ -111,14 +111,14 @@ def region_boxes(
 def boxes_of_picture(pixels: UInt8[np.ndarray, "height width 3"], provider: str) -> Float32[np.ndarray, "20 4"]:
     """The regions of one picture outside a data set, as `Boxes.array` has them.
 
-    Raises CapbenchError for an unknown provider, and for "objects" and "file", which know the images of a data set
-    alone.
+    Of "objects" none is known, and the grid fills up. Raises CapbenchError for an unknown provider, and for "file",
+    which knows the images of a data set alone.
     """
     _check(provider)
-    if provider in ("objects", "file"):
-        usable = ", ".join(name for name in PROVIDERS if name not in ("objects", "file"))
+    if provider == "file":
+        usable = ", ".join(name for name in PROVIDERS if name != "file")
         raise CapbenchError(f"regions of provider {provider!r} belong to a data set; a picture alone has {usable}")
-    found = GRID if provider == "multiscale" else _detect(_detector(provider), pixels)
+    found = GRID if provider in ("multiscale", "objects") else _detect(_detector(provider), pixels)
     return _filled(found)
 
 

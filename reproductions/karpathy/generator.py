@@ -57,18 +57,19 @@ class MultimodalRNN(nn.Module):
             states.append(h)
         return self._scores(torch.stack(states, 1))
 
-    def bias(self, images: Float[Tensor, "image feature"]) -> Float[Tensor, "image row"]:
-        """b_v = W_hi [CNN(I)], equation 13."""
-        b_v: Tensor = self.W_hi(self.dropout(self.scaled(images)))
+    def bias(self, images: Float[Tensor, "image *region feature"]) -> Float[Tensor, "image row"]:
+        """b_v = W_hi [CNN(I)], equation 13; of several regions the first, which is the whole image."""
+        whole = images if images.ndim == 2 else images[:, 0]
+        b_v: Tensor = self.W_hi(self.dropout(self.scaled(whole)))
         return b_v
 
-    def start(self, images: Float[Tensor, "image feature"]) -> State:
+    def start(self, images: Float[Tensor, "image *region feature"]) -> State:
         """Nothing has been read; b_v waits for the first step."""
         b_v = self.bias(images)[:, None]
         h, c = self._before(len(images), b_v)
         return {"hidden": h[:, None], "cell": c[:, None], "bias": b_v}
 
-    def step(self, images: Float[Tensor, "image feature"]) -> Step:
+    def step(self, images: Float[Tensor, "image *region feature"]) -> Step:
         """One word on; b_v is used up by the first."""
 
         def step(words: Tensor, state: State) -> tuple[Tensor, State]:
