@@ -96,7 +96,8 @@ def parity(captions: Captions) -> None:
 @pytest.mark.usefixtures("parity")
 @pytest.mark.parametrize("variant", ALL)
 def test_caption_metrics(benchmark, captions: Captions, variant: str) -> None:
-    benchmark.extra_info.update(images=len(captions[0]), references=sum(map(len, captions[1])))
+    size = {"images": len(captions[0]), "references": sum(map(len, captions[1]))}
+    benchmark.extra_info.update(size, variant=variant, ours=variant != "pycocoevalcap")
     benchmark.pedantic(ALL[variant](captions), rounds=2)
 
 
@@ -104,5 +105,6 @@ def test_caption_metrics(benchmark, captions: Captions, variant: str) -> None:
 @pytest.mark.usefixtures("parity")
 @pytest.mark.parametrize("variant", METEOR)
 def test_meteor(benchmark, captions: Captions, variant: str) -> None:
-    benchmark.extra_info.update(images=len(captions[0]), references=sum(map(len, captions[1])))
+    size = {"images": len(captions[0]), "references": sum(map(len, captions[1]))}
+    benchmark.extra_info.update(size, variant=variant, ours=variant != "pycocoevalcap")
     benchmark.pedantic(METEOR[variant](captions), rounds=2)

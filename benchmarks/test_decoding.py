@@ -85,4 +85,6 @@ def test_captions(
         part = images if way is batched else images[:50]
         benchmark.group = f"captions with attention, beam {beam}"
         benchmark.pedantic(way, (model, part, beam), rounds=2)
+    benchmark.extra_info.update(ours=way is batched, scale=len(images) / len(part))
+    benchmark.extra_info["variant"] = "batched" if way is batched else "one by one, 50 of 1,000 multiplied up"
     benchmark.extra_info["seconds_per_1000"] = benchmark.stats.stats.min * 1000 / len(part)

@@ -100,4 +100,5 @@ def test_training_step(benchmark, captions: tuple[int, list[list[int]]], variant
     encode, ours, silent = VARIANTS[variant]
     step, source = Step(size, encode, ours, silent), batches(encoded, ours)
     benchmark.pedantic(step, setup=lambda: (next(source), {}), rounds=STEPS, warmup_rounds=2)
+    benchmark.extra_info.update(ours=ours, variant=variant)
     benchmark.extra_info["epoch_seconds"] = benchmark.stats.stats.mean * len(encoded) / BATCH

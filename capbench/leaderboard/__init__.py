@@ -14,16 +14,17 @@ from rich.markup import escape as rich_escape
 from rich.table import Table
 
 from capbench.errors import CapbenchError
-from capbench.files import atomic_write, fingerprint
-from capbench.leaderboard import index
+from capbench.files import atomic_write
+from capbench.leaderboard import index, kernels
 from capbench.leaderboard.columns import columns
-from capbench.leaderboard.comparison import Row, Runs, gather, rows
+from capbench.leaderboard.comparison import Row, Runs, by_metric, gather, rows
 from capbench.leaderboard.markdown import plain
 from capbench.leaderboard.page import page
-from capbench.leaderboard.plots import Line, beam_curves, heat_map, learning_curves, recall_curves
+from capbench.leaderboard.plots import Line, beam_curves, heat_map, learning_curves, recall_curves, slug
 from capbench.paper import Paper
 from capbench.records import Result, load_arrays
 from capbench.results import Results
+from capbench.timings import TimingRecord, load_timings
 
 __all__ = ["Row", "check", "render", "rows", "rows_as_json", "terminal_tables", "write"]
 
@@ -46,20 +47,20 @@ def render(paper: Paper, results: Results) -> dict[str, bytes]:
     return files | {name: content for entries in pictures.values() for name, _, content in entries}
 
 
-def render_all(papers: Mapping[str, Paper], results: Results) -> dict[str, bytes]:
-    """Every page and plot, and README.md, the index over them."""
-    files = {"README.md": index.page(papers, results).encode()}
+def render_all(papers: Mapping[str, Paper], results: Results, timings: Sequence[TimingRecord] = ()) -> dict[str, bytes]:
+    """Every page and plot, and README.md, the index over them; the kernels' page where there is a timing record."""
+    files = {"README.md": index.page(papers, results, timings).encode()}
     for paper in papers.values():
         files |= render(paper, results)
-    return files
+    return files | (kernels.render(timings) if timings else {})
 
 
 def write(papers: Mapping[str, Paper], folder: Path) -> list[Path]:
-    """Write the pages of `folder` from the records in its results/; remove those that these no longer give.
+    """Write the pages of `folder` from the records in its results/ and timings/; remove those no longer given.
 
     Returns the paths of the pages. Raises CapbenchError when the folder cannot be written.
     """
-    files = render_all(papers, Results.load(folder / "results"))
+    files = _of(papers, folder)
     for name, content in files.items():
         if not _holds(folder / name, content):
             atomic_write(folder / name, content)
@@ -70,9 +71,13 @@ def write(papers: Mapping[str, Paper], folder: Path) -> list[Path]:
 
 def check(papers: Mapping[str, Paper], folder: Path) -> list[Path]:
     """The files of `folder` that are missing, are not what the records give, or should not be there."""
-    files = render_all(papers, Results.load(folder / "results"))
+    files = _of(papers, folder)
     stale = [folder / name for name, content in files.items() if not _holds(folder / name, content)]
     return sorted([*stale, *_left_over(folder, files)])
+
+
+def _of(papers: Mapping[str, Paper], folder: Path) -> dict[str, bytes]:
+    return render_all(papers, Results.load(folder / "results"), load_timings(folder / "timings"))
 
 
 def rows_as_json(papers: Mapping[str, Paper], folder: Path) -> list[dict[str, Any]]:
@@ -83,30 +88,36 @@ def rows_as_json(papers: Mapping[str, Paper], folder: Path) -> list[dict[str, An
 def terminal_tables(paper: Paper, records: Sequence[Result]) -> Iterator[Table]:
     """The means of our results, a table that fits a terminal for each setting; the page has the rest."""
     names = ("dataset", "split", "protocol", "encoder")
-    for values, part in _parts(gather(paper, Results(Path(), tuple(records))), *names).items():
-        shown = columns({key for runs in part for record in runs.records for key in record.metrics})[:IN_TERMINAL]
-        dataset, split, protocol, encoder = map(plain, values)
-        title = rich_escape(f"{dataset}, {split} split, protocol {protocol}, encoder {encoder}; means over seeds")
-        table = Table(box=SIMPLE_HEAD, padding=0, title=title)
-        table.add_column("preset", no_wrap=True)
-        for name in ("seeds", *(entry.head for entry in shown)):
-            table.add_column(name, justify="right")
-        for runs in part:
-            found = [(runs.estimate(entry.key), entry.digits) for entry in shown]
-            cells = [f"{estimate.mean:.{digits}f}" if estimate else "–" for estimate, digits in found]
-            table.add_row(rich_escape(plain(runs.first.preset)), str(len(runs.records)), *cells)
-        yield table
+    for kind in by_metric(paper, gather(paper, Results(Path(), tuple(records)))).values():
+        for values, part in _parts(kind, *names).items():
+            yield _terminal_table(values, part)
+
+
+def _terminal_table(values: tuple[str, ...], part: Sequence[Runs]) -> Table:
+    shown = columns({key for runs in part for record in runs.records for key in record.metrics})[:IN_TERMINAL]
+    dataset, split, protocol, encoder = map(plain, values)
+    title = rich_escape(f"{dataset}, {split} split, protocol {protocol}, encoder {encoder}; means over seeds")
+    table = Table(box=SIMPLE_HEAD, padding=0, title=title)
+    table.add_column("preset", no_wrap=True)
+    for name in ("seeds", *(entry.head for entry in shown)):
+        table.add_column(name, justify="right")
+    for runs in part:
+        found = [(runs.estimate(entry.key), entry.digits) for entry in shown]
+        cells = [f"{estimate.mean:.{digits}f}" if estimate else "–" for estimate, digits in found]
+        table.add_row(rich_escape(plain(runs.first.preset)), str(len(runs.records)), *cells)
+    return table
 
 
 def _learning_curves(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, bytes]]:
-    """(path, words, SVG) for each data set and encoder."""
+    """(path, words, SVG) for each data set, encoder and metric that chooses a snapshot."""
     for (dataset, encoder), part in _parts(groups, "dataset", "encoder").items():
         title = f"{paper.name} on {dataset}, encoder {encoder}"
         trained = [runs for runs in _once_a_training(part) if any(record.curve for record in runs.records)]
-        if trained:
-            lines = [Line(_label(runs, part), runs.records) for runs in trained]
-            name = f"plots/{_slug(paper.name, dataset, encoder)}-curves.svg"
-            yield name, f"Learning curves of {title}", learning_curves(title, lines, paper.metric)
+        for metric, kind in by_metric(paper, trained).items():
+            lines = [Line(_label(runs, part), runs.records) for runs in kind]
+            which = () if metric == paper.metric else (metric,)
+            name = f"plots/{slug(paper.name, dataset, encoder, *which)}-curves.svg"
+            yield name, " by ".join((f"Learning curves of {title}", *which)), learning_curves(title, lines, metric)
 
 
 def _recall_curves(paper: Paper, groups: Sequence[Runs], folder: Path) -> Iterator[tuple[str, str, bytes]]:
@@ -118,7 +129,7 @@ def _recall_curves(paper: Paper, groups: Sequence[Runs], folder: Path) -> Iterat
         lines = [Line(_label(runs, part), runs.records) for runs in part]
         picture = recall_curves(title, lines, partial(_ranks, folder))
         if picture is not None:
-            yield f"plots/{_slug(paper.name, *values)}-recall.svg", f"Recall at K of {title}", picture
+            yield f"plots/{slug(paper.name, *values)}-recall.svg", f"Recall at K of {title}", picture
 
 
 def _beam_curves(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, bytes]]:
@@ -127,7 +138,7 @@ def _beam_curves(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, st
         title = f"{paper.name} on {dataset}, encoder {encoder}"
         picture = beam_curves(title, [Line(_label(runs, part), runs.records) for runs in part])
         if picture is not None:
-            yield f"plots/{_slug(paper.name, dataset, encoder)}-beams.svg", f"BLEU-4 by beam of {title}", picture
+            yield f"plots/{slug(paper.name, dataset, encoder)}-beams.svg", f"BLEU-4 by beam of {title}", picture
 
 
 def _grids(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, bytes]]:
@@ -138,7 +149,7 @@ def _grids(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, byt
         encoders, presets = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True)) if cells else ([], [])
         if len(encoders) > 1:
             title = f"BLEU-4 of {paper.name} on {dataset}, encoder by preset"
-            yield f"plots/{_slug(paper.name, dataset)}-grid.svg", title, heat_map(title, presets, encoders, cells)
+            yield f"plots/{slug(paper.name, dataset)}-grid.svg", title, heat_map(title, presets, encoders, cells)
 
 
 def _parts(groups: Sequence[Runs], *names: str) -> dict[tuple[str, ...], list[Runs]]:
@@ -166,13 +177,6 @@ def _ranks(folder: Path, record: Result) -> dict[str, np.ndarray]:
         return load_arrays(record, folder)
     except CapbenchError:
         return {}
-
-
-def _slug(*words: str) -> str:
-    """A file name; one that had to be changed carries a hash, so that no two settings share it."""
-    whole = "-".join(words)
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in whole)[:100]
-    return safe if safe == whole else f"{safe}-{fingerprint(whole)[:8]}"
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -26,6 +26,7 @@ def _retrieval(key: str, head: str, name: str) -> list[Metric]:
     return [*recalls, median, mean]
 
 
+BETAS = (0, 0.25, 0.5, 1, 2, 4, 8)
 _KNOWN = (
     *_retrieval("image_to_caption", "i→c", "image to caption"),
     *_retrieval("caption_to_image", "c→i", "caption to image"),
@@ -46,6 +47,11 @@ _KNOWN = (
     Metric("pointing", "pointing", "attention that lands on the thing named", "%"),
     Metric("pointing_chance", "chance", "pointing by chance", "%"),
     *(Metric(f"article_bleu{n}", f"art. B-{n}", f"BLEU-{n} as the article") for n in (1, 2, 3, 4)),
+    *(
+        Metric(f"snippet_f1_beta{beta:g}", f"F1 β {beta:g}", f"F1 of snippets, affinity {beta:g}", "%")
+        for beta in BETAS
+    ),
+    *(Metric(f"region_bleu{n}", f"region B-{n}", f"BLEU-{n} on regions") for n in (1, 2, 3, 4)),
     Metric("article_accuracy", "art. acc.", "argmax accuracy as the article", "%"),
     Metric("article_cross_entropy", "art. CE", "cross entropy as the article", digits=2, lower_is_better=True),
     *(Metric(f"bleu4_beam{n}", f"B-4 beam {n}", f"BLEU-4, beam {n}", shown=False) for n in (*range(1, 10), 20)),
@@ -94,8 +100,18 @@ def explained(keys: Iterable[str]) -> list[str]:
         )
     if "pointing" in found:
         sentences.append(
-            "**pointing** is how often the heaviest location lies on what a phrase of the reference names, and "
-            "**chance** how often a random location would."
+            "**pointing** is how often the heaviest location (or the centre of the best region) lies on what a phrase "
+            "of the reference names, and **chance** how often a random one would."
+        )
+    if any(key.startswith("snippet_f1") for key in found):
+        sentences.append(
+            "**F1 β** is that of the words given to a region on a thing, against the words of the phrases that name "
+            "the thing, at an affinity β between neighbouring words."
+        )
+    if any(key.startswith("region_bleu") for key in found):
+        sentences.append(
+            "**region** columns score what is written about the true box of each thing, against the phrases that "
+            "name it."
         )
     if any(key.startswith("article_") for key in found):
         sentences.append(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from capbench import checkpoint
 from capbench.errors import CapbenchError
 from capbench.metrics.significance import Interval, seed_interval
-from capbench.paper import Paper
+from capbench.paper import Paper, metric_of
 from capbench.records import SCHEMA_VERSION, Result
 from capbench.results import Results
 from capbench.verdicts import Reported, Verdict, judge, verdict
@@ -146,6 +146,14 @@ def _has(recipe: Mapping[str, Any], name: str) -> bool:
         return False
     inner = recipe[first]
     return not rest or (isinstance(inner, Mapping) and _has(inner, rest))
+
+
+def by_metric(paper: Paper, groups: Sequence[Runs]) -> dict[str, list[Runs]]:
+    """Runs by the metric that chooses their snapshot: models that differ in it are measured by different numbers."""
+    kinds: dict[str, list[Runs]] = {}
+    for runs in groups:
+        kinds.setdefault(metric_of(paper, runs.first.recipe), []).append(runs)
+    return kinds
 
 
 def gather(paper: Paper, results: Results) -> list[Runs]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from capbench.leaderboard import cells
 from capbench.leaderboard.comparison import gather, set_beside
@@ -11,9 +11,10 @@ from capbench.leaderboard.markdown import DASH, code_block, escape, table
 from capbench.leaderboard.page import GENERATED, VERDICTS, verdict_of
 from capbench.paper import Paper
 from capbench.results import Results
+from capbench.timings import TimingRecord
 
 
-def page(papers: Mapping[str, Paper], results: Results) -> str:
+def page(papers: Mapping[str, Paper], results: Results, timings: Sequence[TimingRecord] = ()) -> str:
     """The index as markdown."""
     lines = [_line(paper, results) for paper in papers.values()]
     blocks = [
@@ -27,6 +28,9 @@ def page(papers: Mapping[str, Paper], results: Results) -> str:
         "make them again, to see whether they are up to date, and to have every number as JSON:",
         code_block(["capbench leaderboard", "capbench leaderboard --check", "capbench leaderboard --json"]),
     ]
+    if timings:
+        devices = ", ".join(escape(name) for name in sorted({record.device for record in timings}))
+        blocks.insert(4, f"What the core's operations cost beside their rivals: [kernels](kernels.md), on {devices}.")
     strangers = Counter(record.paper for record in results.records if record.paper not in papers)
     if strangers:
         names = ", ".join(f"{escape(name)} ({count})" for name, count in sorted(strangers.items()))

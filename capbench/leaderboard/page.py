@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from capbench.errors import CapbenchError
 from capbench.leaderboard import cells, provenance, reported
 from capbench.leaderboard.columns import columns, explained
-from capbench.leaderboard.comparison import Runs
+from capbench.leaderboard.comparison import Runs, by_metric
 from capbench.leaderboard.markdown import DASH, Notes, escape, table
 from capbench.paper import Paper
 from capbench.results import Results
@@ -96,7 +96,8 @@ def _results(paper: Paper, groups: Sequence[Runs]) -> Iterator[str]:
         parts.setdefault((record.dataset, record.split, record.protocol), []).append(runs)
     for (dataset, split, protocol), part in parts.items():
         yield f"### {escape(dataset)}, {escape(split) or DASH} split, protocol {escape(protocol) or DASH}"
-        yield from _result_table(paper, part)
+        for kind in by_metric(paper, part).values():
+            yield from _result_table(paper, kind)
 
 
 def _result_table(paper: Paper, part: Sequence[Runs]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from capbench.files import fingerprint
 from capbench.leaderboard.columns import metric as known_metric
 from capbench.leaderboard.markdown import plain
 from capbench.records import Result
@@ -159,6 +160,73 @@ def heat_map(title: str, columns: Sequence[str], rows: Sequence[str], cells: Map
         return save()
 
 
+@dataclass(frozen=True)
+class Point:
+    """One timed variant: FLOP a byte, TFLOP/s; `ours` is drawn full, a rival hollow."""
+
+    label: str
+    intensity: float
+    rate: float
+    ours: bool
+
+
+def roofline(title: str, copy: float, product: Mapping[str, float], points: Sequence[Point]) -> bytes:
+    """TFLOP/s against FLOP a byte below the measured ceilings (`copy` GB/s, `product` TFLOP/s by type), as SVG."""
+    with _figure(title, 1) as (figure, (axes,), save):
+        _titles(axes, "full: ours, hollow: the strongest rival", "TFLOP/s (log scale)")
+        axes.set_xlabel("FLOP for each byte that must be read or written (log scale)")
+        _both_log(axes)
+        knees = [1e3 * rate / copy for rate in product.values()]
+        ends = np.array([*(point.intensity for point in points), *knees])
+        span = np.geomspace(ends.min() / 2, ends.max() * 2, 200)
+        entries, labels = [], []
+        for (dtype, rate), dashes in zip(sorted(product.items()), _DASHES * len(product), strict=False):
+            (line,) = axes.plot(span, np.minimum(span * copy / 1e3, rate), color="black", linestyle=dashes, linewidth=1)
+            entries.append(line)
+            labels.append(f"ceiling, {dtype}: {rate:.3g} TFLOP/s, {copy:.3g} GB/s")
+        colours = {label: _COLOURS[n % len(_COLOURS)] for n, label in enumerate(dict.fromkeys(p.label for p in points))}
+        for point in points:
+            face = colours[point.label] if point.ours else "none"
+            axes.plot(point.intensity, point.rate, "o", markersize=5, color=colours[point.label], markerfacecolor=face)
+        entries += [Line2D([], [], color=colour, marker="o", markersize=5, linestyle="") for colour in colours.values()]
+        _legend(figure, entries, [*labels, *colours])
+        return save()
+
+
+@dataclass(frozen=True)
+class Series:
+    """One variant over several sizes: pairs of image and caption -> seconds, and -> bytes."""
+
+    label: str
+    seconds: Mapping[int, float]
+    peak: Mapping[int, int]
+
+
+def scaling(title: str, series: Sequence[Series]) -> bytes:
+    """Time and peak memory against the number of pairs, all on log scales, as SVG."""
+    with _figure(title, 2) as (figure, (left, right), save):
+        _titles(left, "time", "seconds (log scale)")
+        _titles(right, "peak memory", "MB beyond the inputs (log scale)")
+        for axes in (left, right):
+            axes.set_xlabel("images x captions (log scale)")
+            _both_log(axes)
+        entries = []
+        for place, one in enumerate(series):
+            style: Any = {"color": _COLOURS[place % len(_COLOURS)], "linestyle": _DASHES[place // len(_COLOURS) % 3]}
+            left.plot(list(one.seconds), list(one.seconds.values()), marker="o", markersize=3, **style)
+            right.plot(list(one.peak), [size / 1e6 for size in one.peak.values()], marker="o", markersize=3, **style)
+            entries.append(Line2D([], [], linewidth=1.8, **style))
+        _legend(figure, entries, [one.label for one in series])
+        return save()
+
+
+def slug(*words: str) -> str:
+    """A file name; one that had to be changed carries a hash, so that no two settings share it."""
+    whole = "-".join(words)
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in whole)[:100]
+    return safe if safe == whole else f"{safe}-{fingerprint(whole)[:8]}"
+
+
 def _by_beam(record: Result) -> dict[int, float]:
     found = {int(name[10:]): value for name, value in record.metrics.items() if re.fullmatch(r"bleu4_beam\d+", name)}
     return dict(sorted(found.items()))
@@ -252,6 +320,14 @@ def _log_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _both_log(axes: Axes) -> None:
+    """Powers of ten on both axes, written plainly."""
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, entries: Sequence[Line2D], labels: Sequence[str]) -> None:

@@ -13,7 +13,8 @@ from capbench.records import Result
 from capbench.results import Results
 
 _HEAD = (
-    "#", "record", "data set, protocol", "seed", "best epoch", "wall time", "energy", "started (UTC)",
+    "#", "record", "data set, protocol", "seed", "best epoch", "wall time", "energy", "memory",
+    "started (UTC)",
     "commit", "made on", "made from", "marks",
 )  # fmt: skip
 
@@ -42,7 +43,7 @@ def section(paper: Paper, results: Results, groups: Sequence[Runs]) -> Iterator[
         yield f"Superseded by a later record of the same setting and seed, and not shown: {superseded}."
     made_on, made_from = Legend("E"), Legend("D")
     lines = [_line(number, record, paper, made_on, made_from) for number, record in enumerate(records, start=1)]
-    yield table(_HEAD, lines, "rllrrrrlllll")
+    yield table(_HEAD, lines, "rllrrrrrlllll")
     yield "\n".join(made_on.lines() + made_from.lines())
     yield "Each record is made again by its command, from its commit:"
     commands: dict[str, list[str]] = {}
@@ -59,12 +60,15 @@ def _line(number: int, record: Result, paper: Paper, made_on: Legend, made_from:
     data += f"{record.vocabulary_size:,} words, {record.parameters:,} parameters"
     epochs = f"{record.best_epoch + 1} of {len(record.curve)}" if record.curve else DASH
     energy = f"{record.energy_joules / 1000:.1f}\u00a0kJ" if record.energy_joules is not None else f"{DASH} (not read)"
+    peak = record.peak_memory_bytes
+    memory = f"{peak / 2**20:,.0f}\u00a0MiB" if peak is not None else f"{DASH} (not read)"
     commit = code(record.commit[:10]) + (" + changes" if record.dirty else "")
     found = marks(record, paper)
     name = escape(record.preset)
     link = f"[{name}](results/{quote(record.file)})" if record.file else name
     return [
         str(number), link, ", ".join(escape(word) for word in (record.dataset, record.protocol) if word),
-        str(record.seed), epochs, cells.duration(record.wall_seconds), energy, escape(record.started[:16]),
+        str(record.seed), epochs, cells.duration(record.wall_seconds), energy, memory,
+        escape(record.started[:16]),
         commit, made_on.name(machine), made_from.name(data), escape("; ".join(found)) or "none",
     ]  # fmt: skip

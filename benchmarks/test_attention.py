@@ -1,0 +1,60 @@
+"""One additive attention step (scores, softmax, context), L = 196, D = 512, against eager and torch.compile.
+
+Bytes: the keys and the annotations, read once. FLOP: 2 x (attention + dim) + attention for each location; tanh counts
+as one.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Way, rows
+from capbench.kernels.attention import attention_step, reference_attention_step
+
+LOCATIONS, DIM = 196, 512
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32
+
+
+def eager(keys: Tensor, annotations: Tensor, query: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """As a model would have it, for one hypothesis an image or several."""
+    scores = torch.tanh(keys[:, None] + query[:, :, None]) @ v
+    weights = scores.softmax(2)
+    return weights @ annotations, weights
+
+
+WAYS = {
+    "ours": Way(attention_step, ours=True),
+    "eager": Way(eager),
+    f"{COMPILED} of the eager": Way(eager),
+}
+
+
+def inputs(
+    images: int, beam: int, locations: int, dim: int, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Tensor, ...]:
+    shapes = [(images, locations, dim), (images, locations, dim), (images, beam, dim)]
+    keys, annotations, query = (torch.randn(*shape, device=device).to(dtype) for shape in shapes)
+    return keys, annotations, query, (torch.randn(dim, device=device) / dim**0.5).to(dtype)
+
+
+def case(images: int, beam: int) -> Case:
+    return Case(
+        operation="attention step, forward",
+        size=f"{images} images, beam {beam}",
+        numbers={"images": images, "beam": beam, "locations": LOCATIONS, "dim": DIM},
+        dtype=DTYPE, flop=5.0 * images * beam * LOCATIONS * DIM,
+        bytes=(2.0 * images * LOCATIONS * DIM + 2 * images * beam * DIM) * DTYPE.itemsize, ways=WAYS,
+        inputs=partial(inputs, images, beam, LOCATIONS, DIM, DTYPE, DEVICE),
+        small=partial(inputs, 3, 2, 11, 13, torch.float64, "cpu"), reference=reference_attention_step,
+    )  # fmt: skip
+
+
+CASES = [case(64, 1), case(256, 1), case(64, 3)]
+
+
+@rows(CASES)
+def test_attention(show, case: Case, way: str) -> None:
+    show(case, way)

@@ -1,0 +1,66 @@
+"""The hinge ranking losses, forward and backward, against the whole matrix and torch.compile of it; d = 1024.
+
+FLOP: 2 x batch^2 x d for the hardest negatives, whose gradient needs the winners alone; 8 x batch^2 x d for the sum:
+the product, the product again where the matrix is not kept, and one product for each of both gradients.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Run, Way, rows
+from capbench.kernels.ranking_loss import matched_pairs, max_of_hinges, ranking_loss, sum_of_hinges
+
+DIM, MARGIN = 1024, 0.2
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32
+BATCHES = (128, 1024, 4096, 8192, 16384, 32768, 65536) if ON_GPU else (128, 512, 1024, 2048, 4096)
+COMPILED_AT = (128, 4096, 32768) if ON_GPU else (128, 4096)
+DENSE = {"hardest": max_of_hinges, "sum": sum_of_hinges}
+
+
+def ours(negatives: str) -> Run:
+    return lambda images, captions, owner: ranking_loss(images, captions, owner, MARGIN, negatives)  # type: ignore[arg-type]
+
+
+def dense(negatives: str) -> Run:
+    loss = DENSE[negatives]
+    return lambda images, captions, owner: loss(images @ captions.T, matched_pairs(owner), MARGIN)
+
+
+def pairs(batch: int, dim: int, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, ...]:
+    """Embeddings of length one, as early in training: a caption is a little nearer to its own image (a cosine of
+    about 0.2) than to others, and half of the negatives violate the margin. Now and then two pairs share an image."""
+    images = torch.randn(batch, dim, device=device)
+    captions = normalize(images + 5 * torch.randn(batch, dim, device=device), dim=1)
+    owner = torch.arange(batch, device=device)
+    owner[1::50] -= 1
+    return normalize(images, dim=1).to(dtype), captions.to(dtype), owner
+
+
+def case(batch: int, negatives: str) -> Case:
+    ways = {"ours": Way(ours(negatives), ours=True), "dense matrix": Way(dense(negatives))}
+    if batch in COMPILED_AT:
+        ways[f"{COMPILED} of the dense"] = Way(dense(negatives))
+    return Case(
+        operation=f"ranking loss, {negatives}, forward and backward",
+        size=f"batch {batch:,}",
+        numbers={"images": batch, "captions": batch, "dim": DIM},
+        dtype=DTYPE, flop=(2.0 if negatives == "hardest" else 8.0) * batch**2 * DIM,
+        bytes=4.0 * batch * DIM * DTYPE.itemsize, ways=ways, inputs=partial(pairs, batch, DIM, DTYPE, DEVICE),
+        small=partial(pairs, 97, 32, torch.float64, "cpu"), reference=dense(negatives), backward=True,
+    )  # fmt: skip
+
+
+CASES = [
+    *(case(batch, "hardest") for batch in BATCHES),
+    *(case(batch, "sum") for batch in (COMPILED_AT if ON_GPU else (128, 2048))),
+]
+
+
+@rows(CASES)
+def test_ranking_loss(show, case: Case, way: str) -> None:
+    show(case, way)
