@@ -26,6 +26,12 @@ def length_grouped(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch
     return [random.permutation(batches[i]) for i in random.permutation(len(batches))]
 
 
+def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """The captions of one epoch in batches of any lengths: every caption once, the last batch may be short."""
+    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+    return [order[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
 def padded(captions: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "caption length"], Int[Tensor, " caption"]]:
     """Word ids padded at the end with PAD, and how many of each row count."""
     lengths = np.array([len(caption) for caption in captions], np.int64)

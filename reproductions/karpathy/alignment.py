@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import normalize, relu
 
 from capbench.kernels.maxsim import maxsim
 from reproductions.karpathy.recipe import Alignment
@@ -22,7 +22,7 @@ class AlignmentModel(nn.Module):
     def __init__(self, recipe: Alignment, vocabulary_size: int, feature_dim: int) -> None:
         super().__init__()
         self.recipe = recipe
-        self.scaled = nn.BatchNorm1d(feature_dim, affine=False) if recipe.standardise else nn.Identity()
+        self.scaled = nn.BatchNorm1d(feature_dim, affine=False) if recipe.standardised_roots else nn.Identity()
         self.W_m = nn.Linear(feature_dim, recipe.embedding)
         self.W_w = nn.Embedding(vocabulary_size, recipe.word)
         self.W_e = nn.Linear(recipe.word * (2 * recipe.window + 1), recipe.hidden)
@@ -38,9 +38,10 @@ class AlignmentModel(nn.Module):
 
     def embed_regions(self, regions: Float[Tensor, "image region feature"]) -> Float[Tensor, "image region dim"]:
         """v of every region."""
-        scaled = self.scaled(regions.flatten(0, 1)).view(regions.shape)
-        v: Tensor = self.W_m(self.dropout(scaled))  # equation 1
-        return v
+        flat = regions.flatten(0, 1)
+        scaled = self.scaled(flat.sign() * flat.abs().sqrt() if self.recipe.standardised_roots else flat)
+        v = self.W_m(self.dropout(scaled)).view(*regions.shape[:2], -1)  # equation 1
+        return normalize(v, dim=-1) if self.recipe.normalise_regions else v
 
     def embed_words(
         self, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from capbench.data.batches import length_grouped, padded
+from capbench.data.batches import padded, shuffled
 from capbench.data.captions import Split
 from capbench.data.vocabulary import PAD
 from capbench.data.word_vectors import word_vectors
@@ -46,8 +46,8 @@ class AlignmentExperiment:
             self._read_vectors()
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
-        lengths = np.array([len(words) for words in self.inputs.encoded("train")])
-        return length_grouped(lengths, self.recipe.training.batch_size, self.seed, epoch)
+        """Captions of all lengths together: a score is a sum over words, and long captions must not win by length."""
+        return shuffled(len(self.train.image_of_caption), self.recipe.training.batch_size, self.seed, epoch)
 
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
         images = self.train.image_of_caption[batch]

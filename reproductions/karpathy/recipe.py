@@ -27,8 +27,10 @@ class Alignment:
     form: S_kl takes the best region of each word (equation 8), or the sum of max(0, .) over all (equation 7);
     recurrent: whether words pass through the recurrent network; window: how many neighbours on each side the
     word's own layer sees; keep: what a state starts by keeping of itself; vectors: learnt, or those of a file, kept as
-    they are; standardise: whether each coordinate of the region's feature is brought to mean 0 and deviation 1 over a
-    batch; beta: the affinity of neighbouring words, for snippets; crop: which boxes are the regions.
+    they are; standardised_roots: whether features are replaced by their square roots, of which each coordinate is
+    brought to mean 0 and deviation 1 over a batch; normalise_regions: whether v has length one, so that the length of
+    s_t alone says how much a word counts; beta: the affinity of neighbouring words, for snippets; crop: which boxes are
+    the regions.
     """
 
     form: Form = "max"
@@ -41,8 +43,9 @@ class Alignment:
     vectors: Literal["learnt", "file"] = "learnt"
     margin: float = 1.0
     dropout: float = 0.5
-    standardise: bool = False
-    beta: float = 1.0
+    standardised_roots: bool = False
+    normalise_regions: bool = False
+    beta: float = 0.5
     min_count: int = 5
     output: Literal["regions"] = "regions"
     crop: str = "multiscale"
@@ -56,7 +59,8 @@ class Generator:
 
     cell: the paper's network, or an LSTM; level: whether it learns from whole images and their captions, or from
     regions and the snippets that the alignment `start_from` gives them; keep: what a state starts by keeping of itself
-    (the diagonal of W_hh, or the forget gate's bias); standardise: as for the alignment.
+    (the diagonal of W_hh, or the forget gate's bias); standardise: whether each coordinate of the image's feature is
+    brought to mean 0 and deviation 1 over a batch.
     """
 
     cell: Literal["rnn", "lstm"] = "rnn"
@@ -95,9 +99,11 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
     presets are smaller and shorter.
     """
     brnn = Alignment(
-        standardise=True,
+        standardised_roots=True,
+        normalise_regions=True,
+        dropout=0.2,
         keep=0.5,
-        training=replace(ALIGNING, epochs=10, learning_rate=5e-4, optimizer="adam", decay_every=7, average=0.998),
+        training=replace(ALIGNING, epochs=8, learning_rate=2e-3, optimizer="adam", decay_every=5, average=0.998),
     )
     writing = replace(WRITING, epochs=8, learning_rate=1e-3, optimizer="adam", decay_every=5, average=0.998)
     rnn = Generator(standardise=True, keep=0.5, training=writing)
@@ -122,7 +128,7 @@ def _on_scenes(recipe: Recipe) -> Recipe:
     """An eighth of the dimensions, which want a higher rate, and fewer epochs; the true boxes are the regions."""
     training = replace(recipe.training, epochs=min(5, recipe.training.epochs), decay_every=4)
     if training.optimizer == "adam":
-        training = replace(training, learning_rate=4 * training.learning_rate, average=0.98)
+        training = replace(training, learning_rate=2e-3, average=0.98)
     crop = "objects" if recipe.crop == "multiscale" else recipe.crop
     if isinstance(recipe, Alignment):
         return replace(recipe, embedding=128, hidden=64, word=64, dropout=0.2, crop=crop, training=training)

@@ -88,7 +88,7 @@ class ShowAttendTell(nn.Module):
     def attend(
         self, keys: Tensor, a: Float[Tensor, "image location dim"], h: Float[Tensor, "image beam hidden"]
     ) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:
-        """z_t = sum_i alpha_ti a_i and alpha_t: e_ti = f_att(a_i, h_{t-1}), alpha_t = softmax(e_t) (equations 4, 5, 13).
+        """z_t = sum_i alpha_ti a_i and alpha_t = softmax(e_t), e_ti = f_att(a_i, h_{t-1}): equations 4, 5 and 13.
 
         Without attention, the same weight everywhere.
         """
