@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from capbench.leaderboard import plots
 from capbench.leaderboard.plots import (
     DEPTHS,
+    SWEEPS,
     Line,
-    beam_curves,
     collapsed_loss,
     heat_map,
     learning_curves,
     recall_at,
     recall_curves,
+    sweep_curves,
 )
 from capbench.records import Epoch, Result
 from tests.test_leaderboard import record, three_seeds
@@ -130,11 +131,11 @@ def test_the_user_s_settings_of_matplotlib_change_nothing_and_are_left_alone():
 
 def test_beams_are_drawn_where_a_record_has_several():
     wide = record(metrics={"bleu4_beam1": 10.0, "bleu4_beam20": 12.0, "bleu4": 12.0})
-    picture = beam_curves("t", [Line("wide", [wide]), Line("plain", [record()])])
+    picture = sweep_curves("t", [Line("wide", [wide]), Line("plain", [record()])], SWEEPS[0])
     assert picture is not None
     assert {"wide", "BLEU-4", "20"} <= set(words(picture))
     assert "plain" not in words(picture)
-    assert beam_curves("t", [Line("plain", [record()])]) is None
+    assert sweep_curves("t", [Line("plain", [record()])], SWEEPS[0]) is None
 
 
 def test_a_grid_writes_its_numbers_and_leaves_missing_cells_white():

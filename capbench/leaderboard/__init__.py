@@ -20,7 +20,7 @@ from capbench.leaderboard.columns import columns
 from capbench.leaderboard.comparison import Row, Runs, by_metric, gather, rows
 from capbench.leaderboard.markdown import plain
 from capbench.leaderboard.page import page
-from capbench.leaderboard.plots import Line, beam_curves, heat_map, learning_curves, recall_curves, slug
+from capbench.leaderboard.plots import SWEEPS, Line, heat_map, learning_curves, recall_curves, slug, sweep_curves
 from capbench.paper import Paper
 from capbench.records import Result, load_arrays
 from capbench.results import Results
@@ -39,7 +39,7 @@ def render(paper: Paper, results: Results) -> dict[str, bytes]:
     pictures = {
         "Learning curves": list(_learning_curves(paper, groups)),
         "Recall at K": list(_recall_curves(paper, groups, results.folder)),
-        "Width of the beam": list(_beam_curves(paper, groups)),
+        "Sweeps": list(_sweeps(paper, groups)),
         "Grid": list(_grids(paper, groups)),
     }
     named = {heading: [(name, words) for name, words, _ in entries] for heading, entries in pictures.items()}
@@ -132,13 +132,15 @@ def _recall_curves(paper: Paper, groups: Sequence[Runs], folder: Path) -> Iterat
             yield f"plots/{slug(paper.name, *values)}-recall.svg", f"Recall at K of {title}", picture
 
 
-def _beam_curves(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, bytes]]:
-    """(path, words, SVG) for each data set and encoder whose captions were decoded with several beams."""
+def _sweeps(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, bytes]]:
+    """(path, words, SVG) for each data set, encoder and setting that was swept."""
     for (dataset, encoder), part in _parts(groups, "dataset", "encoder").items():
         title = f"{paper.name} on {dataset}, encoder {encoder}"
-        picture = beam_curves(title, [Line(_label(runs, part), runs.records) for runs in part])
-        if picture is not None:
-            yield f"plots/{slug(paper.name, dataset, encoder)}-beams.svg", f"BLEU-4 by beam of {title}", picture
+        for sweep in SWEEPS:
+            picture = sweep_curves(title, [Line(_label(runs, part), runs.records) for runs in part], sweep)
+            if picture is not None:
+                path = f"plots/{slug(paper.name, dataset, encoder)}-{sweep.name}.svg"
+                yield path, f"{sweep.metric} by {sweep.setting}: {title}", picture
 
 
 def _grids(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, bytes]]:

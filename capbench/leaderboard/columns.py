@@ -26,7 +26,7 @@ def _retrieval(key: str, head: str, name: str) -> list[Metric]:
     return [*recalls, median, mean]
 
 
-BETAS = (0, 0.25, 0.5, 1, 2, 4, 8)
+BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _KNOWN = (
     *_retrieval("image_to_caption", "i→c", "image to caption"),
     *_retrieval("caption_to_image", "c→i", "caption to image"),

@@ -19,7 +19,7 @@ PLOTS_EXPLAINED = {
     "was tested. Where a recipe has the max of hinges, the dotted line is the loss of a collapsed embedding, all "
     "similarities being equal: 2 × margin × batch size. A curve that lies on it has learned nothing yet.",
     "Recall at K": "A thin line is a seed, the thick line their mean.",
-    "Width of the beam": "A thin line is a seed, the thick line their mean. A beam of 1 is greedy search.",
+    "Sweeps": "A thin line is a seed, the thick line their mean. A beam of 1 is greedy search.",
     "Grid": "BLEU-4 at the recipe's beam, mean over seeds; a white cell has no run.",
 }
 VERDICTS = f"""\

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from capbench.files import fingerprint
+from capbench.leaderboard.columns import BETAS
 from capbench.leaderboard.columns import metric as known_metric
 from capbench.leaderboard.markdown import plain
 from capbench.records import Result
@@ -124,19 +124,38 @@ def recall_curves(
         return save()
 
 
-def beam_curves(title: str, lines: Sequence[Line]) -> bytes | None:
-    """BLEU-4 against the width of the beam, as SVG; None where no record was decoded with several."""
-    curves = {id(record): _by_beam(record) for line in lines for record in line.records}
+@dataclass(frozen=True)
+class Sweep:
+    """A metric that records have for several values of a setting: `prefix` + value is its name."""
+
+    prefix: str
+    setting: str
+    metric: str
+    values: tuple[float, ...]
+    name: str  # of its pictures
+
+    def of(self, record: Result) -> dict[int, float]:
+        """The metric by place among the values, which are drawn at equal distances."""
+        names = [f"{self.prefix}{value:g}" for value in self.values]
+        return {place: record.metrics[name] for place, name in enumerate(names) if name in record.metrics}
+
+
+SWEEPS = (
+    Sweep("bleu4_beam", "width of the beam", "BLEU-4", (*map(float, range(1, 10)), 20.0), "beams"),
+    Sweep("snippet_f1_beta", "affinity of neighbouring words", "F1 of snippets (%)", BETAS, "affinity"),
+)
+
+
+def sweep_curves(title: str, lines: Sequence[Line], sweep: Sweep) -> bytes | None:
+    """A metric against a setting, as SVG; None where no record was scored with several values of it."""
+    curves = {id(record): sweep.of(record) for line in lines for record in line.records}
     drawn = [line for line in lines if any(len(curves[id(record)]) > 1 for record in line.records)]
     if not drawn:
         return None
     with _figure(title, 1) as (figure, (axes,), save):
-        _titles(axes, "test", "BLEU-4")
-        axes.set_xlabel("width of the beam (log scale)")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([1, 2, 3, 4, 5, 7, 9, 20]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _titles(axes, "test", sweep.metric)
+        axes.set_xlabel(sweep.setting)
+        axes.set_xticks(range(len(sweep.values)), [f"{value:g}" for value in sweep.values])
         styled = list(_styled(drawn))
         for colour, dashes, line in styled:
             _draw(axes, [curves[id(record)] for record in line.records], colour, dashes)
@@ -225,11 +244,6 @@ def slug(*words: str) -> str:
     whole = "-".join(words)
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in whole)[:100]
     return safe if safe == whole else f"{safe}-{fingerprint(whole)[:8]}"
-
-
-def _by_beam(record: Result) -> dict[int, float]:
-    found = {int(name[10:]): value for name, value in record.metrics.items() if re.fullmatch(r"bleu4_beam\d+", name)}
-    return dict(sorted(found.items()))
 
 
 def recall_at(ranks: np.ndarray) -> np.ndarray:
