@@ -38,9 +38,10 @@ class AlignmentModel(nn.Module):
 
     def embed_regions(self, regions: Float[Tensor, "image region feature"]) -> Float[Tensor, "image region dim"]:
         """v of every region."""
-        flat = regions.flatten(0, 1)
-        scaled = self.scaled(flat.sign() * flat.abs().sqrt() if self.recipe.standardised_roots else flat)
-        v = self.W_m(self.dropout(scaled)).view(*regions.shape[:2], -1)  # equation 1
+        features = regions.sign() * regions.abs().sqrt() if self.recipe.standardised_roots else regions
+        scaled = self.scaled(features.flatten(0, 1)).view(regions.shape)
+        kept = self.dropout(scaled.new_ones(len(scaled), 1, scaled.shape[2]))  # the same in all regions of an image
+        v: Tensor = self.W_m(scaled * kept)  # equation 1
         return normalize(v, dim=-1) if self.recipe.normalise_regions else v
 
     def embed_words(

@@ -125,8 +125,8 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
 
 
 def _on_scenes(recipe: Recipe) -> Recipe:
-    """An eighth of the dimensions, which want a higher rate, and fewer epochs; the true boxes are the regions."""
-    training = replace(recipe.training, epochs=min(5, recipe.training.epochs), decay_every=4)
+    """An eighth of the dimensions, which want a higher rate, and three epochs; the true boxes are the regions."""
+    training = replace(recipe.training, epochs=3, decay_every=2)
     if training.optimizer == "adam":
         training = replace(training, learning_rate=2e-3, average=0.98)
     crop = "objects" if recipe.crop == "multiscale" else recipe.crop
