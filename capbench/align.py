@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from colorsys import hls_to_rgb
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from textwrap import fill, wrap
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
@@ -22,6 +21,7 @@ from capbench.data.images import decode
 from capbench.data.vocabulary import UNKNOWN, tokenize
 from capbench.errors import CapbenchError
 from capbench.kernels.chain import chain_labels
+from capbench.metrics.alignment import runs
 from capbench.pictures import save_figure
 from capbench.trained import Trained, find_run
 
@@ -78,30 +78,29 @@ class Aligned:
     @property
     def snippets(self) -> tuple[Snippet, ...]:
         """The longest runs of words with one region, in the order of the caption."""
-        found = []
-        for region, run in groupby(range(len(self.words)), key=self.labels.tolist().__getitem__):
-            places = list(run)
-            score = float(self.scores[places, region].mean())
-            found.append(Snippet(region, places[0], places[-1] + 1, score))
-        return tuple(found)
+        return tuple(
+            Snippet(region, start, end, float(self.scores[start:end, region].mean()))
+            for region, start, end in runs(self.labels.tolist())
+        )
 
     def text(self, snippet: Snippet) -> str:
         """The words of a snippet."""
         return " ".join(self.words[snippet.start : snippet.end])
 
 
-def aligner(run: Path | None, runs: Path) -> Trained:
-    """The finished run in `run`, or the newest one under `runs` that aligns words with regions; see `find_run`."""
-    return find_run(run, runs, Aligner, "alignment model", "capbench run karpathy --dataset flickr8k")
+def aligner(run: Path | None, folder: Path) -> Trained:
+    """The finished run in `run`, or the newest one under `folder` that aligns words with regions; see `find_run`."""
+    return find_run(run, folder, Aligner, "alignment model", "capbench run karpathy --dataset flickr8k")
 
 
 @torch.no_grad()
-def align(trained: Trained, picture: Path, caption: str, beta: float = 1.0) -> Aligned:
+def align(trained: Trained, picture: Path, caption: str, beta: float | None = None) -> Aligned:
     """The region of each word of a caption: the best labels of a chain whose neighbours agree for `beta`.
 
-    With `beta` = 0 each word has its own best region; a large one gives all words the same. Deterministic on a CPU.
-    Raises CapbenchError for a caption without a word, or without one that the model knows, for a negative `beta`, and
-    for a picture that cannot be decoded. Source: Karpathy & Fei-Fei, CVPR 2015, equations 10 to 12.
+    `beta` is the recipe's own where none is given. With 0 each word has its own best region; a large one gives all
+    words the same. Deterministic on a CPU. Raises CapbenchError for a caption without a word, or without one that the
+    model knows, for a negative `beta`, and for a picture that cannot be decoded. Source: Karpathy & Fei-Fei, CVPR 2015,
+    equations 10 to 12.
     """
     words = tokenize(caption)
     if not words:
@@ -114,6 +113,7 @@ def align(trained: Trained, picture: Path, caption: str, beta: float = 1.0) -> A
     ids, lengths = padded([numbers])
     v = model.embed_regions(trained.features([picture]))[0]
     scores = (model.embed_words(ids, lengths)[0] @ v.T).float()
+    beta = trained.recipe.beta if beta is None else beta
     labels, _ = chain_labels(scores[None], lengths, beta)
     boxes = trained.boxes([picture])[0].numpy()
     return Aligned(picture, tuple(words), boxes, scores.numpy(), labels[0].numpy(), beta, tuple(unknown))

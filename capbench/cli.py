@@ -263,7 +263,7 @@ def align_(
     caption: str,
     /,
     *,
-    beta: float = 1.0,
+    beta: float | None = None,
     run: Path | None = None,
     runs: Path = Path("runs"),
     out: Path | None = None,
@@ -275,7 +275,7 @@ def align_(
     ----------
     photo: a picture file.
     caption: the caption, one sentence.
-    beta: how much neighbouring words prefer one region; with 0 each word chooses alone.
+    beta: how much neighbouring words prefer one region; with 0 each word chooses alone; the recipe's own unless given.
     run: the folder of a finished run; the newest of an alignment model under `runs` if not given.
     runs: where runs are kept.
     out: also draw the regions with their words into this PNG file.

@@ -28,6 +28,7 @@ from capbench.paper import Inputs, Paper, joined, metric_of, paper
 from capbench.records import Epoch, Result, provenance, save_result
 from capbench.trained import Job, load_run
 from capbench.training import Evaluation, State, fit, peak_memory_bytes, restart_peak_memory
+from capbench.weights import hash_tensors
 
 ENCODERS = {"scenes": "scenes"}
 DEFAULT_ENCODER = "mobilenet_v2"
@@ -111,6 +112,7 @@ def _train_and_record(
     device, folder = default_device(), places.folder(job)
     origin = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     restart_peak_memory(device)
     experiment = owner.experiment(recipe, inputs, job.seed, device)
     identity = {
@@ -118,6 +120,8 @@ def _train_and_record(
         "seed": job.seed,
         **_made_from(inputs),
     }
+    if inputs.start:
+        identity["start"] = [hash_tensors(dict(snapshot)) for snapshot in inputs.start]
     (folder / "run.json").unlink(missing_ok=True)  # the snapshot is about to be another one
     state = fit(
         experiment, recipe.training, metric_of(owner, asdict(recipe)), folder, identity, job.seed, partial(report, job)

@@ -60,11 +60,11 @@ class Results:
         return sorted({tuple(str(getattr(record, name)) for name in names) for record in self.records})
 
     def first_with(self, *presets: str) -> Results | None:
-        """The records of the most telling data set, and there of the first encoder, that has all these presets."""
+        """The records of the most telling data set, and there of the first encoder and protocol, with all presets."""
         for dataset in MOST_TELLING:
             part = self.select(dataset=dataset)
-            for (encoder,) in part.settings("encoder"):
-                found = part.select(encoder=encoder)
+            for encoder, protocol in part.settings("encoder", "protocol"):
+                found = part.select(encoder=encoder, protocol=protocol)
                 if all(found.select(preset=name).records for name in presets):
                     return found
         return None

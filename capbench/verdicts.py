@@ -194,6 +194,20 @@ def difference(results: Results, better: str, worse: str, metric: str) -> Outcom
     return decided(interval, f"{better} {means[0]:.1f}, {worse} {means[1]:.1f}", metric)
 
 
+def beats(better: str, worse: str, metric: str) -> Callable[[Results], Outcome]:
+    """The test that one preset beats another in a metric, on the most telling data set that has both."""
+
+    def test(results: Results) -> Outcome:
+        part = results.first_with(better, worse)
+        if part is None:
+            return Outcome("pending", f"needs {better} and {worse} on one data set")
+        found = difference(part, better, worse, metric)
+        statement = f"on {part.records[0].dataset} with {part.records[0].encoder}: {found.statement}"
+        return Outcome(found.status, statement, found.interval, found.detail)
+
+    return test
+
+
 def advantage(ours: Results, theirs: Results, metric: str, their_metric: str | None = None) -> Interval:
     """How much better ours are in a metric (they may be scored in another one), by paired bootstrap.
 

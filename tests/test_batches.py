@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capbench.data.batches import length_grouped, padded
+from capbench.data.batches import length_grouped, padded, shuffled
 from capbench.data.vocabulary import PAD
 
 LENGTHS = np.random.default_rng(0).integers(3, 20, 1000)
@@ -17,7 +17,22 @@ LENGTHS = np.random.default_rng(0).integers(3, 20, 1000)
 def test_every_caption_comes_once_an_epoch(lengths, size, seed, epoch):
     batches = length_grouped(np.array(lengths), size, seed, epoch)
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
-    assert sorted(map(len, batches), reverse=True)[:-1] == [size] * (len(batches) - 1)
+    whole = [len(batch) for batch in batches if len(batch) != size]
+    assert len(whole) <= 1
+    assert len(batches) == 1 or all(1 < len(batch) <= size + 1 for batch in batches) or size == 1
+
+
+def test_no_caption_is_alone_in_a_batch():
+    for batches in (length_grouped(np.full(101, 5), 25, 0, 0), shuffled(101, 25, 0, 0)):
+        assert sorted(map(len, batches)) == [25, 25, 25, 26]
+        assert sorted(np.concatenate(batches)) == list(range(101))
+
+
+def test_shuffled_batches_hold_every_caption_once_and_differ_by_epoch():
+    first, other = shuffled(90, 32, 1, 0), shuffled(90, 32, 1, 1)
+    assert [len(batch) for batch in first] == [32, 32, 26]
+    assert sorted(np.concatenate(first)) == list(range(90))
+    assert not np.array_equal(np.concatenate(first), np.concatenate(other))
 
 
 def test_the_same_seed_and_epoch_give_the_same_batches_and_others_do_not():

@@ -13,6 +13,7 @@ from capbench.paper import papers
 from capbench.records import Result, save_result
 from capbench.results import Results
 from capbench.verdicts import advantage, judge
+from reproductions.karpathy import PAPER as DVSA
 from reproductions.show_and_tell import PAPER as NIC
 from reproductions.show_attend_tell import PAPER as SAT
 from tests.test_verdicts import number
@@ -109,3 +110,57 @@ def test_the_tables_of_the_captioners_keep_the_digits_of_the_papers():
     assert (hard["bleu4_no_bp"], hard["meteor"]) == ("21.3", "20.30")
     nic = [row for row in NIC.reported if row.role == "target" and row.dataset == "flickr8k" and row.metric == "bleu1"]
     assert [row.value for row in nic] == ["63"]
+
+
+def scene_run(
+    folder: Path, preset: str, arrays: dict[str, np.ndarray], seed: int, curve: tuple[float, ...] = ()
+) -> None:
+    """A record on scenes whose validation pointing went along `curve`."""
+    metrics = {name: float(values.mean()) for name, values in arrays.items() if name.startswith("pointing")}
+    if "region_bleu_statistics" in arrays:
+        metrics |= {f"region_bleu{n}": float(bleu(arrays["region_bleu_statistics"].sum(0))[n - 1]) for n in (1, 2)}
+    epochs = [
+        {"epoch": n, "loss": 1.0, "learning_rate": 1.0, "seconds": 1.0, "validation": {"pointing": value}}
+        for n, value in enumerate(curve)
+    ]
+    row: dict[str, Any] = {
+        "paper": "karpathy", "preset": preset, "dataset": "scenes", "split": "test", "protocol": "whole",
+        "encoder": "scenes", "crop": "objects", "seed": seed, "metrics": metrics, "validation": {},
+        "best_epoch": max(0, len(curve) - 1), "curve": epochs, "recipe": {}, "parameters": 1,
+        "dataset_fingerprint": "d", "features_fingerprint": "f", "vocabulary_size": 9, "commit": "c", "dirty": False,
+        "versions": {}, "device": "CPU", "threads": 1, "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0,
+        "command": "",
+    }  # fmt: skip
+    save_result(Result(**row), arrays, folder)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "status"), [(GOOD, BAD, "holds"), (BAD, GOOD, "fails")])
+def test_what_is_written_about_regions_is_compared_over_the_same_boxes(tmp_path, ours, theirs, status):
+    for preset, sentences in (("rnn-regions", ours), ("rnn", theirs)):
+        scene_run(tmp_path, preset, {"region_bleu_statistics": counts(sentences)}, 0)
+    assert claim(DVSA, "regions", tmp_path).status == status
+
+
+@pytest.mark.parametrize(("hits", "status"), [(80.0, "holds"), (10.0, "fails")])
+def test_pointing_is_set_against_the_chance_of_the_same_phrases(tmp_path, hits, status):
+    random = np.random.default_rng(0)
+    hit = 100.0 * (random.random(400) < hits / 100)
+    arrays = {"pointing": hit, "pointing_chance": np.full(400, 30.0), "image_of_phrase": np.arange(400) // 4}
+    scene_run(tmp_path, "brnn", arrays, 0)
+    assert claim(DVSA, "alignment", tmp_path).status == status
+
+
+@pytest.mark.parametrize(
+    ("curves", "status"),
+    [
+        ([(50.0, 70.0), (52.0, 71.0), (51.0, 73.0)], "holds"),
+        ([(70.0, 50.0), (71.0, 52.0), (73.0, 51.0)], "fails"),
+        ([(50.0, 55.0), (55.0, 50.0), (50.0, 50.0)], "undecided"),
+        ([(50.0, 70.0)], "pending"),
+        ([(50.0,), (51.0,)], "pending"),
+    ],
+)
+def test_pointing_grows_where_the_kept_snapshot_is_better_than_the_first_in_all_seeds(tmp_path, curves, status):
+    for seed, curve in enumerate(curves):
+        scene_run(tmp_path, "brnn", {"pointing": np.array([100.0, 0.0])}, seed, curve)
+    assert claim(DVSA, "learning to point", tmp_path).status == status

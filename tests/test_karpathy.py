@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from capbench.harness import Materials, Places, run
 from capbench.paper import Inputs, metric_of, paper
 from capbench.records import load_arrays, load_results
 from capbench.trained import Job
+from capbench.training import StoppedError
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.experiment import VECTORS, AlignmentExperiment
 from reproductions.karpathy.generation import GeneratorExperiment
@@ -48,8 +50,10 @@ def alignment(**changes) -> AlignmentModel:
 
 def generator(**changes) -> MultimodalRNN:
     torch.manual_seed(0)
-    recipe = Generator(**{"hidden": 12, "word": 10, **changes})
-    return MultimodalRNN(recipe, WORDS, DIM).eval().requires_grad_(False)
+    model = MultimodalRNN(Generator(**{"hidden": 12, "word": 10, **changes}), WORDS, DIM)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval().requires_grad_(False)
 
 
 def words_by_the_equations(model: AlignmentModel, words: torch.Tensor) -> torch.Tensor:
@@ -145,9 +149,25 @@ def test_the_rnn_is_that_of_the_equations():
         assert torch.allclose(model(image, captions)[0, t], y, atol=1e-5)
 
 
+def test_the_lstm_has_gates_in_the_order_input_forget_output_candidate_and_the_image_at_the_first_step():
+    model, image = generator(cell="lstm"), torch.randn(1, DIM)
+    captions = torch.tensor([[START, 5, 6, END]])
+    h, c, b_v = torch.zeros(12), torch.zeros(12), model.W_hi.weight @ image[0]
+    for t, word in enumerate(captions[0, :-1]):
+        x = model.W_hx.weight @ model.words.weight[word] + model.W_hx.bias
+        i, f, o, g = (x + model.W_hh.weight @ h + (b_v if t == 0 else 0)).split(12)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        y = model.W_oh.weight @ h + model.W_oh.bias
+        assert torch.allclose(model(image, captions)[0, t], y, atol=1e-5)
+
+
 @pytest.mark.parametrize("cell", ["rnn", "lstm"])
-def test_the_image_is_seen_at_the_first_step_only(cell):
+def test_the_image_is_seen_at_the_first_step_and_remembered(cell):
     model = generator(cell=cell)
+    captions = torch.tensor([[START, 5, 6, END]])
+    one, other = (model(torch.randn(1, DIM), captions) for _ in range(2))
+    assert (one != other).any(2).all()  # through the state at the later steps
     state, step = model.start(torch.randn(1, DIM)), model.step(torch.randn(1, DIM))
     assert state["bias"].any()
     _, state = step(torch.tensor([[START]]), state)
@@ -184,6 +204,7 @@ def inputs(tmp_path_factory) -> Inputs:
     return Inputs(dataset, Encoder("scenes", "regions"), stored, vocabulary)
 
 
+@torch.no_grad()
 def test_snippets_are_the_runs_of_words_with_one_region(inputs):
     recipe = SCENES["brnn"]
     experiment = AlignmentExperiment(recipe, inputs, 0, CPU)
@@ -195,11 +216,14 @@ def test_snippets_are_the_runs_of_words_with_one_region(inputs):
         assert all(snippet.words[0] == START and snippet.words[-1] == END for snippet in found)
         if beta:
             assert len(found) == len(encoded)  # all of a caption's words share one region
-    numbers, scores, lengths = next(experiment.word_scores(part))
-    first = [s for s in snippets(experiment, part, 0.0) if s.image == part.image_index[part.image_of_caption[0]]]
-    best = scores[0, : int(lengths[0])].argmax(1).tolist()
-    assert first[0].region == best[0]
-    assert numbers[0] == 0
+    by_word = [region for s in snippets(experiment, part, 0.0) for region in [s.region] * (len(s.words) - 2)]
+    best = [
+        int(own.argmax())
+        for _, scores, lengths in experiment.word_scores(part)
+        for row, length in zip(scores, lengths, strict=True)
+        for own in row[:length]
+    ]
+    assert by_word == best
 
 
 @torch.no_grad()
@@ -252,7 +276,11 @@ def test_fixed_word_vectors_come_from_a_file_and_stay_as_they_are(inputs, tmp_pa
     monkeypatch.setenv(VECTORS, str(file))
     experiment = AlignmentExperiment(recipe, inputs, 0, CPU)
     assert (experiment.model.W_w.weight[inputs.vocabulary.numbers[word]] == 0.25).all()
-    assert not experiment.model.W_w.weight.requires_grad
+    before = experiment.model.W_w.weight.clone()
+    optimizer = torch.optim.SGD(experiment.model.parameters(), 0.1)
+    experiment.loss(np.arange(20), 0).backward()
+    optimizer.step()
+    assert torch.equal(experiment.model.W_w.weight, before)
     assert "vectors.txt" in experiment.notes[0]
 
 
@@ -264,23 +292,38 @@ def test_alignments_and_generators_are_chosen_and_scored_by_metrics_of_their_own
     assert protocols("coco", presets("coco")["rnn"]) == protocols("flickr8k", presets("flickr8k")["brnn"]) == ("whole",)
 
 
-@pytest.mark.parametrize("preset", ["brnn", "rnn-regions"])
-def test_the_same_seed_gives_the_same_bits_and_records(preset, tmp_path, monkeypatch):
+@pytest.fixture
+def short(tmp_path, monkeypatch) -> None:
+    """Two epochs on few scenes."""
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(harness, "load_dataset", lambda name: scenes(train=60, val=10, test=10))
     shorter = {
-        name: replace(recipe, training=replace(recipe.training, epochs=1)) for name, recipe in presets("scenes").items()
+        name: replace(recipe, training=replace(recipe.training, epochs=2, batch_size=50))
+        for name, recipe in presets("scenes").items()
     }
     monkeypatch.setattr("reproductions.karpathy.generation.presets", lambda dataset: shorter)
     owner = replace(paper("karpathy"), presets=lambda dataset: shorter)
     monkeypatch.setattr(harness, "paper", lambda name: owner)
     monkeypatch.setattr("capbench.trained.paper", lambda name: owner)
+
+
+@pytest.mark.parametrize("preset", ["brnn", "rnn-regions"])
+@pytest.mark.usefixtures("short")
+def test_a_run_that_was_stopped_and_resumed_has_the_bits_of_one_that_was_not(preset, tmp_path):
+    def stop(job, state, batches):
+        if job.preset == preset and state.steps == 4:
+            signal.raise_signal(signal.SIGTERM)
+
     job, found = Job("karpathy", preset, "scenes", "scenes", 3), []
-    for place in ("a", "b"):
+    for place in ("whole", "stopped"):
         places = Places(tmp_path / place / "runs", tmp_path / place / "leaderboards")
+        if place == "stopped":
+            with pytest.raises(StoppedError):
+                run(job, places, Materials(), stop)
         run(job, places, Materials(), lambda *_: None)
         record = next(r for r in load_results(places.results) if r.preset == preset)
         found.append((record.metrics, load_arrays(record, places.results)))
+        assert record.peak_memory_bytes is None or record.peak_memory_bytes > 0
     assert found[0][0] == found[1][0]
     assert all(np.array_equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
     expected = "pointing" if preset == "brnn" else "region_bleu1"

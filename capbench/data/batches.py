@@ -14,7 +14,7 @@ from capbench.data.vocabulary import PAD
 
 
 def length_grouped(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """The captions of one epoch in batches of nearly one length: every caption once, the last batch may be short.
+    """The captions of one epoch in batches of nearly one length: every caption once, none alone in its batch.
 
     Captions are shuffled, sorted by length with ties left in shuffled order, cut into batches, and the batches are
     shuffled: so each batch is a random draw among captions of its length. `lengths` [caption] are in words.
@@ -22,14 +22,24 @@ def length_grouped(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     order = random.permutation(len(lengths))
     order = order[np.argsort(lengths[order], kind="stable")]
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = _cut(order, batch_size)
     return [random.permutation(batches[i]) for i in random.permutation(len(batches))]
 
 
 def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """The captions of one epoch in batches of any lengths: every caption once, the last batch may be short."""
-    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
-    return [order[start : start + batch_size] for start in range(0, count, batch_size)]
+    """The captions of one epoch in batches of any lengths: every caption once, none alone in its batch."""
+    return _cut(np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count), batch_size)
+
+
+def _cut(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Batches of `batch_size`; the last may be shorter, or longer by a caption that would be alone.
+
+    One alone has no negative to be told from, nor a deviation to be standardised by.
+    """
+    starts = list(range(0, len(order), batch_size))
+    if len(order) % batch_size == 1 and len(starts) > 1:
+        starts.pop()
+    return np.split(order, starts[1:]) if len(order) else []
 
 
 def padded(captions: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "caption length"], Int[Tensor, " caption"]]:

@@ -63,6 +63,12 @@ class Boxes:
     array: Float32[np.ndarray, "image 20 4"]
     provider: str
     fingerprint: str
+
+    def pixels(self, dataset: CaptionDataset, images: Int64[np.ndarray, " some"]) -> Float32[np.ndarray, "some 20 4"]:
+        """The boxes of some images of the data set, in pixels of each."""
+        sizes = np.array([dataset.images[int(i)].shape[1::-1] for i in images], np.float32).reshape(-1, 1, 2)
+        return self.array[images] * np.concatenate([sizes, sizes], 2)
+
     count: Int64[np.ndarray, " image"]
 
 

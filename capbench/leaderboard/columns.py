@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from capbench.metrics.alignment import BETAS
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -26,7 +28,6 @@ def _retrieval(key: str, head: str, name: str) -> list[Metric]:
     return [*recalls, median, mean]
 
 
-BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _KNOWN = (
     *_retrieval("image_to_caption", "i→c", "image to caption"),
     *_retrieval("caption_to_image", "c→i", "caption to image"),
@@ -46,6 +47,9 @@ _KNOWN = (
     Metric("self_bleu", "self-BLEU", "self-BLEU of the n best"),
     Metric("pointing", "pointing", "attention that lands on the thing named", "%"),
     Metric("pointing_chance", "chance", "pointing by chance", "%"),
+    Metric("pointing_whole", "centre", "pointing of the image's centre", "%"),
+    Metric("overlap", "overlap", "best region that overlaps the thing by half", "%"),
+    Metric("overlap_chance", "overlap by chance", "regions that overlap the thing by half", "%", shown=False),
     *(Metric(f"article_bleu{n}", f"art. B-{n}", f"BLEU-{n} as the article") for n in (1, 2, 3, 4)),
     *(
         Metric(f"snippet_f1_beta{beta:g}", f"F1 β {beta:g}", f"F1 of snippets, affinity {beta:g}", "%")
@@ -101,12 +105,14 @@ def explained(keys: Iterable[str]) -> list[str]:
     if "pointing" in found:
         sentences.append(
             "**pointing** is how often the heaviest location (or the centre of the best region) lies on what a phrase "
-            "of the reference names, and **chance** how often a random one would."
+            "of the reference names, **chance** how often a random one would, **centre** how often the centre of the "
+            "image does; **overlap** is how often the best region shares half of its union with it."
         )
     if any(key.startswith("snippet_f1") for key in found):
         sentences.append(
             "**F1 β** is that of the words given to a region on a thing, against the words of the phrases that name "
-            "the thing, at an affinity β between neighbouring words."
+            "the thing, at an affinity β between neighbouring words. Every word must take some region, verbs too, so "
+            "that 100 cannot be reached."
         )
     if any(key.startswith("region_bleu") for key in found):
         sentences.append(

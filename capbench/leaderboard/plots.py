@@ -16,9 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from capbench.files import fingerprint
-from capbench.leaderboard.columns import BETAS
 from capbench.leaderboard.columns import metric as known_metric
 from capbench.leaderboard.markdown import plain
+from capbench.metrics.alignment import BETAS
 from capbench.records import Result
 
 DEPTHS = np.array([*range(1, 11), 12, 14, 17, 20, 25, 30, 40, 50, 60, 80, 100])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from capbench.data.captions import Box, Phrase
 from capbench.errors import CapbenchError
+
+BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # affinities of neighbouring words for which snippets are scored
 
 
 def locations_inside(boxes: Sequence[Box], locations: int, size: int) -> Bool[np.ndarray, " location"]:
@@ -58,6 +61,13 @@ def pointing(
     """
     heaviest = weights == weights.max(1, keepdims=True)
     return 100.0 * ~(heaviest & ~inside).any(1), 100.0 * inside.mean(1)
+
+
+def runs(labels: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(label, start, end) of the longest stretches of one label, in their order; `end` is exclusive."""
+    for label, places in groupby(range(len(labels)), key=labels.__getitem__):
+        first, *rest = places
+        yield label, first, first + len(rest) + 1
 
 
 def snippet_counts(

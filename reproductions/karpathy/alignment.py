@@ -28,7 +28,9 @@ class AlignmentModel(nn.Module):
         self.W_e = nn.Linear(recipe.word * (2 * recipe.window + 1), recipe.hidden)
         if recipe.recurrent:
             hidden = recipe.hidden
-            self.W_fb = nn.Parameter(torch.stack([torch.eye(hidden), torch.eye(hidden)]) * recipe.keep)  # W_f and W_b
+            kept = recipe.keep * torch.eye(hidden)
+            start = kept if recipe.keep else torch.randn(hidden, hidden) / (2 * hidden) ** 0.5
+            self.W_fb = nn.Parameter(torch.stack([start, start]))  # W_f and W_b
             self.b_fb = nn.Parameter(torch.zeros(2, 1, hidden))
         self.W_d = nn.Linear(recipe.hidden, recipe.embedding)
         self.dropout = nn.Dropout(recipe.dropout)
@@ -48,7 +50,7 @@ class AlignmentModel(nn.Module):
         self, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]
     ) -> Float[Tensor, "caption length dim"]:
         """s_t of every word. `captions` hold words alone; what stands beyond a caption's length is arbitrary."""
-        present = (torch.arange(captions.shape[1]) < lengths[:, None]).to(captions.device)
+        present = torch.arange(captions.shape[1], device=captions.device) < lengths[:, None].to(captions.device)
         x = self.W_w(captions) * present[:, :, None]  # equation 2
         e = self.dropout(relu(self.W_e(_windows(x, self.recipe.window))))  # equation 3
         h = self._both_directions(e, present) if self.recipe.recurrent else e

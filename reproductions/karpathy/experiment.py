@@ -18,7 +18,7 @@ from capbench.data.word_vectors import word_vectors
 from capbench.errors import CapbenchError
 from capbench.kernels.chain import chain_labels
 from capbench.kernels.maxsim import maxsim
-from capbench.metrics.alignment import f1, hits, pointing, snippet_counts
+from capbench.metrics.alignment import BETAS, f1, hits, overlaps, pointing, snippet_counts
 from capbench.metrics.retrieval import evaluate_protocol
 from capbench.paper import Inputs
 from capbench.sources import FeatureSource
@@ -28,8 +28,8 @@ from reproductions.karpathy.objective import structured_margin
 from reproductions.karpathy.recipe import Alignment
 
 AT_ONCE = 250  # images, or captions, that are embedded together in evaluation
-BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # affinities of neighbouring words for which snippets are scored
 VECTORS = "CAPBENCH_WORD2VEC"
+WHOLE = 0  # the region that is the whole image
 
 
 class AlignmentExperiment:
@@ -68,7 +68,7 @@ class AlignmentExperiment:
 
         owner = torch.from_numpy(part.image_of_caption).to(self.device)
         images, captions = (torch.arange(count, device=v.device)[:, None].double() for count in (len(v), len(owner)))
-        metrics, ranks = evaluate_protocol(images, captions, owner, protocol, similarity)  # ranked by their numbers
+        metrics, ranks = evaluate_protocol(images, captions, owner, protocol, similarity, len(v))  # by their numbers
         arrays = {name: getattr(ranks, name).cpu().numpy() for name in ("image_to_caption", "caption_to_image")}
         arrays["image_of_caption"] = part.image_of_caption
         if part.dataset.phrases is None:
@@ -97,24 +97,28 @@ class AlignmentExperiment:
         dataset, boxes = part.dataset, self.inputs.features.boxes
         if dataset.phrases is None or boxes is None:
             raise CapbenchError(f"{dataset.name} has no true boxes to point at")
-        height, width = dataset.images[0].shape[:2]
-        pixels = boxes.array[part.image_index] * np.array([width, height, width, height], np.float32)
-        weights, inside, owner = [], [], []
+        pixels = boxes.pixels(dataset, part.image_index)
+        weights, inside, half, owner = [], [], [], []
         counts = {beta: np.zeros(3, np.int64) for beta in BETAS}
         for numbers, scores, lengths in self.word_scores(part, v):
             labels = {beta: chain_labels(scores, lengths, beta)[0].cpu().numpy() for beta in BETAS}
+            own_scores, own_lengths = scores.cpu().numpy(), lengths.tolist()
             for row, caption in enumerate(numbers):
                 image, phrases = part.image_of_caption[caption], dataset.phrases[part.caption_index[caption]]
                 for phrase in phrases:
-                    weights.append(scores[row, phrase.start : phrase.end].mean(0).cpu().numpy())
+                    weights.append(own_scores[row, phrase.start : phrase.end].mean(0))
                     inside.append(hits(pixels[image], phrase.boxes))
+                    half.append(overlaps(pixels[image], phrase.boxes))
                     owner.append(image)
                 for beta, found in labels.items():
-                    counts[beta] += snippet_counts(found[row, : int(lengths[row])], pixels[image], phrases)
+                    counts[beta] += snippet_counts(found[row, : own_lengths[row]], pixels[image], phrases)
         hit, chance = pointing(np.array(weights), np.array(inside))
-        metrics = {"pointing": float(hit.mean()), "pointing_chance": float(chance.mean())}
+        overlap, overlap_chance = pointing(np.array(weights), np.array(half))
+        arrays = {"pointing": hit, "pointing_chance": chance, "overlap": overlap, "overlap_chance": overlap_chance}
+        metrics = {name: float(values.mean()) for name, values in arrays.items()}
+        metrics["pointing_whole"] = 100 * float(np.mean([of_phrase[WHOLE] for of_phrase in inside]))
         metrics |= {f"snippet_f1_beta{beta:g}": f1(count) for beta, count in counts.items()}
-        return Evaluation(metrics, {"pointing": hit, "pointing_chance": chance, "image_of_phrase": np.array(owner)})
+        return Evaluation(metrics, {**arrays, "image_of_phrase": np.array(owner)})
 
     def _words(self, split: str, captions: np.ndarray) -> tuple[Int[Tensor, "caption length"], Int[Tensor, " caption"]]:
         """The words of captions, without START and END; a caption without a word has one that does not count."""

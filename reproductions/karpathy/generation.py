@@ -14,17 +14,16 @@ from torch import Tensor
 from capbench.captioning import CAPTIONS_AT_ONCE, CaptioningExperiment, caption_images
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
+from capbench.data.regions import Boxes
 from capbench.data.vocabulary import Vocabulary
 from capbench.metrics.captioning import bleu, bleu_statistics
 from capbench.paper import Inputs
-from capbench.training import Evaluation
-from reproductions.karpathy.experiment import AlignmentExperiment
+from capbench.training import Evaluation, bf16_where_native
+from reproductions.karpathy.experiment import WHOLE, AlignmentExperiment
 from reproductions.karpathy.generator import MultimodalRNN
 from reproductions.karpathy.objective import negative_log_likelihood
 from reproductions.karpathy.recipe import Alignment, Generator, presets
 from reproductions.karpathy.snippets import Snippet, snippets
-
-WHOLE = 0  # the region that is the whole image
 
 
 class GeneratorExperiment(CaptioningExperiment):
@@ -58,7 +57,7 @@ class GeneratorExperiment(CaptioningExperiment):
         boxes = self.regions.boxes
         if boxes is None or boxes.provider != "objects":
             return Evaluation({}, {})
-        named = dict(_named_things(part, boxes.array, boxes.count))
+        named = dict(_named_things(part, boxes))
         rows, places = np.array(list(named)).T
         features = torch.from_numpy(self.regions.array[part.image_index[rows], places]).to(self.device)
         found = [caption_images(self.model, some, self.recipe.beam_size).words[:, 0] for some in features.split(100)]
@@ -114,10 +113,11 @@ class RegionGeneratorExperiment(GeneratorExperiment):
         Captions of whole images are not what this model writes.
         """
         part = self.inputs.dataset.split(split)
-        likelihood = self.likelihood(part)
-        if split == "val":
-            return Evaluation(likelihood, {})
-        found = self.on_regions(part)
+        with bf16_where_native(self.device, self.recipe.training.precision):
+            likelihood = self.likelihood(part)
+            if split == "val":
+                return Evaluation(likelihood, {})
+            found = self.on_regions(part)
         return Evaluation({**likelihood, **found.metrics}, found.arrays, (*found.notes, *self.notes))
 
     def _pairs(self, chosen: Sequence[Snippet]) -> tuple[Tensor, Int[Tensor, "caption length"]]:
@@ -130,19 +130,19 @@ def _make_model(recipe: Generator, vocabulary: Vocabulary, feature_dim: int) -> 
     return MultimodalRNN(recipe, len(vocabulary), feature_dim)
 
 
-def _named_things(part: Split, boxes: np.ndarray, count: np.ndarray) -> Iterator[tuple[tuple[int, int], list[str]]]:
+def _named_things(part: Split, boxes: Boxes) -> Iterator[tuple[tuple[int, int], list[str]]]:
     """(image of the split, region) of each true box, and the phrases that name the thing in it alone."""
     dataset = part.dataset
     assert dataset.phrases is not None
-    height, width = dataset.images[0].shape[:2]
     phrases: dict[tuple[int, tuple[float, ...]], list[str]] = {}
     for caption, image in zip(part.caption_index, part.image_of_caption, strict=True):
         for phrase in dataset.phrases[caption]:
             if len(phrase.boxes) == 1:
                 words = " ".join(dataset.tokens[caption][phrase.start : phrase.end])
                 phrases.setdefault((int(image), phrase.boxes[0]), []).append(words)
+    pixels = boxes.pixels(dataset, part.image_index).round(3)
     for image, row in enumerate(part.image_index):
-        for region in range(1, count[row]):
-            box = tuple(np.round(boxes[row, region] * [width, height, width, height], 3).tolist())
+        for region in range(1, boxes.count[row]):
+            box = tuple(pixels[image, region].tolist())
             if (image, box) in phrases:
                 yield (image, region), phrases[image, box]

@@ -31,12 +31,10 @@ class MultimodalRNN(nn.Module):
         self.W_oh = nn.Linear(recipe.hidden, vocabulary_size)  # with b_o
         self.dropout = nn.Dropout(recipe.dropout)
         nn.init.uniform_(self.words.weight, -0.1, 0.1)
-        if recipe.cell == "rnn":
-            nn.init.eye_(self.W_hh.weight)
-            with torch.no_grad():
-                self.W_hh.weight *= recipe.keep
-        else:
-            with torch.no_grad():
+        with torch.no_grad():
+            if recipe.cell == "rnn" and recipe.keep:
+                self.W_hh.weight.copy_(recipe.keep * torch.eye(recipe.hidden))
+            elif recipe.cell == "lstm":
                 _, forget, _, _ = self.W_hx.bias.chunk(4)
                 forget += recipe.keep
 

@@ -10,6 +10,7 @@ import torch
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, START
 from capbench.kernels.chain import chain_labels
+from capbench.metrics.alignment import runs
 from reproductions.karpathy.experiment import AlignmentExperiment
 
 
@@ -30,9 +31,6 @@ def snippets(alignment: AlignmentExperiment, part: Split, beta: float) -> Iterat
         labels, _ = chain_labels(scores, lengths, beta)
         for row, caption in enumerate(numbers):
             image = int(part.image_index[part.image_of_caption[caption]])
-            words, regions = encoded[caption][1:-1], labels[row].tolist()
-            start = 0
-            for place in range(1, len(words) + 1):
-                if place == len(words) or regions[place] != regions[start]:
-                    yield Snippet(image, regions[start], [START, *words[start:place], END])
-                    start = place
+            words = encoded[caption][1:-1]
+            for region, start, end in runs(labels[row, : len(words)].tolist()):
+                yield Snippet(image, region, [START, *words[start:end], END])

@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from capbench.results import Results
-from capbench.verdicts import Claim, Outcome, advantage, decided, difference
-
-
-def beats(better: str, worse: str, metric: str) -> Callable[[Results], Outcome]:
-    """One preset against another in a metric, on the most telling data set that has both."""
-
-    def test(results: Results) -> Outcome:
-        part = results.first_with(better, worse)
-        if part is None:
-            return Outcome("pending", f"needs {better} and {worse} on one data set")
-        found = difference(part, better, worse, metric)
-        statement = f"on {part.records[0].dataset} with {part.records[0].encoder}: {found.statement}"
-        return Outcome(found.status, statement, found.interval, found.detail)
-
-    return test
+from capbench.verdicts import Claim, Outcome, advantage, beats, decided
 
 
 def looks_at_the_object(results: Results) -> Outcome:
