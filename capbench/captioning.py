@@ -139,8 +139,12 @@ class CaptioningExperiment:
         return self.objective(self.model, images, captions.to(self.device))
 
     def evaluate(self, split: str, protocol: str) -> Evaluation:
-        """Validation: likelihood and the BLEU of greedy captions. Test: every caption metric, at every beam."""
+        """Validation: likelihood and the BLEU of greedy captions. Test: every caption metric, at every beam.
+
+        Under protocol "1K" the first 1,000 images of the split, else the whole split.
+        """
         part = self.inputs.dataset.split(split)
+        part = part.first(1000) if protocol == "1K" else part
         with bf16_where_native(self.device, self.recipe.training.precision):
             likelihood = self.likelihood(part)
             if split == "val":

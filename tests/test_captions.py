@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capbench.data.captions import CaptionDataset, duplicates, one_line, protocol_line, stays_inside
+from capbench.data.scenes import scenes
 from capbench.errors import CapbenchError
 
 LINE_BREAKS = ("\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
@@ -189,3 +190,15 @@ def test_a_plain_name_stays_inside(name):
 def test_duplicates_come_once_in_the_order_of_their_first_place():
     assert duplicates([3, 1, 2, 1, 3, 3]) == [3, 1]
     assert duplicates([]) == []
+
+
+def test_the_first_images_of_a_split_keep_the_numbers_of_their_captions():
+    split = scenes(train=4, val=2, test=5).split("test")
+    first = split.first(3)
+    assert first.image_index.tolist() == split.image_index[:3].tolist()
+    assert first.captions == tuple(c for c, own in zip(split.captions, split.image_of_caption, strict=True) if own < 3)
+    assert first.captions == split.captions[: len(first.captions)]
+    with pytest.raises(CapbenchError, match="the test split has 5 images, not 6"):
+        split.first(6)
+    with pytest.raises(CapbenchError, match="not in the order of its images"):
+        replace(split, image_of_caption=split.image_of_caption[::-1].copy()).first(3)

@@ -289,7 +289,8 @@ def test_alignments_and_generators_are_chosen_and_scored_by_metrics_of_their_own
     assert metric_of(owner, {}) == "rsum"
     assert metric_of(owner, vars(presets("coco")["rnn"])) == "log_likelihood"
     assert protocols("coco", presets("coco")["brnn"]) == ("1K", "5K")
-    assert protocols("coco", presets("coco")["rnn"]) == protocols("flickr8k", presets("flickr8k")["brnn"]) == ("whole",)
+    assert protocols("coco", presets("coco")["rnn"]) == ("1K",)
+    assert protocols("flickr8k", presets("flickr8k")["brnn"]) == ("whole",)
 
 
 @pytest.fixture

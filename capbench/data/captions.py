@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -184,6 +184,24 @@ class Split:
     @property
     def tokens(self) -> tuple[tuple[str, ...], ...]:
         return tuple(self.dataset.tokens[i] for i in self.caption_index)
+
+    def first(self, images: int) -> Split:
+        """The first images of the split, with their captions, which keep their numbers.
+
+        Raises CapbenchError where there are fewer, or where captions of other images lie between theirs.
+        """
+        if len(self.image_index) < images:
+            raise CapbenchError(f"the {self.name} split has {len(self.image_index):,} images, not {images:,}")
+        chosen = np.flatnonzero(self.image_of_caption < images)
+        if not np.array_equal(chosen, np.arange(len(chosen))):
+            raise CapbenchError(f"the captions of {self.dataset.name} are not in the order of its images; sort them")
+        part = slice(len(chosen))
+        return replace(
+            self,
+            image_index=self.image_index[:images],
+            caption_index=self.caption_index[part],
+            image_of_caption=self.image_of_caption[part],
+        )
 
 
 def protocol_line(split: Split) -> str:

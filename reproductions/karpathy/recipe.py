@@ -84,9 +84,10 @@ Recipe = Alignment | Generator
 
 
 def protocols(dataset: str, recipe: Recipe) -> tuple[str, ...]:
-    """COCO's test images are ranked as the first thousand and as all 5,000; all else is scored on whole test sets."""
-    ranked = isinstance(recipe, Alignment) and dataset in ("coco", "coco-norestval")
-    return ("1K", "5K") if ranked else ("whole",)
+    """Of COCO's test images the first 1,000 are scored, and for rankings all 5,000 too; other test sets are whole."""
+    if dataset not in ("coco", "coco-norestval"):
+        return ("whole",)
+    return ("1K", "5K") if isinstance(recipe, Alignment) else ("1K",)
 
 
 def presets(dataset: str) -> Mapping[str, Recipe]:
