@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench import DEVICE, Bench, Case, plain_entry
+from benchmarks.bench import DEVICE, ON_GPU, Bench, Case, plain_entry
 from capbench.data.captions import CaptionDataset
 from capbench.data.datasets import load_dataset
 from capbench.records import provenance
@@ -71,7 +71,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[None]:
     benchmark.extra_info.update(info | {"bf16": cpu_has_bf16(), "load": os.getloadavg()[0]})
     yield
     extra = benchmark.extra_info
-    if benchmark.stats is not None and "ours" in extra and "recorded" not in extra:
+    if benchmark.stats is not None and "ours" in extra and "recorded" not in extra and not ON_GPU:  # it ran on the CPU
         times, variant = benchmark.stats.stats.data, str(extra.get("variant", benchmark.param))
         made = plain_entry(str(benchmark.group), variant, bool(extra["ours"]), float(extra.get("scale", 1)), times)
         request.config.stash[BENCH].entries.append(made)

@@ -97,6 +97,19 @@ def test_images_taken_some_at_a_time_have_the_same_weights(at_once, monkeypatch)
     assert torch.allclose(found, reference_attention_step(keys, annotations, query, v)[1])
 
 
+@pytest.mark.skipif(interpreted(), reason="the CPU path")
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("at_once", [1, 2**19])
+def test_single_precision_without_a_gradient_is_as_exact_as_with_one(at_once, scale, monkeypatch):
+    monkeypatch.setattr(kernel, "ELEMENTS_IN_CACHE", at_once)
+    keys, annotations, query, v = (leaf.detach() for leaf in inputs((5, 7, 2, 64, 4), torch.float32))
+    keys, query = scale * keys, scale * query
+    exact = reference_attention_step(*(x.double() for x in (keys, annotations, query, v)))[1]
+    with torch.no_grad():
+        found = attention_weights(keys, query, v)
+    assert torch.allclose(found.double(), exact, rtol=1e-5, atol=0)
+
+
 def test_no_image_and_no_gradient_give_no_weights():
     keys, annotations, query, v = inputs((1, 7, 2, 9, 4))
     with torch.no_grad():

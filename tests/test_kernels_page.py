@@ -152,11 +152,12 @@ def test_nothing_in_a_record_is_read_as_markdown_or_html():
     assert all(b"<script" not in content for content in files.values())
 
 
-def test_the_page_is_written_checked_and_linked_where_there_is_a_record_and_not_before(tmp_path):
+def test_the_page_is_written_checked_and_linked_and_without_a_record_all_is_pending(tmp_path):
     papers = {"fake": fake(tmp_path / "p")}
     leaderboard.write(papers, tmp_path)
-    assert not (tmp_path / "kernels.md").exists()
-    assert "kernels.md" not in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "kernels.md").read_text() == text()
+    assert "[kernels](kernels.md), not yet timed." in (tmp_path / "README.md").read_text()
+    assert leaderboard.check(papers, tmp_path) == []
     path = save_timings(record(), tmp_path / "timings")
     assert leaderboard.check(papers, tmp_path) != []
     assert tmp_path / "kernels.md" in leaderboard.write(papers, tmp_path)
@@ -168,7 +169,7 @@ def test_the_page_is_written_checked_and_linked_where_there_is_a_record_and_not_
         each.unlink()
     assert not path.exists()
     leaderboard.write(papers, tmp_path)
-    assert not (tmp_path / "kernels.md").exists()
+    assert (tmp_path / "kernels.md").read_text() == text()
     assert list((tmp_path / "plots").glob("kernels-*")) == []
 
 

@@ -355,7 +355,7 @@ def test_every_reported_number_and_every_metric_of_ours_is_a_row_of_the_json(tmp
 def test_check_names_what_is_missing_changed_or_left_over_and_write_mends_it(tmp_path):
     papers = {"fake": fake(tmp_path / "p", reported())}
     board(tmp_path, record())
-    assert leaderboard.write(papers, tmp_path) == [tmp_path / "README.md", tmp_path / "fake.md"]
+    assert leaderboard.write(papers, tmp_path) == [tmp_path / name for name in ("README.md", "fake.md", "kernels.md")]
     assert leaderboard.check(papers, tmp_path) == []
     (plot,) = (tmp_path / "plots").glob("*-curves.svg")
     old = plot.with_name("fake-gone-curves.svg")

@@ -70,6 +70,19 @@ def test_similarities_and_gradients_are_those_of_the_equation(shape, form, at_on
         assert torch.allclose(ours, theirs)
 
 
+@pytest.mark.parametrize("form", ["max", "sum"])
+def test_several_tiles_of_images_and_words_give_the_same(form, monkeypatch):
+    monkeypatch.setattr(kernel, "ELEMENTS_AT_ONCE", 300)
+    monkeypatch.setattr(kernel, "WIDE", 8)
+    v, s, lengths = inputs(5, 9, 6, 7, 4)
+    assert torch.allclose(maxsim(v, s, lengths, form), by_hand(v, s, lengths, form))
+    leaves = v.requires_grad_(), s.requires_grad_()
+    ours, theirs = (
+        torch.autograd.grad(f(*leaves, lengths, form).square().sum(), leaves) for f in (maxsim, reference_maxsim)
+    )
+    assert all(torch.allclose(mine, wanted) for mine, wanted in zip(ours, theirs, strict=True))
+
+
 def test_the_gradient_is_right_by_finite_differences():
     v, s, lengths = inputs(2, 3, 3, 4, 5, seed=4)
     for form in ("max", "sum"):
@@ -220,3 +233,9 @@ def test_the_kernel_is_right_in_tritons_interpreter():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize(("images", "captions"), [(0, 3), (3, 0), (0, 0)])
+def test_nothing_to_score_gives_nothing(images, captions):
+    regions, words = torch.randn(images, 4, 5), torch.randn(captions, 3, 5)
+    assert maxsim(regions, words, torch.full((captions,), 3)).shape == (images, captions)

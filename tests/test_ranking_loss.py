@@ -87,7 +87,7 @@ def form(request, monkeypatch):
     """Every form that a tensor on the CPU can take, whatever the size of the batch."""
     rows = {"one row at a time": 1, "three rows at a time": 3, "in one block": 1000}.get(request.param)
     if rows:
-        monkeypatch.setattr(kernel, "DENSE_UP_TO", {"cosine": 0, "order": 0})
+        monkeypatch.setattr(kernel, "DENSE_UP_TO", dict.fromkeys(WAYS, 0))
         monkeypatch.setattr(kernel, "_parts", lambda x, _: [slice(i, i + rows) for i in range(0, len(x), rows)])
 
 
@@ -123,11 +123,20 @@ def test_a_small_batch_has_the_bits_of_the_reference(negatives, similarity):
 @not_interpreted
 @pytest.mark.parametrize("negatives", ["hardest", "sum"])
 def test_a_batch_beyond_the_dense_limit_agrees_with_the_reference(negatives):
-    images, captions, owner = inputs(DENSE_UP_TO["cosine"] + 37, 24)
+    images, captions, owner = inputs(DENSE_UP_TO[negatives, "cosine"] + 37, 24)
     batch = images.float(), captions.float(), owner
     found = value_and_gradients(batch, negatives)
     expected = value_and_gradients((images, captions, owner), negatives, function=reference_ranking_loss)
     assert_close(found, expected, rtol=1e-4, atol=2e-3)
+
+
+@not_interpreted
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+def test_the_value_is_the_same_where_no_gradient_is_asked_for(negatives, similarity, form):
+    batch = inputs(17, 7)
+    with torch.no_grad():
+        found = ranking_loss(*batch, MARGIN, negatives, similarity)
+    assert_close([found], loops(batch, negatives, similarity)[:1])
 
 
 @not_interpreted
@@ -161,7 +170,7 @@ def first_of_equals(device):
 
 @not_interpreted
 def test_of_equally_hard_negatives_the_first_has_the_gradient(monkeypatch):
-    monkeypatch.setattr(kernel, "DENSE_UP_TO", {"cosine": 0, "order": 0})
+    monkeypatch.setattr(kernel, "DENSE_UP_TO", dict.fromkeys(WAYS, 0))
     _, d_images, d_captions = first_of_equals("cpu")
     # image 0: + caption 1 - caption 0 for its own hinge, - caption 0 for that of caption 0; image 1: + caption 0
     assert d_images.tolist() == pytest.approx(np.array([[-1.1, 3, 0], [1, 0, 0], [0, 0, 0]]))

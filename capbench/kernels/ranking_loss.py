@@ -5,25 +5,26 @@ margin. The equations are those of VSE++ (Faghri et al., BMVC 2018, section 2).
 
 A small batch on a CPU takes the dense reference. A larger one is streamed by blocks of rows: the hardest negatives are
 found without a gradient, and the loss is then a function of the winners alone, so that its backward pass costs
-O(pair x dim); for the sum each block is made again in the backward pass. On a GPU the cosine has Triton kernels.
+O(pair x dim); for the sum the gradient of a block is made with the block. On a GPU the cosine has Triton kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from capbench.errors import CapbenchError
 from capbench.kernels._triton import runs_triton
 
 Negatives = Literal["hardest", "sum"]
 Similarity = Literal["cosine", "order"]
-DENSE_UP_TO = {"cosine": 1024, "order": 128}  # pairs; beyond, blocks save memory, and for the hardest also time
+DENSE_UP_TO = {  # pairs; beyond, blocks save memory and time
+    ("hardest", "cosine"): 384, ("sum", "cosine"): 1024, ("hardest", "order"): 128, ("sum", "order"): 128,
+}  # fmt: skip
 ELEMENTS_AT_ONCE = 2**20  # of a block of the product or, for the order, of [image, caption, dim]
 
 
@@ -52,7 +53,7 @@ def ranking_loss(
         from capbench.kernels import ranking_loss_triton
 
         return ranking_loss_triton.ranking_loss(images, captions, owner, margin, negatives)
-    if len(images) <= DENSE_UP_TO[similarity]:
+    if len(images) <= DENSE_UP_TO[negatives, similarity]:
         return reference_ranking_loss(images, captions, owner, margin, negatives, similarity)
     streamed = streamed_hardest if negatives == "hardest" else streamed_sum
     with torch.autocast(images.device.type, enabled=False):
@@ -124,19 +125,56 @@ def streamed_sum(
     margin: float,
     similarity: Similarity = "cosine",
 ) -> Float[Tensor, ""]:
-    """Equation 5 by blocks of rows, each made again in the backward pass."""
+    """Equation 5 by blocks of rows, each with its part of the gradient; no block is kept."""
 
-    def of_block(rows: Tensor, captions: Tensor, own: Tensor, positive: Tensor, own_image: Tensor) -> Tensor:
-        raised = MEASURES[similarity](rows, captions) + margin
-        hinge = (raised - own[:, None]).clamp(min=0) + (raised - positive).clamp(min=0)
-        return hinge.masked_fill(own_image[:, None] == owner, 0).sum()
-
-    positive = paired_similarity(images, captions, similarity)
-    total = images.new_zeros(())
-    for part in _parts(images, similarity):
-        arguments = (images[part], captions, positive[part], positive, owner[part])
-        total += checkpoint(of_block, *arguments, use_reentrant=False, preserve_rng_state=False)
+    wanted = torch.is_grad_enabled() and (images.requires_grad or captions.requires_grad)
+    total: Tensor = _StreamedSum.apply(images, captions, owner, margin, similarity, wanted)
     return total
+
+
+class _StreamedSum(torch.autograd.Function):
+    """With a block of hinges at hand its gradient is too, since it only counts them: both are made together."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        captions: Tensor,
+        owner: Tensor,
+        margin: float,
+        similarity: Similarity,
+        wanted: bool,
+    ) -> Tensor:
+        images, captions = (x.detach().requires_grad_(wanted) for x in (images, captions))
+        gradients = [torch.zeros_like(x, requires_grad=False) for x in (images, captions)] if wanted else []
+        with torch.set_grad_enabled(wanted):
+            positive = paired_similarity(images, captions, similarity)
+        own, d_positive, total = positive.detach(), torch.zeros_like(positive), images.new_zeros(())
+        for part in _parts(images, similarity):
+            with torch.set_grad_enabled(wanted):
+                rows = images[part]
+                block = MEASURES[similarity](rows, captions)
+            raised = (block.detach() + margin).masked_fill_(owner[part, None] == owner, -torch.inf)
+            over_captions = (raised - own[part, None]).clamp_(min=0)
+            over_images = raised.sub_(own).clamp_(min=0)
+            total += over_captions.sum() + over_images.sum()
+            if wanted:
+                d_positive[part] -= over_captions.gt_(0).sum(1)
+                d_positive -= over_images.gt_(0).sum(0)
+                d_rows, d_captions = torch.autograd.grad(block, (rows, captions), over_captions.add_(over_images))
+                gradients[0][part] += d_rows
+                gradients[1] += d_captions
+        if wanted:
+            matched = torch.autograd.grad(positive, (images, captions), d_positive)
+            gradients = [wrong + right for wrong, right in zip(gradients, matched, strict=True)]
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        d_images, d_captions = ctx.saved_tensors
+        return gradient * d_images, gradient * d_captions, None, None, None, None
 
 
 def sum_of_hinges(

@@ -48,11 +48,11 @@ def render(paper: Paper, results: Results) -> dict[str, bytes]:
 
 
 def render_all(papers: Mapping[str, Paper], results: Results, timings: Sequence[TimingRecord] = ()) -> dict[str, bytes]:
-    """Every page and plot, and README.md, the index over them; the kernels' page where there is a timing record."""
+    """Every page and plot, and README.md, the index over them, and the kernels' page."""
     files = {"README.md": index.page(papers, results, timings).encode()}
     for paper in papers.values():
         files |= render(paper, results)
-    return files | (kernels.render(timings) if timings else {})
+    return files | kernels.render(timings)
 
 
 def write(papers: Mapping[str, Paper], folder: Path) -> list[Path]:

@@ -17,20 +17,20 @@ from capbench.timings import TimingRecord
 def page(papers: Mapping[str, Paper], results: Results, timings: Sequence[TimingRecord] = ()) -> str:
     """The index as markdown."""
     lines = [_line(paper, results) for paper in papers.values()]
+    devices = ", ".join(escape(name) for name in sorted({record.device for record in timings}))
     blocks = [
         f"<!-- {GENERATED} -->",
         "# Leaderboards",
         "One page a paper: our runs, the paper's numbers and claims beside them, and what each number rests on.",
         table(["paper", "records (seeds counted)", "data sets", "reported numbers", "claims"], lines, "lrlll"),
+        "What the core's operations cost beside their rivals: [kernels](kernels.md), "
+        + (f"on {devices}." if devices else "not yet timed."),
         "A verdict sets our mean against a reported number of the same data set, split and protocol:",
         VERDICTS,
         "The pages are made from the records in `results/` and the papers' own tables, and from nothing else. To "
         "make them again, to see whether they are up to date, and to have every number as JSON:",
         code_block(["capbench leaderboard", "capbench leaderboard --check", "capbench leaderboard --json"]),
     ]
-    if timings:
-        devices = ", ".join(escape(name) for name in sorted({record.device for record in timings}))
-        blocks.insert(4, f"What the core's operations cost beside their rivals: [kernels](kernels.md), on {devices}.")
     strangers = Counter(record.paper for record in results.records if record.paper not in papers)
     if strangers:
         names = ", ".join(f"{escape(name)} ({count})" for name, count in sorted(strangers.items()))
