@@ -16,7 +16,7 @@ from typing import Literal
 from capbench.kernels.maxsim import Form
 from capbench.training import Training
 
-HEADLINE = ("sum-form", "bag", "brnn", "rnn", "rnn-regions", "lstm")
+HEADLINE = ("sum-form", "bag", "brnn", "rnn", "rnn-regions")
 ALIGNING = Training(epochs=15, batch_size=100, learning_rate=1e-5, optimizer="sgd", momentum=0.9, clip_value=5.0)
 WRITING = Training(epochs=50, batch_size=100, learning_rate=1e-3, optimizer="rmsprop", clip_value=5.0)
 
