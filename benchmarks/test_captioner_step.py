@@ -22,8 +22,8 @@ from capbench.data.batches import length_grouped, padded, shuffled
 from capbench.data.captions import CaptionDataset
 from capbench.data.vocabulary import PAD, Vocabulary
 from capbench.kernels.maxsim import maxsim, reference_maxsim
+from capbench.paper import paper
 from capbench.training import bf16_where_native
-from reproductions.karpathy import recipe as karpathy
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.objective import structured_margin
 from reproductions.show_and_tell import recipe as show_and_tell
@@ -50,7 +50,7 @@ PAPERS: dict[str, tuple[tuple[int, ...], Callable[[Vocabulary], nn.Module]]] = {
     ),
     "alignment": (
         (BATCH, REGIONS, FEATURE),
-        lambda words: AlignmentModel(karpathy.presets("flickr8k")["brnn"], len(words), FEATURE),
+        lambda words: AlignmentModel(paper("karpathy").recipe("brnn", "flickr8k"), len(words), FEATURE),
     ),
 }
 

@@ -85,7 +85,7 @@ def searched_one_by_one(images: Tensor, count: int) -> Tensor:
     return torch.tensor(found, dtype=torch.float64, device=images.device)
 
 
-def annotations(images: int, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, ...]:
+def stored_annotations(images: int, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, ...]:
     return (torch.randn(images, LOCATIONS, CHANNELS, device=device).relu().to(dtype),)
 
 
@@ -101,8 +101,8 @@ SEARCHES = [
                 partial(searched_one_by_one, count=PART), scale=SEARCHED / PART
             ),
         },
-        inputs=partial(annotations, SEARCHED, torch.float32, DEVICE),
-        small=partial(annotations, 3, torch.float64, "cpu"), reference=partial(searched_one_by_one, count=3),
+        inputs=partial(stored_annotations, SEARCHED, torch.float32, DEVICE),
+        small=partial(stored_annotations, 3, torch.float64, "cpu"), reference=partial(searched_one_by_one, count=3),
     )
 ]  # fmt: skip
 

@@ -134,8 +134,9 @@ def test_a_batch_beyond_the_dense_limit_agrees_with_the_reference(negatives):
 @pytest.mark.parametrize(("negatives", "similarity"), WAYS)
 def test_the_value_is_the_same_where_no_gradient_is_asked_for(negatives, similarity, form):
     batch = inputs(17, 7)
+    images, captions, owner = batch
     with torch.no_grad():
-        found = ranking_loss(*batch, MARGIN, negatives, similarity)
+        found = ranking_loss(images, captions, owner, MARGIN, negatives, similarity)
     assert_close([found], loops(batch, negatives, similarity)[:1])
 
 
