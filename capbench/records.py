@@ -19,11 +19,11 @@ import zipfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from capbench.errors import CapbenchError
 from capbench.files import atomic_write
@@ -38,6 +38,16 @@ _BLANKS: dict[str, Any] = {
     "started": "1970-01-01T00:00:00+00:00", "wall_seconds": 0.0, "command": "",
 }  # fmt: skip
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|(^|_)(API|ACCESS|PRIVATE)?_?KEY(_|$)", re.I)
+
+
+def _utc(value: str) -> str:
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is None:
+        raise ValueError("has no time zone; write UTC, as in 2024-05-01T12:00:00+00:00")
+    return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+Moment = Annotated[str, AfterValidator(_utc)]  # ISO 8601, kept in UTC
 
 
 class Epoch(BaseModel):
@@ -85,7 +95,7 @@ class Result(BaseModel):
     versions: dict[str, str]
     device: str
     threads: int
-    started: str
+    started: Moment
     wall_seconds: float
     energy_joules: float | None = None
     peak_memory_bytes: int | None = None
@@ -95,14 +105,6 @@ class Result(BaseModel):
     arrays_sha256: str | None = None
     file: str = Field(default="", exclude=True)
     marks: tuple[str, ...] = Field(default=(), exclude=True)
-
-    @field_validator("started")
-    @classmethod
-    def _started_is_utc(cls, value: str) -> str:
-        moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            raise ValueError("has no time zone; write UTC, as in 2024-05-01T12:00:00+00:00")
-        return moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def save_result(result: Result, arrays: Mapping[str, np.ndarray], folder: Path) -> Path:

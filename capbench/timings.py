@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import warnings
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pydantic import (
 
 from capbench.errors import CapbenchError
 from capbench.files import atomic_write
-from capbench.records import provenance
+from capbench.records import Moment, provenance
 from capbench.timing import Ceilings, Timing
 
 SCHEMA_VERSION = 1
@@ -73,21 +73,13 @@ class TimingRecord(BaseModel):
     versions: dict[str, str] = {}
     commit: str = "unknown"
     dirty: bool = False
-    started: str
+    started: Moment
     load: float | None = None
     ceilings: Ceilings
     entries: list[TimingEntry]
     left_out: list[str] = []
     file: str = Field(default="", exclude=True)
     marks: tuple[str, ...] = Field(default=(), exclude=True)
-
-    @field_validator("started")
-    @classmethod
-    def _started_is_utc(cls, value: str) -> str:
-        moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            raise ValueError("has no time zone; write UTC, as in 2024-05-01T12:00:00+00:00")
-        return moment.astimezone(UTC).isoformat(timespec="seconds")
 
     @field_validator("ceilings")
     @classmethod

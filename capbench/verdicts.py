@@ -208,6 +208,20 @@ def beats(better: str, worse: str, metric: str) -> Callable[[Results], Outcome]:
     return test
 
 
+def points_at_what_is_named(preset: str) -> Callable[[Results], Outcome]:
+    """The test that, where the true boxes are known, a preset points at what a phrase names more often than chance."""
+
+    def test(results: Results) -> Outcome:
+        part = results.select(dataset="scenes", preset=preset).latest
+        if not part.values("pointing"):
+            return Outcome("pending", f"needs {preset} on scenes")
+        hits, chance = (float(np.mean(list(part.values(name).values()))) for name in ("pointing", "pointing_chance"))
+        interval = advantage(part, part, "pointing", "pointing_chance")
+        return decided(interval, f"on scenes: {hits:.1f} % point at what is named, chance {chance:.1f} %", "pointing")
+
+    return test
+
+
 def advantage(ours: Results, theirs: Results, metric: str, their_metric: str | None = None) -> Interval:
     """How much better ours are in a metric (they may be scored in another one), by paired bootstrap.
 

@@ -7,10 +7,6 @@ the CPU to them.
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -186,13 +182,3 @@ def test_kernel_survives_large_scores_and_passes_on_nan():
     found, weights = attention_step(keys, annotations, query, v)
     assert bool(weights[1].isnan().all())
     assert not bool(found[0].isnan().any())
-
-
-@pytest.mark.skipif(interpreted(), reason="starts the interpreter")
-@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
-def test_the_kernel_is_right_in_tritons_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernel", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout

@@ -5,10 +5,6 @@ The kernel runs on a GPU, or in Triton's interpreter in a process of its own.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from itertools import pairwise, product
 
 import pytest
@@ -106,13 +102,3 @@ def test_kernel_refuses_nan_within_a_chain_and_takes_it_beyond():
         chain_labels(scores, torch.tensor([3, 3]), 1.0)
     assert chain_labels(scores, torch.tensor([3, 2]), 1.0)[0].tolist() == [[0, 0, 0], [0, 0, -1]]
     assert chain_labels(scores[:0], torch.zeros(0, dtype=torch.int64), 1.0)[0].shape == (0, 3)
-
-
-@pytest.mark.skipif(interpreted(), reason="starts the interpreter")
-@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
-def test_the_kernel_is_right_in_tritons_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernel", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout

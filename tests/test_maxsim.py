@@ -6,11 +6,6 @@ the CPU to them.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -223,16 +218,6 @@ def test_kernel_is_deterministic():
     v, s = v.float().requires_grad_(), s.float().requires_grad_()
     first, second = (torch.autograd.grad(maxsim(v, s, lengths).square().sum(), (v, s)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-@pytest.mark.skipif(interpreted(), reason="starts the interpreter")
-@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
-def test_the_kernel_is_right_in_tritons_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernel", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
 
 
 @pytest.mark.parametrize(("images", "captions"), [(0, 3), (3, 0), (0, 0)])

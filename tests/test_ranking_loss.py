@@ -6,11 +6,7 @@ on the CPU to them.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import weakref
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -323,13 +319,3 @@ def test_kernels_hand_on_nan_and_find_nothing_in_a_batch_of_one_image(negatives)
         assert not part.any()
     on_device[1][5, 1] = torch.nan
     assert ranking_loss(*on_device, owner.to(KERNEL_DEVICE), MARGIN, negatives).isnan()
-
-
-@not_interpreted
-@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
-def test_the_kernels_are_right_in_tritons_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernels", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout

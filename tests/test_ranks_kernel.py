@@ -5,11 +5,6 @@ The kernel runs on a GPU, or in Triton's interpreter in a process of its own.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-
 import pytest
 import torch
 
@@ -104,13 +99,3 @@ def test_kernel_refuses_nan_wherever_it_stands(side):
     (images, captions)[side][2, 4] = torch.nan
     with pytest.raises(CapbenchError, match="NaN"):
         embedding_ranks(images.to(DEVICE), captions.to(DEVICE), owner.to(DEVICE))
-
-
-@pytest.mark.skipif(interpreted(), reason="starts the interpreter")
-@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
-def test_the_kernel_is_right_in_tritons_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernel", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout

@@ -6,7 +6,7 @@ import numpy as np
 
 from capbench.metrics.significance import seed_interval
 from capbench.results import Results
-from capbench.verdicts import Claim, Outcome, advantage, beats, decided
+from capbench.verdicts import Claim, Outcome, advantage, beats, decided, points_at_what_is_named
 
 DIRECTIONS = ("image_to_caption_r1", "caption_to_image_r1")
 
@@ -21,16 +21,6 @@ def regions_beat_full_frames(results: Results) -> Outcome:
     means = {n: [np.mean(list(side.values(f"region_bleu{n}").values())) for side in sides] for n in (1, 2)}
     shown = [f"BLEU-{n} {ours:.1f} against {theirs:.1f}" for n, (ours, theirs) in means.items()]
     return decided(interval, f"on scenes, of true boxes: {', '.join(shown)}", "region_bleu1")
-
-
-def words_point_at_things(results: Results) -> Outcome:
-    """Section 4.1, on scenes: the region that fits a phrase best lies on what it names."""
-    part = results.select(dataset="scenes", preset="brnn").latest
-    if not part.values("pointing"):
-        return Outcome("pending", "needs brnn on scenes")
-    hits, chance = (sum(part.values(name).values()) / len(part.records) for name in ("pointing", "pointing_chance"))
-    interval = advantage(part, part, "pointing", "pointing_chance")
-    return decided(interval, f"on scenes: the best region hits {hits:.1f} %, chance {chance:.1f} %", "pointing")
 
 
 def pointing_grows(results: Results) -> Outcome:
@@ -71,7 +61,12 @@ CLAIMS = (
         "section 4.3, table 3",
         regions_beat_full_frames,
     ),
-    Claim("alignment", "Words point at what they name, more often than chance.", "section 4.1", words_point_at_things),
+    Claim(
+        "alignment",
+        "Words point at what they name, more often than chance.",
+        "section 4.1",
+        points_at_what_is_named("brnn"),
+    ),
     Claim("learning to point", "Pointing, not trained for, grows with training.", "section 4.1", pointing_grows),
     Claim(
         "LSTM",
