@@ -104,9 +104,9 @@ def presets(dataset: str) -> Mapping[str, Recipe]:
     brnn = Alignment(
         standardised_roots=True,
         normalise_regions=True,
-        dropout=0.3,
+        dropout=0.2,
         keep=0.5,
-        training=replace(ALIGNING, epochs=6, learning_rate=2e-3, optimizer="adam", decay_every=5, average=0.998),
+        training=replace(ALIGNING, epochs=5, learning_rate=2e-3, optimizer="adam", average=0.998),
     )
     writing = replace(WRITING, epochs=8, learning_rate=1e-3, optimizer="adam", decay_every=5, average=0.998)
     rnn = Generator(standardise=True, keep=0.5, training=writing)
