@@ -10,10 +10,9 @@ import torch
 
 from capbench.data import word_vectors as module
 from capbench.data.vocabulary import Vocabulary
-from capbench.data.word_vectors import word_vectors
+from capbench.data.word_vectors import file_of, word_vectors
 from capbench.errors import CapbenchError
 from capbench.files import sha256
-from reproductions.translational.experiment import glove_file
 
 VOCABULARY = Vocabulary((*(f"w{i}" for i in range(20)), "at"), (9,) * 21)
 BINARY = [("other", [7, 7, 7]), ("w3", [1, 2, 3]), ("w0", [-4, 0.5, 6])]
@@ -151,6 +150,6 @@ def test_a_file_that_cannot_be_read_and_a_variable_that_is_not_set_are_named(mon
         word_vectors(VOCABULARY, 3, tmp_path)
     monkeypatch.delenv("CAPBENCH_GLOVE", raising=False)
     with pytest.raises(CapbenchError, match="set CAPBENCH_GLOVE to a file of 300-dimensional"):
-        glove_file(300)
+        file_of("CAPBENCH_GLOVE", 300)
     monkeypatch.setenv("CAPBENCH_GLOVE", str(tmp_path / "glove.txt"))
-    assert glove_file(300) == tmp_path / "glove.txt"
+    assert file_of("CAPBENCH_GLOVE", 300) == tmp_path / "glove.txt"

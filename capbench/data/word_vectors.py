@@ -7,6 +7,7 @@ space and its numbers as little-endian float32, with or without a line break beh
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,17 @@ _COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04")
 
 # A word, its numbers (text, or bytes of float32) and where they stand.
 Entry = tuple[bytes, bytes, str]
+
+
+def file_of(variable: str, dimension: int) -> Path:
+    """The file of vectors that an environment variable names. Raises CapbenchError, saying what to set, without it."""
+    place = os.environ.get(variable)
+    if not place:
+        raise CapbenchError(
+            f"set {variable} to a file of {dimension}-dimensional word vectors (GloVe's or word2vec's), or choose "
+            "another preset"
+        )
+    return Path(place)
 
 
 def word_vectors(vocabulary: Vocabulary, dimension: int, path: Path) -> tuple[Float[Tensor, "number dimension"], str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 from capbench.data.batches import padded, shuffled
 from capbench.data.captions import Split
 from capbench.data.vocabulary import PAD
-from capbench.data.word_vectors import word_vectors
+from capbench.data.word_vectors import file_of, word_vectors
 from capbench.errors import CapbenchError
 from capbench.kernels.chain import chain_labels
 from capbench.kernels.maxsim import maxsim
@@ -43,7 +41,9 @@ class AlignmentExperiment:
         self.model = AlignmentModel(recipe, len(inputs.vocabulary), inputs.features.array.shape[-1]).to(device)
         self.notes: tuple[str, ...] = ()
         if recipe.vectors == "file":
-            self._read_vectors()
+            vectors, source = word_vectors(inputs.vocabulary, recipe.word, file_of(VECTORS, recipe.word))
+            self.model.W_w.weight.data.copy_(vectors)
+            self.notes = (source,)
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         """Captions of all lengths together: a score is a sum over words, and long captions must not win by length."""
@@ -131,15 +131,3 @@ class AlignmentExperiment:
     ) -> tuple[Float[Tensor, "caption length dim"], Int[Tensor, " caption"]]:
         ids, lengths = self._words(split, captions.cpu().numpy())
         return self.model.embed_words(ids, lengths).float(), lengths.to(self.device)
-
-    def _read_vectors(self) -> None:
-        place = os.environ.get(VECTORS)
-        if not place:
-            raise CapbenchError(
-                f"set {VECTORS} to a file of word vectors (word2vec or GloVe) of {self.recipe.word} dimensions, or "
-                "choose another preset"
-            )
-        vectors, source = word_vectors(self.inputs.vocabulary, self.recipe.word, Path(place))
-        with torch.no_grad():
-            self.model.W_w.weight.copy_(vectors)
-        self.notes = (source,)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,8 +11,7 @@ from nltk.translate.bleu_score import brevity_penalty, modified_precision
 from capbench.captioning import CaptioningExperiment, cross_entropy
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, PAD
-from capbench.data.word_vectors import word_vectors
-from capbench.errors import CapbenchError
+from capbench.data.word_vectors import file_of, word_vectors
 from capbench.paper import Inputs
 from capbench.training import Evaluation
 from reproductions.translational.model import Translator
@@ -32,7 +29,7 @@ class TranslationalExperiment(CaptioningExperiment):
         super().__init__(recipe, inputs, seed, device, Translator, objective)
         self.notes: tuple[str, ...] = ()
         if recipe.glove:
-            vectors, source = word_vectors(inputs.vocabulary, recipe.embedding, glove_file(recipe.embedding))
+            vectors, source = word_vectors(inputs.vocabulary, recipe.embedding, file_of(GLOVE, recipe.embedding))
             cast(Translator, self.model).embed.weight.data.copy_(vectors)
             self.notes = (source,)
 
@@ -65,14 +62,6 @@ class TranslationalExperiment(CaptioningExperiment):
                     values.append(single_bleu(reference, candidate, n))
         bleu = {f"article_bleu{n}": 100 * float(np.mean(values)) for n, values in scores.items()}
         return {**bleu, "article_accuracy": 100 * right / places}
-
-
-def glove_file(dimension: int) -> Path:
-    """The file of word vectors that $CAPBENCH_GLOVE names. Raises CapbenchError when it names none."""
-    place = os.environ.get(GLOVE)
-    if not place:
-        raise CapbenchError(f"set {GLOVE} to a file of {dimension}-dimensional GloVe vectors, or choose another preset")
-    return Path(place)
 
 
 def single_bleu(reference: list[str], candidate: list[str], n: int) -> float:
