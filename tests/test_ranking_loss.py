@@ -44,8 +44,8 @@ def loops(batch, negatives, similarity):
 
     def score(i, c):
         if similarity == "cosine":
-            return sum(images[i] * captions[c])
-        return -np.sqrt(sum(np.maximum(captions[c] - images[i], 0) ** 2) + 1e-12)
+            return images[i] @ captions[c]
+        return -np.sqrt((np.maximum(captions[c] - images[i], 0) ** 2).sum() + 1e-12)
 
     def push(i, c, weight):
         if similarity == "cosine":
@@ -67,9 +67,9 @@ def loops(batch, negatives, similarity):
     return torch.tensor(total), torch.from_numpy(d_images), torch.from_numpy(d_captions)
 
 
-def value_and_gradients(batch, negatives, similarity="cosine", function=ranking_loss):
+def value_and_gradients(batch, negatives, similarity="cosine", function=ranking_loss, margin=MARGIN):
     images, captions, owner = batch[0].detach().requires_grad_(), batch[1].detach().requires_grad_(), batch[2]
-    loss = function(images, captions, owner, MARGIN, negatives, similarity)
+    loss = function(images, captions, owner, margin, negatives, similarity)
     return loss.detach(), *torch.autograd.grad(loss, (images, captions))
 
 
@@ -253,15 +253,18 @@ def test_bad_arguments_are_named():
         ranking_loss(images.float(), captions, owner, MARGIN, "sum")
 
 
+def on_device(batch, dtype=torch.float32):
+    return batch[0].to(KERNEL_DEVICE, dtype), batch[1].to(KERNEL_DEVICE, dtype), batch[2].to(KERNEL_DEVICE)
+
+
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("negatives", ["hardest", "sum"])
-@pytest.mark.parametrize("shape", [*SHAPES, (65, 130)])
-def test_kernels_equal_the_equations(shape, negatives, dtype):
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+@pytest.mark.parametrize("shape", [*SHAPES, (37, 130)])
+def test_kernels_equal_the_equations(shape, negatives, similarity, dtype):
     images, captions, owner = inputs(*shape)
-    batch = images.to(dtype), captions.to(dtype), owner
-    expected = loops(batch, negatives, "cosine")
-    found = value_and_gradients([x.to(KERNEL_DEVICE) for x in batch], negatives)
+    expected = loops((images.to(dtype), captions.to(dtype), owner), negatives, similarity)
+    found = value_and_gradients(on_device((images, captions, owner), dtype), negatives, similarity)
     assert found[0].dtype is torch.float32
     assert found[1].dtype is dtype
     assert_close(found[:1], expected[:1], rtol=1e-5, atol=1e-5)
@@ -270,25 +273,38 @@ def test_kernels_equal_the_equations(shape, negatives, dtype):
 
 
 @needs_triton
-@pytest.mark.parametrize("negatives", ["hardest", "sum"])
-def test_kernels_reduce_over_several_blocks_of_rows(negatives, monkeypatch):
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+def test_kernels_reduce_over_several_blocks_of_rows(negatives, similarity, monkeypatch):
     from capbench.kernels import ranking_loss_triton
 
     monkeypatch.setattr(ranking_loss_triton, "PARTIAL_BYTES", 1)
     monkeypatch.setattr(ranking_loss_triton, "WEIGHT_BYTES", 1)
-    images, captions, owner = inputs(101, 9)
-    expected = loops((images, captions, owner), negatives, "cosine")
-    on_device = images.float().to(KERNEL_DEVICE), captions.float().to(KERNEL_DEVICE), owner.to(KERNEL_DEVICE)
-    assert_close(value_and_gradients(on_device, negatives), expected, rtol=1e-4, atol=1e-4)
+    batch = inputs(69, 9)
+    found = value_and_gradients(on_device(batch), negatives, similarity)
+    expected = value_and_gradients(batch, negatives, similarity, reference_ranking_loss)
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @needs_triton
-@pytest.mark.parametrize("pairs", [70, pytest.param(5000, marks=pytest.mark.skipif(interpreted(), reason="slow"))])
 @pytest.mark.parametrize("negatives", ["hardest", "sum"])
-def test_kernels_give_the_same_bits_twice(pairs, negatives):
-    images, captions, owner = inputs(pairs, 48)
-    batch = images.float().to(KERNEL_DEVICE), captions.float().to(KERNEL_DEVICE), owner.to(KERNEL_DEVICE)
-    first, again = value_and_gradients(batch, negatives), value_and_gradients(batch, negatives)
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_kernels_of_the_order_agree_whatever_the_tile(block, negatives, monkeypatch):
+    from capbench.kernels import ranking_loss_triton
+
+    monkeypatch.setattr(ranking_loss_triton, "ORDER_BLOCKS", (block,))
+    batch = inputs(67, 21)
+    assert ranking_loss_triton.tile_of(batch[0], True)["block"] == block
+    found = value_and_gradients(on_device(batch), negatives, "order")
+    expected = value_and_gradients(batch, negatives, "order", reference_ranking_loss)
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_triton
+@pytest.mark.parametrize("pairs", [37, pytest.param(5000, marks=pytest.mark.skipif(interpreted(), reason="slow"))])
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+def test_kernels_give_the_same_bits_twice(pairs, negatives, similarity):
+    batch = on_device(inputs(pairs, 48))
+    first, again = (value_and_gradients(batch, negatives, similarity) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -300,22 +316,53 @@ def test_kernels_give_the_gradient_to_the_first_of_equals():
 
 
 @needs_triton
-@pytest.mark.parametrize("negatives", ["hardest", "sum"])
-def test_kernels_add_up_a_hub_that_all_choose(negatives):
-    images, captions, owner = inputs(50, 6, repeated=False)
-    images[7] = captions.sum(0)
-    expected = loops((images.float(), captions.float(), owner), negatives, "cosine")
-    on_device = images.float().to(KERNEL_DEVICE), captions.float().to(KERNEL_DEVICE), owner.to(KERNEL_DEVICE)
-    assert_close(value_and_gradients(on_device, negatives), expected, rtol=1e-4, atol=1e-4)
+def test_kernels_of_the_order_give_the_gradient_to_the_first_of_equals():
+    """Every caption lies (3, 4) above every image, so that each hinge is the margin and each slope (0.6, 0.8).
+
+    Image 0 and caption 0 are chosen by both others and choose one: 3 slopes, less 2 as a match. Pair 1 is chosen once,
+    pair 2 never.
+    """
+    batch = torch.zeros(3, 2), torch.tensor([[3.0, 4.0]] * 3), torch.arange(3)
+    loss, d_images, d_captions = value_and_gradients(on_device(batch), "hardest", "order")
+    assert float(loss) == pytest.approx(6 * MARGIN)
+    assert d_images.tolist() == pytest.approx(np.array([[0.6, 0.8], [0, 0], [-0.6, -0.8]]))
+    assert d_captions.tolist() == pytest.approx(np.array([[-0.6, -0.8], [0, 0], [0.6, 0.8]]))
 
 
 @needs_triton
-@pytest.mark.parametrize("negatives", ["hardest", "sum"])
-def test_kernels_hand_on_nan_and_find_nothing_in_a_batch_of_one_image(negatives):
-    images, captions, owner = inputs(8, 3, repeated=False)
-    one = torch.zeros_like(owner).to(KERNEL_DEVICE)
-    on_device = images.float().to(KERNEL_DEVICE), captions.float().to(KERNEL_DEVICE)
-    for part in value_and_gradients((*on_device, one), negatives):
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+def test_kernels_find_no_violation_of_a_margin_of_zero_among_equals(negatives, similarity):
+    images, captions, _ = inputs(1, 37)
+    batch = on_device((images.expand(21, -1), captions.expand(21, -1), torch.arange(21)))
+    for part in value_and_gradients(batch, negatives, similarity, margin=0.0):
         assert not part.any()
-    on_device[1][5, 1] = torch.nan
-    assert ranking_loss(*on_device, owner.to(KERNEL_DEVICE), MARGIN, negatives).isnan()
+
+
+@needs_triton
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+def test_kernels_add_up_a_hub_that_all_choose(negatives, similarity):
+    images, captions, owner = inputs(50, 6, repeated=False)
+    images[7] = captions.sum(0) if similarity == "cosine" else captions.amax(0)
+    expected = loops((images.float(), captions.float(), owner), negatives, similarity)
+    found = value_and_gradients(on_device((images, captions, owner)), negatives, similarity)
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_triton
+@pytest.mark.parametrize(("negatives", "similarity"), WAYS)
+def test_kernels_hand_on_nan_and_find_nothing_in_a_batch_of_one_image(negatives, similarity):
+    images, captions, owner = inputs(8, 3, repeated=False)
+    for part in value_and_gradients(on_device((images, captions, torch.zeros_like(owner))), negatives, similarity):
+        assert not part.any()
+    captions[5, 1] = torch.nan
+    loss, d_images, _ = value_and_gradients(on_device((images, captions, owner)), negatives, similarity)
+    assert loss.isnan()
+    assert d_images[5].isnan().any()
+
+
+@needs_triton
+def test_kernels_of_the_order_are_not_narrowed_by_autocast():
+    images, captions, owner = on_device(inputs(9, 5))
+    plain = ranking_loss(images, captions, owner, MARGIN, "sum", "order")
+    with torch.autocast(KERNEL_DEVICE, torch.bfloat16):
+        assert torch.equal(ranking_loss(images, captions, owner, MARGIN, "sum", "order"), plain)

@@ -5,7 +5,7 @@ margin. The equations are those of VSE++ (Faghri et al., BMVC 2018, section 2).
 
 A small batch on a CPU takes the dense reference. A larger one is streamed by blocks of rows: the hardest negatives are
 found without a gradient, and the loss is then a function of the winners alone, so that its backward pass costs
-O(pair x dim); for the sum the gradient of a block is made with the block. On a GPU the cosine has Triton kernels.
+O(pair x dim); for the sum the gradient of a block is made with the block. A GPU has Triton kernels for all of them.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ def ranking_loss(
     matrix is held for a small batch on a CPU only. Values are those of `reference_ranking_loss` up to rounding.
     Beyond the small batch a hinge of exactly zero has no gradient, and of equally hard negatives the first has all of
     it, where the reference shares it among them. Forward and backward are deterministic: on a CPU for a given number
-    of threads, and in the Triton kernels, which add no floating-point numbers atomically; the order on a GPU is as
-    deterministic as torch is set to be.
-    Half-precision embeddings are multiplied exactly and added in float32. Beyond the small batch autocast counts on a
-    GPU alone. Raises CapbenchError for an unknown option, an empty batch, or unequal numbers of pairs.
+    of threads, and in the Triton kernels, which add no floating-point numbers atomically; float64 on a GPU, which has
+    no kernels, is as deterministic as torch is set to be.
+    Half-precision embeddings are multiplied exactly, or subtracted in float32, and added in float32. Beyond the small
+    batch autocast counts for the cosine on a GPU alone. Raises CapbenchError for an unknown option, an empty batch, or
+    unequal numbers of pairs.
     """
     _check(images, captions, owner, negatives, similarity)
     owner = owner.to(images.device)
-    if similarity == "cosine" and runs_triton(images):
+    if runs_triton(images):
         from capbench.kernels import ranking_loss_triton
 
-        return ranking_loss_triton.ranking_loss(images, captions, owner, margin, negatives)
+        return ranking_loss_triton.ranking_loss(images, captions, owner, margin, negatives, similarity)
     if len(images) <= DENSE_UP_TO[negatives, similarity]:
         return reference_ranking_loss(images, captions, owner, margin, negatives, similarity)
     streamed = streamed_hardest if negatives == "hardest" else streamed_sum
@@ -238,8 +239,14 @@ def order_similarity(
 ) -> Float[Tensor, "image caption"]:
     """-||max(0, c - i)||: how far a caption is from lying below its image in every coordinate (Vendrov et al., 2016).
 
-    The norm, as the released code has it; Vendrov et al. square it.
+    The norm, as the released code has it; Vendrov et al. square it. Without a gradient no more than
+    `ELEMENTS_AT_ONCE` of [image, caption, dim], or one image's, are held.
     """
+    rows = max(1, ELEMENTS_AT_ONCE // max(1, captions.numel()))
+    return torch.cat([_order(some, captions) for some in images.split(rows)])
+
+
+def _order(images: Tensor, captions: Tensor) -> Tensor:
     violation = (captions[None, :, :] - images[:, None, :]).clamp(min=0)
     return -(violation.square().sum(2) + 1e-12).sqrt()
 

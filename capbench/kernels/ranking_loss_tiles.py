@@ -1,7 +1,7 @@
-"""Triton kernels over tiles of S, the product of image and caption embeddings.
+"""Triton kernels over tiles of S, the similarities of image and caption embeddings: their products, or the `order`.
 
-`block` rows of each side make a tile, `depth` coordinates of them at a time. Indices of rows are int64, products and
-all that follows are float32.
+`block` rows of each side make a tile, `depth` coordinates of them at a time. Indices of rows are int64, similarities
+and all that follows are float32.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from capbench.kernels.ranking_loss_order import tile_of_orders, violation
+
 
 @triton.jit
 @no_type_check
 def tile_of_products(
     images, captions, rows, columns, row_there, column_there, dim, block: tl.constexpr, depth: tl.constexpr,
-    widen: tl.constexpr,
+    precision: tl.constexpr,
 ):  # fmt: skip
-    """S of block rows of `images` and block rows of `captions`, in float32; `rows` and `columns` are int64."""
+    """S of block rows of `images` and block rows of `captions`, in float32; `rows` and `columns` are int64.
+
+    `precision` is that of a product of float32: exact ("ieee"), or in three bf16 parts ("bf16x3"). Half precision is
+    always exact. "widened" is what the interpreter needs, which does not multiply bf16.
+    """
     products = tl.zeros((block, block), tl.float32)
     for start in range(0, dim, depth):
         inner = start + tl.arange(0, depth)
@@ -26,24 +32,39 @@ def tile_of_products(
         right_there = (inner < dim)[:, None] & column_there[None, :]
         left = tl.load(images + rows[:, None] * dim + inner[None, :], mask=left_there, other=0.0)
         right = tl.load(captions + columns[None, :] * dim + inner[:, None], mask=right_there, other=0.0)
-        if widen:
-            left, right = left.to(tl.float32), right.to(tl.float32)
-        products = tl.dot(left, right, products, input_precision="ieee")
+        if precision == "widened":
+            products = tl.dot(left.to(tl.float32), right.to(tl.float32), products, input_precision="ieee")
+        else:
+            products = tl.dot(left, right, products, input_precision=precision)
     return products
 
 
 @triton.jit
 @no_type_check
+def tile_of_similarities(
+    images, captions, rows, columns, row_there, column_there, dim, order: tl.constexpr, block: tl.constexpr,
+    depth: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
+    if order:
+        tile = tile_of_orders(images, captions, rows, columns, row_there, column_there, dim, block, depth)
+    else:
+        tile = tile_of_products(images, captions, rows, columns, row_there, column_there, dim, block, depth, precision)
+    return tile
+
+
+@triton.jit
+@no_type_check
 def matched_tiles(
-    images, captions, owner, total, dim, products, block: tl.constexpr, depth: tl.constexpr, widen: tl.constexpr
+    images, captions, owner, total, dim, scores,
+    order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     place = tl.arange(0, block)
     columns = (tl.program_id(0) * block + place).to(tl.int64)
     there = columns < total
     rows = tl.load(owner + columns, mask=there, other=0).to(tl.int64)
-    tile = tile_of_products(images, captions, rows, columns, there, there, dim, block, depth, widen)
+    tile = tile_of_similarities(images, captions, rows, columns, there, there, dim, order, block, depth, precision)
     diagonal = tl.sum(tl.where(place[:, None] == place[None, :], tile, 0.0), 0)
-    tl.store(products + columns, diagonal, mask=there)
+    tl.store(scores + columns, diagonal, mask=there)
 
 
 @triton.jit
@@ -51,14 +72,16 @@ def matched_tiles(
 def hardest_tiles(
     images, captions, owner, first, width, pairs, dim,
     positive, row_score, row_index, column_score, column_index,
-    block: tl.constexpr, depth: tl.constexpr, widen: tl.constexpr,
+    order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     row_block, column_block = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, block)
     local = (row_block * block + place).to(tl.int64)
     rows, columns = first + local, (column_block * block + place).to(tl.int64)
     row_there, column_there = local < width, columns < pairs
-    tile = tile_of_products(images, captions, rows, columns, row_there, column_there, dim, block, depth, widen)
+    tile = tile_of_similarities(
+        images, captions, rows, columns, row_there, column_there, dim, order, block, depth, precision
+    )
     if first + row_block * block == column_block * block:
         diagonal = tl.sum(tl.where(place[:, None] == place[None, :], tile, 0.0), 1)
         tl.store(positive + rows, diagonal, mask=row_there)
@@ -80,10 +103,12 @@ def hardest_tiles(
 @no_type_check
 def _hinges(
     images, captions, owner, positive, margin, rows, columns, row_there, column_there, dim,
-    block: tl.constexpr, depth: tl.constexpr, widen: tl.constexpr,
+    order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """The hinges of a tile, over captions and over images; 0 for what is no negative."""
-    tile = tile_of_products(images, captions, rows, columns, row_there, column_there, dim, block, depth, widen)
+    """S of a tile and its hinges, over captions and over images; these are 0 for what is no negative."""
+    tile = tile_of_similarities(
+        images, captions, rows, columns, row_there, column_there, dim, order, block, depth, precision
+    )
     row_owner = tl.load(owner + rows, mask=row_there, other=0)
     column_owner = tl.load(owner + columns, mask=column_there, other=0)
     negative = (row_owner[:, None] != column_owner[None, :]) & row_there[:, None] & column_there[None, :]
@@ -93,23 +118,24 @@ def _hinges(
     over_images = margin + tile - own_column[None, :]
     # Written so that NaN stays: a comparison with it is false.
     over_captions = tl.where((over_captions <= 0.0) | (negative == 0), 0.0, over_captions)
-    return over_captions, tl.where((over_images <= 0.0) | (negative == 0), 0.0, over_images)
+    return tile, over_captions, tl.where((over_images <= 0.0) | (negative == 0), 0.0, over_images)
 
 
 @triton.jit
 @no_type_check
 def sum_tiles(
     images, captions, owner, positive, margin, pairs, dim, totals, violations,
-    block: tl.constexpr, depth: tl.constexpr, widen: tl.constexpr,
+    order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """The sum of each tile's hinges, and how many of them each pair has a part in as the match."""
     row_block, column_block = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, block)
     rows, columns = (row_block * block + place).to(tl.int64), (column_block * block + place).to(tl.int64)
     row_there, column_there = rows < pairs, columns < pairs
-    over_captions, over_images = _hinges(
-        images, captions, owner, positive, margin, rows, columns, row_there, column_there, dim, block, depth, widen
-    )
+    _, over_captions, over_images = _hinges(
+        images, captions, owner, positive, margin, rows, columns, row_there, column_there, dim,
+        order, block, depth, precision,
+    )  # fmt: skip
     total = tl.sum(tl.sum(over_captions + over_images, 1), 0)
     tl.store(totals + row_block * tl.num_programs(1) + column_block, total)
     tl.atomic_add(violations + rows, tl.sum((over_captions != 0.0).to(tl.int32), 1), mask=row_there)
@@ -120,40 +146,61 @@ def sum_tiles(
 @no_type_check
 def weight_tiles(
     images, captions, owner, positive, margin, first, pairs, dim, weights,
-    block: tl.constexpr, depth: tl.constexpr, widen: tl.constexpr,
+    order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """How many hinges each image of a block and each caption violate together: 0, 1 or 2, exact in every type."""
+    """How many hinges each image of a block and each caption violate together: 0, 1 or 2, exact in every type.
+
+    For the order divided by the norm, as its gradient has it.
+    """
     place = tl.arange(0, block)
     local = (tl.program_id(0) * block + place).to(tl.int64)
     rows, columns = first + local, (tl.program_id(1) * block + place).to(tl.int64)
     row_there, column_there = rows < pairs, columns < pairs
-    over_captions, over_images = _hinges(
-        images, captions, owner, positive, margin, rows, columns, row_there, column_there, dim, block, depth, widen
-    )
+    tile, over_captions, over_images = _hinges(
+        images, captions, owner, positive, margin, rows, columns, row_there, column_there, dim,
+        order, block, depth, precision,
+    )  # fmt: skip
     weight = (over_captions != 0.0).to(tl.float32) + (over_images != 0.0).to(tl.float32)
+    if order:
+        weight /= -tile
     target = weights + local[:, None] * pairs + columns[None, :]
     tl.store(target, weight.to(weights.dtype.element_ty), mask=row_there[:, None] & column_there[None, :])
 
 
 @triton.jit
 @no_type_check
+def _gradient(own, other, score, order: tl.constexpr, own_is_image: tl.constexpr):
+    """Of the similarity `score` with respect to `own`."""
+    slope = other.to(tl.float32)
+    if order:
+        slope = violation(own, slope, own_is_image) * (-1.0 / score)
+    return slope
+
+
+@triton.jit
+@no_type_check
 def gather_winners(
-    other, chosen, hinges, order, bounds, gradient, result, dim, width: tl.constexpr, at_once: tl.constexpr
+    own, other, positive, chosen_score, chosen, hinges, chosen_by_score, sorting, bounds, gradient, result, dim,
+    order: tl.constexpr, own_is_image: tl.constexpr, width: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     inner = tl.program_id(1) * width + tl.arange(0, width)
     there = inner < dim
-    own = tl.load(other + row * dim + inner, mask=there, other=0.0).to(tl.float32)
-    total = -tl.load(hinges + row).to(tl.float32) * own
+    mine = tl.load(own + row * dim + inner, mask=there, other=0.0).to(tl.float32)
+    match = tl.load(other + row * dim + inner, mask=there, other=0.0)
+    total = -tl.load(hinges + row).to(tl.float32) * _gradient(mine, match, tl.load(positive + row), order, own_is_image)
     choice = tl.load(chosen + row)
-    chosen_dim = tl.where(choice >= 0, dim, 0)
-    total += tl.load(other + choice * dim + inner, mask=inner < chosen_dim, other=0.0).to(tl.float32)
+    chose = inner < tl.where(choice >= 0, dim, 0)
+    wrong = tl.load(other + choice * dim + inner, mask=chose, other=0.0)
+    total += tl.where(chose, _gradient(mine, wrong, tl.load(chosen_score + row), order, own_is_image), 0.0)
     last = tl.load(bounds + row + 1)
     for start in range(tl.load(bounds + row), last, at_once):
         places = start + tl.arange(0, at_once)
-        sources = tl.load(order + places, mask=places < last, other=0)
+        sources = tl.load(sorting + places, mask=places < last, other=0)
+        scores = tl.load(chosen_by_score + sources, mask=places < last, other=-1.0)
         mask = (places < last)[:, None] & there[None, :]
         chosen_by = tl.load(other + sources[:, None] * dim + inner[None, :], mask=mask, other=0.0)
-        total += tl.sum(chosen_by.to(tl.float32), 0)
+        slope = _gradient(mine[None, :], chosen_by, scores[:, None], order, own_is_image)
+        total += tl.sum(tl.where(mask, slope, 0.0), 0)
     total *= tl.load(gradient)
     tl.store(result + row * dim + inner, total.to(result.dtype.element_ty), mask=there)
