@@ -1,9 +1,11 @@
-"""Ranks counted from embeddings against loops in float64: from a matrix, and by the kernel that holds none.
+"""Ranks counted from embeddings against loops in float64: tile by tile, and by the kernel.
 
 The kernel runs on a GPU, or in Triton's interpreter in a process of its own.
 """
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from capbench.errors import CapbenchError
 from capbench.kernels import ranks as kernel
 from capbench.kernels._triton import interpreted
-from capbench.kernels.ranks import counted_ranks, product_ranks
+from capbench.kernels.ranks import counted_ranks
 from capbench.metrics.retrieval import embedding_ranks
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -31,9 +33,11 @@ def inputs(shape, dtype, seed=0):
     return left, right, owner[torch.randperm(captions, generator=random)]
 
 
-def loops(images, captions, owner):
+def loops(images, captions, owner, measure="cosine"):
     """The definition: the wrong candidates that score at least as high as the right one."""
-    similarity = (images.double() @ captions.double().T).tolist()
+    images, captions = images.double(), captions.double()
+    above = (captions[None] - images[:, None]).clamp(min=0)
+    similarity = (images @ captions.T if measure == "cosine" else -above.norm(dim=2)).tolist()
     owner = owner.tolist()
     places = range(len(owner))
     by_image = []
@@ -48,27 +52,36 @@ def loops(images, captions, owner):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("block_bytes", [1, 2**22])
-def test_counts_of_a_matrix_equal_the_definition(shape, block_bytes, monkeypatch):
-    monkeypatch.setattr(kernel, "_BLOCK_BYTES", block_bytes)
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_counts_by_tiles_equal_the_definition(shape, at_once):
     images, captions, owner = inputs(shape, torch.float32)
-    by_image, by_caption = counted_ranks(images @ captions.T, owner)
-    assert (by_image.tolist(), by_caption.tolist()) == loops(images, captions, owner)
+    owner, order = owner.sort()
+    similarity = images @ captions[order].T
+    made = []
+
+    def scores(rows, columns):
+        made.append((rows.start, columns.start))
+        return similarity[rows, columns]
+
+    by_image, by_caption = counted_ranks(scores, owner, len(images), at_once)
+    assert (by_image.tolist(), by_caption.tolist()) == loops(images, captions[order], owner)
+    assert len(made) == len(set(made)) == math.ceil(len(images) / at_once) ** 2  # each tile once
 
 
 @pytest.mark.skipif(interpreted(), reason="the interpreter serves the CPU too")
 def test_a_tensor_on_the_cpu_is_left_to_the_caller():
-    assert product_ranks(*inputs((3, 9, 5), torch.float32)) is None
+    assert kernel.embedding_ranks(*inputs((3, 9, 5), torch.float32)) is None
 
 
 @needs_triton
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kernel_counts_equal_the_definition(shape, dtype):
+@pytest.mark.parametrize("measure", ["cosine", "order"])
+def test_kernel_counts_equal_the_definition(measure, shape, dtype):
     images, captions, owner = inputs(shape, dtype)
-    counted = product_ranks(images.to(DEVICE), captions.to(DEVICE), owner.to(DEVICE))
+    counted = kernel.embedding_ranks(images.to(DEVICE), captions.to(DEVICE), owner.to(DEVICE), measure == "order")
     assert counted is not None
-    assert tuple(ranks.tolist() for ranks in counted) == loops(images, captions, owner)
+    assert tuple(ranks.tolist() for ranks in counted) == loops(images, captions, owner, measure)
 
 
 @needs_triton
@@ -82,20 +95,23 @@ def test_kernel_counts_equal_embeddings_as_ties():
 
 
 @needs_triton
-def test_kernel_ranks_of_random_embeddings_are_those_of_float64():
+@pytest.mark.parametrize("measure", ["cosine", "order"])
+def test_kernel_ranks_of_random_embeddings_are_those_of_float64(measure):
     random = torch.Generator().manual_seed(1)
     owner = torch.arange(60).repeat_interleave(2)
     images = torch.randn(60, 40, generator=random)
     captions = images[owner] + 2 * torch.randn(120, 40, generator=random)
-    ranks = embedding_ranks(images.to(DEVICE), captions.to(DEVICE), owner.to(DEVICE))
-    assert (ranks.image_to_caption.tolist(), ranks.caption_to_image.tolist()) == loops(images, captions, owner)
+    ranks = embedding_ranks(images.to(DEVICE), captions.to(DEVICE), owner.to(DEVICE), measure)
+    found = ranks.image_to_caption.tolist(), ranks.caption_to_image.tolist()
+    assert found == loops(images, captions, owner, measure)
     assert sum(ranks.image_to_caption.tolist()) > 0
 
 
 @needs_triton
 @pytest.mark.parametrize("side", [0, 1])
-def test_kernel_refuses_nan_wherever_it_stands(side):
+@pytest.mark.parametrize("measure", ["cosine", "order"])
+def test_kernel_refuses_nan_wherever_it_stands(side, measure):
     images, captions, owner = inputs((3, 9, 5), torch.float32)
     (images, captions)[side][2, 4] = torch.nan
     with pytest.raises(CapbenchError, match="NaN"):
-        embedding_ranks(images.to(DEVICE), captions.to(DEVICE), owner.to(DEVICE))
+        embedding_ranks(images.to(DEVICE), captions.to(DEVICE), owner.to(DEVICE), measure)

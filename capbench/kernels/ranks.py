@@ -1,12 +1,14 @@
 """Ranks of matched images and captions, by counting the scores that are at least as high: no sort, and ties count.
 
-From a matrix of similarities on any device; or from embeddings on a GPU, by a Triton kernel that makes the products
-tile by tile and stores none of them.
+Scores are made tile by tile, each tile once, and counted while they lie in the processor's cache; on a GPU a Triton
+kernel makes and counts those of embeddings and stores none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -15,65 +17,104 @@ from torch import Tensor
 from capbench.errors import CapbenchError
 from capbench.kernels._triton import runs_triton
 
-_BLOCK_BYTES = 2**22
+Scores = Callable[[slice, slice], Tensor]
+log = logging.getLogger(__name__)
 
 
 def counted_ranks(
-    similarity: Float[Tensor, "image caption"], image_of_caption: Int[Tensor, " caption"]
+    scores: Scores, image_of_caption: Int[Tensor, " caption"], images: int, at_once: int
 ) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
-    """Rank of each image's best caption and of each caption's image, 0 first, on the device of `similarity`.
+    """Rank of each image's best caption and of each caption's image, 0 first, on the device of `image_of_caption`.
 
-    An image's rank counts the captions of other images that score at least as high as the best of its own; a
-    caption's rank counts the other images that score at least as high as its own. Each image has a caption.
-    Deterministic. Raises CapbenchError when a similarity is NaN.
+    `scores(rows, columns)` gives the similarities of a slice of the images and a slice of the captions, which come in
+    the order of their images; every image has one. An image's rank counts the captions of other images that score at
+    least as high as the best of its own; a caption's rank counts the other images that score at least as high as its
+    own. Memory: one tile of `at_once` images and their captions, which is halved when memory runs out, and five
+    numbers for each image and caption. Deterministic.
+    Raises CapbenchError when a similarity is NaN, or when one image at a time does not fit in memory.
     """
-    captions = similarity.shape[1]
-    image_of_caption = image_of_caption.to(similarity.device)
-    matched = similarity[image_of_caption, torch.arange(captions, device=similarity.device)]
-    rows = []
-    columns = torch.zeros(captions, dtype=torch.int64, device=similarity.device)
-    for part in _row_blocks(similarity):
-        rows.append(image_ranks(similarity[part], matched, image_of_caption, part))
-        columns += (similarity[part] >= matched).sum(0, dtype=torch.int32)
-    return torch.cat(rows), columns - 1
+    counts = _Counts(scores, image_of_caption, images)
+    start = 0
+    while start < images:
+        rows = slice(start, min(start + at_once, images))
+        kept = counts.by_image.clone(), counts.by_caption.clone()
+        try:
+            counts.add(rows)
+            start = rows.stop
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            if rows.stop - rows.start == 1:
+                raise CapbenchError("the similarities of one image do not fit in memory; free some") from error
+            counts.by_image, counts.by_caption = kept
+            at_once = (rows.stop - rows.start) // 2
+            log.warning("out of memory in evaluation: going on by %d images at a time", at_once)
+    refuse_nan(bool(counts.nan))
+    return counts.by_image, counts.by_caption
 
 
-def product_ranks(
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive images and their captions; `best` is the highest matched score of each image."""
+
+    rows: slice
+    columns: slice
+    best: Tensor
+    matched: Tensor
+
+
+class _Counts:
+    """The square of blocks grows by one block at a time, so that the matched scores of a tile are always known."""
+
+    def __init__(self, scores: Scores, owner: Tensor, images: int) -> None:
+        self.scores, self.owner, self.blocks = scores, owner, list[_Block]()
+        self.by_image, self.by_caption = owner.new_zeros(images), torch.zeros_like(owner)
+        self.nan = torch.zeros((), dtype=torch.bool, device=owner.device)
+
+    def add(self, rows: slice) -> None:
+        """Count the next images and their captions against themselves and against all before them."""
+        ends = torch.tensor([rows.start, rows.stop], device=self.owner.device)
+        columns = slice(*torch.searchsorted(self.owner, ends).tolist())
+        block = self._own_block(rows, columns)
+        for other in self.blocks:
+            self._count(self.scores(other.rows, columns), other, block)
+            self._count(self.scores(rows, other.columns), block, other)
+        self.blocks.append(block)
+
+    def _own_block(self, rows: slice, columns: slice) -> _Block:
+        tile, owner = self.scores(rows, columns), self.owner[columns] - rows.start
+        matched = tile[owner, torch.arange(len(owner), device=tile.device)]
+        best = tile.new_full((len(tile),), -torch.inf).scatter_reduce(0, owner, matched, "amax")
+        block = _Block(rows, columns, best, matched)
+        self._count(tile, block, block)
+        self.by_image[rows] -= torch.bincount(owner[matched >= best[owner]], minlength=len(tile))
+        self.by_caption[columns] -= 1
+        return block
+
+    def _count(self, tile: Tensor, images: _Block, captions: _Block) -> None:
+        self.nan |= tile.amax().isnan()
+        self.by_image[images.rows] += (tile >= images.best[:, None]).sum(1, dtype=torch.int32)
+        self.by_caption[captions.columns] += (tile >= captions.matched).sum(0, dtype=torch.int32)
+
+
+def embedding_ranks(
     images: Float[Tensor, "image dim"],
     captions: Float[Tensor, "caption dim"],
     image_of_caption: Int[Tensor, " caption"],
+    order: bool = False,
 ) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]] | None:
-    """`counted_ranks` of the dot products by a Triton kernel that holds no matrix; None where Triton does not serve.
+    """The ranks by dot products, or by the order similarity, from a Triton kernel; None where Triton does not serve.
 
-    Matched and other scores come from the same arithmetic, in float32: products of float32 embeddings are exact ones,
-    not tf32, and those of bf16 and float16 are added in float32. Deterministic. Raises CapbenchError for NaN.
+    No tile is held, and captions may come in any order. Matched and other scores come from the same arithmetic:
+    products of float32 in three bf16 parts, those of bf16 and float16 exact, all added in float32. Where d = 1,024 and
+    the norm 1, the three parts leave an error of some 1e-7, float32 one of 1e-8: scores that differ by less may change
+    places, equal ones are ties. Deterministic. Raises CapbenchError for NaN.
     """
     if not (runs_triton(images) and runs_triton(captions)):
         return None
     from capbench.kernels import ranks_triton
 
-    return ranks_triton.product_ranks(images, captions, image_of_caption.to(images.device))
-
-
-def image_ranks(
-    rows: Float[Tensor, "some caption"],
-    matched: Float[Tensor, " caption"],
-    image_of_caption: Int[Tensor, " caption"],
-    part: slice,
-) -> Int[Tensor, " some"]:
-    """Ranks of one block of images; `matched` need be right for the captions of these images only."""
-    refuse_nan(bool(rows.amax().isnan()))
-    images = len(rows)
-    own = captions_of(part, image_of_caption)
-    owner, score = image_of_caption[own] - part.start, matched[own]
-    best = score.new_full((images,), -torch.inf).scatter_reduce(0, owner, score, "amax")
-    at_least = (rows >= best[:, None]).sum(1, dtype=torch.int32).to(torch.int64)
-    return at_least - torch.bincount(owner[score >= best[owner]], minlength=images)
-
-
-def captions_of(images: slice, image_of_caption: Int[Tensor, " caption"]) -> Int[Tensor, " own"]:
-    """The captions of the images from `images.start` to before `images.stop`."""
-    return torch.nonzero((image_of_caption >= images.start) & (image_of_caption < images.stop)).flatten()
+    return ranks_triton.embedding_ranks(images, captions, image_of_caption.to(images.device), order)
 
 
 def refuse_nan(found: bool) -> None:
@@ -82,8 +123,8 @@ def refuse_nan(found: bool) -> None:
         raise CapbenchError("the similarities hold NaN: the model has diverged, or a zero was normalised")
 
 
-def _row_blocks(similarity: Tensor) -> Iterator[slice]:
-    """Blocks of rows that stay in the processor's cache while they are counted; larger on an accelerator."""
-    target = _BLOCK_BYTES if similarity.device.type == "cpu" else 2**6 * _BLOCK_BYTES
-    rows = max(1, target // max(1, similarity.shape[1] * similarity.element_size()))
-    return (slice(start, start + rows) for start in range(0, len(similarity), rows))
+def _out_of_memory(error: Exception) -> bool:
+    """Whether torch, on any device, or Python says that memory ran out."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(word in str(error).lower() for word in words)

@@ -6,23 +6,24 @@ counts against the model: a constant similarity matrix has R@1 = 0.
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.errors import CapbenchError
-from capbench.kernels.ranks import captions_of, counted_ranks, image_ranks, product_ranks
+from capbench.kernels import ranks as kernel
+from capbench.kernels.ranking_loss import MEASURES
 
 PROTOCOLS = ("whole", "1K", "5-fold 1K", "5K")
-WHOLE_MATRIX_BYTES = 2**30
+CPU_TILE, GPU_TILE = 5 * 2**18, 2**28  # similarities: 5 MB stay in a processor's cache, 1 GiB fills a GPU
 FOLD = 1000
 
-Similarity = Callable[[Tensor, Tensor], Tensor]
-log = logging.getLogger(__name__)
+Similarity = Literal["cosine", "order"] | Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,43 +42,39 @@ def match_ranks(similarity: Float[Tensor, "image caption"], image_of_caption: In
     similarity is NaN, or an image has no caption.
     """
     _check(len(similarity), similarity.shape[1], image_of_caption)
-    by_image, by_caption = counted_ranks(similarity, image_of_caption)
-    return Ranks(by_image.cpu(), by_caption.cpu())
+    order, owner = _by_image(image_of_caption.to(similarity.device))
+    similarity = similarity if order is None else similarity[:, order]
+    return _ranks(lambda rows, columns: similarity[rows, columns], order, owner, len(similarity))
 
 
 def embedding_ranks(
     images: Float[Tensor, "image dim"],
     captions: Float[Tensor, "caption dim"],
     image_of_caption: Int[Tensor, " caption"],
-    similarity: Similarity | None = None,
+    similarity: Similarity = "cosine",
     chunk: int | None = None,
 ) -> Ranks:
-    """Ranks from embeddings, by the dot product or by `similarity(images, captions) -> [image, caption]`.
+    """Ranks from embeddings: by the dot product ("cosine"), by the "order" similarity of Vendrov et al. (ICLR 2016),
+    or by a function `similarity(images, captions) -> [image, caption]`.
 
-    Dot products on a GPU are counted as they are made, and no matrix is held. Elsewhere it is kept whole up to
-    1 GiB, filled `chunk` images at a time; a larger one is never held: it is made twice in pieces, by rows and by
-    columns. When memory runs out the chunk is halved and the ranks stay the same, as far as `similarity` gives a
-    pair the same value in any chunk.
-    Raises CapbenchError as `match_ranks` does, and when one image at a time still does not fit.
+    No matrix of similarities is held, but one tile, of `chunk` images and their captions (5 MB on a CPU, unless
+    `chunk` is given). When memory runs out the chunk is halved, and the ranks stay the same as far as `similarity`
+    gives a pair the same value in any tile.
+    Raises CapbenchError as `match_ranks` does, for an unknown similarity, and when not even one image fits.
     """
     images, captions = images.detach(), captions.detach()
-    count, total = len(images), len(captions)
-    _check(count, total, image_of_caption)
+    _check(len(images), len(captions), image_of_caption)
     image_of_caption = image_of_caption.to(images.device)
-    if similarity is None and (counted := product_ranks(images, captions, image_of_caption)):
-        return Ranks(counted[0].cpu(), counted[1].cpu())
-    measure = similarity or _dot
-    size = chunk or max(1, min(count, 2**24 // max(total, 1)))
-    if count * total * images.element_size() <= WHOLE_MATRIX_BYTES:
-        try:
-            whole = images.new_empty(count, total)
-            _in_pieces(count, size, lambda part: whole[part].copy_(measure(images[part], captions)))
-            return match_ranks(whole, image_of_caption)
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            log.warning("%d x %d similarities do not fit in memory at once; going on in pieces", count, total)
-    return _ranks_in_two_passes(images, captions, image_of_caption, measure, size)
+    if isinstance(similarity, str):
+        if similarity not in MEASURES:
+            raise CapbenchError(f"unknown similarity {similarity!r}; choose one of {', '.join(MEASURES)}")
+        counted = kernel.embedding_ranks(images, captions, image_of_caption, similarity == "order")
+        if counted is not None:
+            return Ranks(counted[0].cpu(), counted[1].cpu())
+    measure = MEASURES[similarity] if isinstance(similarity, str) else similarity
+    order, owner = _by_image(image_of_caption)
+    captions = captions if order is None else captions[order]
+    return _ranks(lambda rows, columns: measure(images[rows], captions[columns]), order, owner, len(images), chunk)
 
 
 def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
@@ -106,7 +103,7 @@ def evaluate_protocol(
     captions: Float[Tensor, "caption dim"],
     image_of_caption: Int[Tensor, " caption"],
     protocol: str = "whole",
-    similarity: Similarity | None = None,
+    similarity: Similarity = "cosine",
     chunk: int | None = None,
 ) -> tuple[dict[str, float], Ranks]:
     """Metrics and ranks under a protocol: "whole", "1K" (the first 1,000 images), "5-fold 1K" or "5K".
@@ -119,7 +116,7 @@ def evaluate_protocol(
     whole = len(folds) == 1 and folds[0].stop == len(images)
     image_ranks, caption_ranks, captions_used, metrics = [], [], [], []
     for fold in folds:
-        chosen = captions_of(fold, image_of_caption)
+        chosen = torch.nonzero((image_of_caption >= fold.start) & (image_of_caption < fold.stop)).flatten()
         if whole:
             ranks = embedding_ranks(images, captions, image_of_caption, similarity, chunk)
         else:
@@ -161,52 +158,18 @@ def _check(images: int, captions: int, image_of_caption: Tensor) -> None:
         raise CapbenchError(f"images without a caption cannot be ranked, leave out {len(alone)}: {some}")
 
 
-def _dot(images: Tensor, captions: Tensor) -> Tensor:
-    return images @ captions.T
+def _by_image(image_of_caption: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The order that brings captions into the order of their images, None where they are, and the owners in it."""
+    if bool((image_of_caption.diff() >= 0).all()):
+        return None, image_of_caption
+    owner, order = image_of_caption.sort(stable=True)
+    return order, owner
 
 
-def _ranks_in_two_passes(
-    images: Tensor, captions: Tensor, image_of_caption: Tensor, measure: Similarity, size: int
-) -> Ranks:
-    total = len(captions)
-
-    def rows(part: slice) -> Tensor:
-        block = measure(images[part], captions)
-        own = captions_of(part, image_of_caption)
-        matched = block.new_zeros(total)
-        matched[own] = block[image_of_caption[own] - part.start, own]
-        return image_ranks(block, matched, image_of_caption, part)
-
-    def columns(part: slice) -> Tensor:
-        block = measure(images, captions[part])
-        matched = block[image_of_caption[part], torch.arange(block.shape[1], device=block.device)]
-        return (block >= matched).sum(0) - 1
-
-    by_row = _in_pieces(len(images), size, rows)
-    by_column = _in_pieces(total, max(1, size * total // len(images)), columns)
-    return Ranks(torch.cat(by_row).cpu(), torch.cat(by_column).cpu())
-
-
-def _in_pieces(total: int, size: int, work: Callable[[slice], Tensor]) -> list[Tensor]:
-    """The results of `work` on consecutive slices of `size` items, halved each time memory runs out in it."""
-    done, start = [], 0
-    while start < total:
-        part = slice(start, min(start + size, total))
-        try:
-            done.append(work(part))
-            start = part.stop
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            if size == 1:
-                raise CapbenchError("the similarities of one item do not fit in memory; free some") from error
-            size = max(1, (part.stop - part.start) // 2)
-            log.warning("out of memory in evaluation: the chunk is halved to %d", size)
-    return done
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether torch, on any device, or Python says that memory ran out."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or any(word in str(error).lower() for word in words)
+def _ranks(scores: kernel.Scores, order: Tensor | None, owner: Tensor, images: int, chunk: int | None = None) -> Ranks:
+    tile = CPU_TILE if owner.device.type == "cpu" else GPU_TILE
+    fitting = max(1, math.isqrt(tile * images // max(1, len(owner))))
+    by_image, by_caption = kernel.counted_ranks(scores, owner, images, chunk or fitting - fitting % min(fitting, 64))
+    if order is not None:
+        by_caption = torch.empty_like(by_caption).index_copy_(0, order, by_caption)
+    return Ranks(by_image.cpu(), by_caption.cpu())

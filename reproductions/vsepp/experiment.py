@@ -64,8 +64,9 @@ class VSEExperiment:
         images = [self.model.embed_images(self.source.testing(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK)]
         captions = [self._embed_captions(encoded[i : i + CHUNK]) for i in range(0, len(encoded), CHUNK)]
         owner = torch.from_numpy(part.image_of_caption).to(self.device)
-        similarity = objective.order_similarity if self.recipe.similarity == "order" else None
-        metrics, ranks = evaluate_protocol(torch.cat(images), torch.cat(captions), owner, protocol, similarity)
+        metrics, ranks = evaluate_protocol(
+            torch.cat(images), torch.cat(captions), owner, protocol, self.recipe.similarity
+        )
         arrays = {
             "image_to_caption": ranks.image_to_caption.cpu().numpy(),
             "caption_to_image": ranks.caption_to_image.cpu().numpy(),
