@@ -16,6 +16,7 @@ from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from capbench.decoding import Captions, State, Step, beam_search, ensemble, greedy, join_states
+from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
 from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
 from capbench.paper import Inputs, joined
@@ -80,15 +81,18 @@ def maybe_joined(make_model: MakeModel) -> MakeModel:
 def word_log_probs(
     scores: Float[Tensor, "caption step word"], captions: Int[Tensor, "caption length"]
 ) -> tuple[Float[Tensor, "caption step"], Bool[Tensor, "caption step"]]:
-    """log p of each word after the first, 0 where there is none, and where there is one."""
+    """log p of each word after the first, 0 where there is none, and where there is one.
+
+    The backward pass overwrites `scores` (see `target_log_probs`).
+    """
     target = captions[:, 1:]
     present = target != PAD
-    losses = nn.functional.cross_entropy(scores.float().flatten(0, 1), target.flatten(), reduction="none")
-    return -losses.view_as(target) * present, present
+    log_probs = target_log_probs(scores.flatten(0, 1), target.flatten())
+    return log_probs.view_as(target) * present, present
 
 
 def cross_entropy(scores: Float[Tensor, "caption step word"], captions: Int[Tensor, "caption length"]) -> Tensor:
-    """The mean of -log p over the words of a batch, padding left out (masked cross entropy)."""
+    """The mean of -log p over the words of a batch, padding left out (masked cross entropy); `word_log_probs` warns."""
     log_probs, present = word_log_probs(scores, captions)
     return -log_probs.sum() / present.sum()
 

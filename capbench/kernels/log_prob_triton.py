@@ -1,0 +1,68 @@
+"""Log probabilities of target words in Triton: a program a row forward, and a block of a row backward."""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# ruff: noqa: N803 - what a kernel is compiled for stands in capitals
+
+WIDEST = 4096  # words at once
+
+
+def forward(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """log p of each target [word], and the log of the sum of exponentials [word], of contiguous scores."""
+    words, vocabulary = scores.shape
+    log_probs, log_sum = (torch.empty(words, device=scores.device) for _ in range(2))
+    if words:
+        width = min(WIDEST, triton.next_power_of_2(vocabulary))
+        _forward[(words,)](scores, target.contiguous(), log_probs, log_sum, vocabulary, WIDTH=width, num_warps=8)
+    return log_probs, log_sum
+
+
+def backward(scores: Tensor, target: Tensor, log_sum: Tensor, gradient: Tensor, result: Tensor) -> None:
+    """The gradient of the scores into `result`, which may be the scores."""
+    words, vocabulary = scores.shape
+    if words:
+        width = min(WIDEST, triton.next_power_of_2(vocabulary))
+        grid = words, triton.cdiv(vocabulary, width)
+        _backward[grid](
+            scores, target.contiguous(), log_sum, gradient.contiguous(), result, vocabulary, WIDTH=width, num_warps=8
+        )
+
+
+@triton.jit
+@no_type_check
+def _forward(scores, target, log_probs, log_sum, vocabulary, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    scores += row * vocabulary
+    place = tl.arange(0, WIDTH)
+    best = tl.full((WIDTH,), float("-inf"), tl.float32)
+    for start in range(0, vocabulary, WIDTH):
+        x = tl.load(scores + start + place, mask=start + place < vocabulary, other=float("-inf"))
+        best = tl.maximum(best, x.to(tl.float32))
+    most = tl.max(best, 0)
+    total = tl.zeros((WIDTH,), tl.float32)
+    for start in range(0, vocabulary, WIDTH):
+        x = tl.load(scores + start + place, mask=start + place < vocabulary, other=float("-inf"))
+        total += tl.exp(x.to(tl.float32) - most)
+    found = most + tl.log(tl.sum(total, 0))
+    own = tl.load(scores + tl.load(target + row)).to(tl.float32)
+    tl.store(log_sum + row, found)
+    tl.store(log_probs + row, own - found)
+
+
+@triton.jit
+@no_type_check
+def _backward(scores, target, log_sum, gradient, result, vocabulary, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    there = place < vocabulary
+    at = row * vocabulary + place
+    p = tl.exp(tl.load(scores + at, mask=there, other=0.0).to(tl.float32) - tl.load(log_sum + row))
+    one = (place == tl.load(target + row)).to(tl.float32)
+    tl.store(result + at, (one - p) * tl.load(gradient + row), mask=there)
