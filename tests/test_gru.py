@@ -105,3 +105,25 @@ def test_bf16_autocast_stays_close_to_single_precision():
     full = reference_last_hidden(gru, embedding, captions, lengths)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, atol=1e-2, rtol=0)
+
+
+def test_the_backward_pass_has_the_type_of_the_forward_pass():
+    """A training loop leaves autocast before it calls backward."""
+    torch.manual_seed(0)
+    embedding, gru = nn.Embedding(50, 32), nn.GRU(32, 64, batch_first=True)
+    captions, lengths = padded(torch.randint(0, 50, (20, 9)).tolist())
+    weight, parameters = torch.randn(20, 64), [*embedding.parameters(), *gru.parameters()]
+
+    def gradients(encode, forward, backward):
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            hidden = encode(gru, embedding, captions, lengths)
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            return torch.autograd.grad(hidden, parameters, weight)
+
+    half = gradients(prefix_tree_last_hidden, True, False)
+    within = gradients(prefix_tree_last_hidden, True, True)
+    assert all(torch.equal(one, other) for one, other in zip(half, within, strict=True))
+    full = gradients(reference_last_hidden, False, False)
+    for one, other in zip(half, full, strict=True):
+        error = float((one - other).norm() / other.norm())
+        assert 1e-4 < error < 2e-2

@@ -153,7 +153,8 @@ class _TreeGRU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor, recurrent: Tensor, bias: Tensor, tree: PrefixTree) -> Tensor:
         hidden = recurrent.shape[1]
-        multiply = _times(recurrent)
+        ctx.compute = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else recurrent.dtype
+        multiply = _times(recurrent, ctx.compute)
         states = projected.new_empty(len(tree.word), hidden)
         gates = projected.new_empty(len(tree.word), 3 * hidden)  # r, z, n after their nonlinearities
         reset_part = projected.new_empty(len(tree.word), hidden)  # U_n h' + b_n, which r multiplies
@@ -181,7 +182,7 @@ class _TreeGRU(torch.autograd.Function):
             chosen = torch.from_numpy(rows)
             states, gates, reset_part, gradient = states[chosen], gates[chosen], reset_part[chosen], gradient[active]
         hidden = recurrent.shape[1]
-        multiply = _times(recurrent.t())
+        multiply = _times(recurrent.t(), ctx.compute)  # as torch's own layers: in the forward's type
         d_projected = gradient.new_zeros(ctx.words, 3 * hidden)
         d_state = torch.zeros_like(states).index_add_(0, torch.from_numpy(tree.last), gradient)
         d_product = [gradient.new_zeros(0, 3 * hidden)]  # of each distinct parent, deep before shallow
@@ -207,7 +208,8 @@ class _TreeGRU(torch.autograd.Function):
                 d_state.index_add_(0, level.parent, multiply(d_gate).add_(_gather(dh * z, level)))
                 d_product.append(d_gate)
                 before_all.append(parents)
-        d_recurrent = _product_of_transposed(torch.cat(d_product), torch.cat(before_all), recurrent.dtype)
+        product, before = torch.cat(d_product).to(ctx.compute), torch.cat(before_all).to(ctx.compute)
+        d_recurrent = (product.t() @ before).to(recurrent.dtype)
         return d_projected, d_recurrent, d_bias, None
 
 
@@ -232,20 +234,13 @@ def _gather(nodes: Tensor, level: Level) -> Tensor:
     return nodes.new_zeros(len(level.parent), nodes.shape[1]).index_add_(0, level.follows, nodes)
 
 
-def _times(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """x -> x @ weight.T for many x: under autocast in its type, with a large weight packed once where oneDNN can."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+def _times(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """x -> x @ weight.T for many x, multiplied in `dtype`; a large weight is packed once where oneDNN can."""
     typed = weight.detach().to(dtype)
     if dtype is not torch.float64 and weight.numel() >= PACK_FROM and _can_pack():
         packed = torch.ops.mkldnn._reorder_linear_weight(typed.contiguous(), 128)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, None, "none", [], "").to(weight.dtype)
     return lambda x: (x.to(dtype) @ typed.t()).to(weight.dtype)
-
-
-def _product_of_transposed(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """left.T @ right, under autocast in its type."""
-    compute = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
-    return (left.to(compute).t() @ right.to(compute)).to(dtype)
 
 
 def _can_pack() -> bool:
