@@ -1,4 +1,7 @@
-"""What a benchmark run leaves behind: one JSON file of times, ceilings and provenance; nothing is overwritten."""
+"""What a benchmark run leaves behind: one JSON file of times, ceilings and provenance; nothing is overwritten.
+
+And how such records are read: which rows count, which may be compared, and how sure a ratio of their times is.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,12 @@ import json
 import re
 import secrets
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from math import comb
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -35,7 +42,8 @@ class TimingEntry(BaseModel):
 
     `size` is what a reader is told and `numbers` the same for programs. `flop` and `bytes` are what the operation needs
     at least, whatever the variant does; 0 where that is not known. `scale` is more than 1 where a part was timed and
-    multiplied up. Seconds are those of one call of the whole.
+    multiplied up. Seconds are those of one call of the whole; `seconds` has one entry a round, to four digits, and is
+    empty in old records.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -53,6 +61,7 @@ class TimingEntry(BaseModel):
     p10: PositiveFloat
     p90: PositiveFloat
     rounds: NonNegativeInt = 0
+    seconds: tuple[PositiveFloat, ...] = ()
     flop: NonNegativeFloat = 0.0
     bytes: NonNegativeFloat = 0.0
     peak_bytes: NonNegativeInt | None = None
@@ -103,10 +112,11 @@ def timing_provenance(device: torch.device | str) -> dict[str, Any]:
 
 
 def entry(timing: Timing, scale: float = 1.0, **fields: Any) -> TimingEntry:
-    """A TimingEntry of a Timing; seconds are multiplied by `scale`."""
+    """A TimingEntry of a Timing; all seconds are multiplied by `scale`."""
+    seconds = tuple(float(f"{time * scale:.4g}") for time in timing.seconds)
     times = {name: getattr(timing, name) * scale for name in ("median", "p10", "p90")}
     rest = {name: getattr(timing, name) for name in ("rounds", "peak_bytes", "graphed")}
-    return TimingEntry.model_validate({**fields, **times, **rest, "scale": scale})
+    return TimingEntry.model_validate({**fields, **times, **rest, "seconds": seconds, "scale": scale})
 
 
 def save_timings(record: TimingRecord, folder: Path) -> Path:
@@ -116,7 +126,7 @@ def save_timings(record: TimingRecord, folder: Path) -> Path:
     """
     device = re.sub(r"[^a-z0-9]+", "-", record.device.lower()).strip("-")[:60] or "device"
     stamp = datetime.fromisoformat(record.started).strftime("%Y%m%dT%H%M%SZ")
-    content = (json.dumps(record.model_dump(mode="json"), indent=1) + "\n").encode()
+    content = _one_line_a_list(json.dumps(record.model_dump(mode="json"), indent=1) + "\n").encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for _ in range(100):
@@ -172,5 +182,90 @@ def _read(path: Path) -> TimingRecord:
     return TimingRecord.model_validate({**kept, "schema_version": version, "file": path.name, "marks": tuple(marks)})
 
 
+def _one_line_a_list(text: str) -> str:
+    """Indented JSON with each list of numbers on one line; a string holds no line end, so none is touched."""
+    return re.sub(r"\[\n[-+.\deE,\s]+\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
+
+
 def _reasons(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The variants that may be compared: of one operation at one size, in one type, all cold or all warm, timed in
+    one run."""
+
+    record: TimingRecord
+    entries: tuple[TimingEntry, ...]
+
+    @property
+    def operation(self) -> str:
+        return self.entries[0].operation
+
+    @property
+    def size(self) -> str:
+        return self.entries[0].size
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        return self.entries[0].numbers
+
+    @property
+    def cold(self) -> bool:
+        return self.entries[0].cold
+
+    def rival(self, beginning: str = "") -> TimingEntry | None:
+        """The strongest rival, by its median, of those whose name begins so; None without one."""
+        rivals = [entry for entry in self.entries if not entry.ours and entry.variant.startswith(beginning)]
+        return min(rivals, key=lambda entry: entry.median, default=None)
+
+
+def comparisons(records: Sequence[TimingRecord]) -> list[Comparison]:
+    """The rows that count among the records of one device: an operation at a size is that of the newest record that
+    has it. By the operation's name, then by size, then as they were timed."""
+    newest: dict[tuple[str, str], TimingRecord] = {}
+    groups: dict[tuple[str, str, str, bool], list[TimingEntry]] = {}
+    for record in sorted(records, key=lambda record: (record.started, record.file), reverse=True):
+        for row in record.entries:
+            if newest.setdefault((row.operation, row.size), record) is record:
+                groups.setdefault((row.operation, row.size, row.dtype, row.cold), []).append(row)
+    found = [Comparison(newest[key[:2]], tuple(rows)) for key, rows in groups.items()]
+    return sorted(found, key=lambda one: (one.operation.lower(), one.operation, tuple(one.numbers.values()), one.size))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long a rival takes, and where that lies with 95 %; None where that cannot be said."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+
+    @property
+    def tie(self) -> bool:
+        """Whether the interval, to two decimals, holds 1."""
+        return self.interval is not None and round(self.interval[0], 2) <= 1 <= round(self.interval[1], 2)
+
+
+def ratio(rival: TimingEntry, ours: TimingEntry) -> Ratio:
+    """The median over the rounds of the rival's time over ours: rounds are paired, for the variants took turns. The
+    ratio of the medians where the rounds are not known or not as many."""
+    if not ours.seconds or len(ours.seconds) != len(rival.seconds):
+        return Ratio(rival.median / ours.median)
+    ratios = [theirs / mine for theirs, mine in zip(rival.seconds, ours.seconds, strict=True)]
+    return Ratio(median(ratios), median_interval(ratios))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The narrowest two of the sorted values, equally far from both ends, that hold the median of their distribution
+    with 95 % or more; None below 6 values, where no two do.
+
+    How many values lie below the median is binomial, whatever their distribution. David and Nagaraja, Order Statistics
+    (2003), section 7.1.
+    """
+    count, cut, below = len(values), 0, 1  # `below` of the 2^count outcomes have at most `cut` values below the median
+    while 40 * below <= 2**count:  # 2.5 % for each side
+        cut += 1
+        below += comb(count, cut)
+    ordered = sorted(values)
+    return (ordered[cut - 1], ordered[count - cut]) if cut else None

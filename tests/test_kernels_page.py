@@ -9,20 +9,23 @@ import sys
 from pathlib import Path
 
 from capbench import leaderboard
-from capbench.leaderboard.kernels import TARGETS, _exponent, by_device, duration, render
+from capbench.leaderboard.kernels import _exponent, by_device, render
+from capbench.leaderboard.targets import TARGETS, Target, duration, factor, memory, state
 from capbench.timing import Ceilings, Timing
-from capbench.timings import TimingEntry, TimingRecord, entry, load_timings, save_timings
+from capbench.timings import TimingEntry, TimingRecord, comparisons, entry, load_timings, save_timings
 from tests.test_leaderboard import NASTY, fake
 from tests.test_plots import words
 
 ROOT = Path(__file__).resolve().parents[1]
 CEILINGS = Ceilings(copy=4300.0, product={"float32": 50.0, "bfloat16": 790.0})
+LARGE = {"images": 1000, "captions": 5000}
 
 
 def row(variant: str, milliseconds: float, ours: bool = False, images: int = 1000, **changes) -> TimingEntry:
-    """maxsim of that many images and five captions each, in bfloat16; by default 3.28 TFLOP."""
-    scale = changes.pop("scale", 1.0)
-    times = Timing(tuple(milliseconds / 1e3 / scale * factor for factor in (0.9, 1.0, 1.1)), 10**6 * images)
+    """maxsim of that many images and five captions each, in bfloat16; by default 3.28 TFLOP and a GB. `rounds` are the
+    times of each round as parts of the given one."""
+    scale, rounds = changes.pop("scale", 1.0), changes.pop("rounds", (0.9, 1.0, 1.1))
+    times = Timing(tuple(milliseconds / 1e3 / scale * part for part in rounds), 10**6 * images)
     what = {
         "operation": "maxsim, forward", "size": f"{images:,} images x {5 * images:,} captions", "dtype": "bfloat16",
         "numbers": {"images": images, "captions": 5 * images}, "flop": 3.28e12 * (images / 1000) ** 2, "bytes": 2e8,
@@ -43,6 +46,10 @@ def text(*records: TimingRecord) -> str:
     return render(records)["kernels.md"].decode()
 
 
+def told(target: Target, *records: TimingRecord) -> str:
+    return state(target, comparisons(records)).replace("\u00a0", " ")
+
+
 def line(shown: str, beginning: str) -> str:
     (found,) = (each for each in shown.splitlines() if beginning in each)
     return found.replace("\u00a0", " ")
@@ -51,14 +58,24 @@ def line(shown: str, beginning: str) -> str:
 def test_a_row_gives_time_rate_share_memory_and_the_ratio_to_the_strongest_rival():
     shown = text(record())
     ours = line(shown, "| **ours** |")
-    assert "| `bfloat16` | 5 ms (4.6 ms–5.4 ms) | 656 TFLOP/s | 83 % | 1 GB | **1.60** |" in ours
+    assert "| `bfloat16` | 5 ms (4.6 ms–5.4 ms) | 656 TFLOP/s | 83 % | 1 GB | 1.60 |" in ours
     assert line(shown, "| chunks |").endswith("| the strongest |")
     assert line(shown, "| dense |").endswith("| – |")
 
 
+def test_a_ratio_of_many_rounds_is_bold_with_its_interval_or_called_a_tie():
+    rounds = (0.98, 0.99, 1.0, 1.0, 1.01, 1.02)
+    ours = row("ours", 5.0, True, rounds=[1.0] * 6)
+    clear, close = row("dense", 8.0, rounds=rounds), row("dense", 5.0, rounds=rounds)
+    assert line(text(record(ours, clear)), "| **ours** |").endswith("| **1.60 (1.57–1.63)** |")
+    assert line(text(record(ours, close)), "| **ours** |").endswith("| 1.00 (0.98–1.02), a tie |")
+    old = record(ours.model_copy(update={"seconds": ()}), close)
+    assert line(text(old), "| **ours** |").endswith("| 1.00 |")
+
+
 def test_a_row_that_is_bound_by_memory_is_told_in_gigabytes():
     shown = text(record(row("ours", 0.01, True, flop=1e6, bytes=2.15e7)))
-    assert "| 2.15e+03 GB/s | 50 % |" in line(shown, "| **ours** |")
+    assert "| 2,150 GB/s | 50 % |" in line(shown, "| **ours** |")
 
 
 def test_cold_and_warm_rows_and_types_are_not_compared():
@@ -71,7 +88,8 @@ def test_cold_and_warm_rows_and_types_are_not_compared():
 def test_a_part_that_was_multiplied_up_says_so_and_does_not_count_for_a_target():
     shown = text(record(row("ours, a slice", 4.0, True, scale=100.0)))
     assert "**ours, a slice** (×100)" in shown
-    assert "pending: the newest record has no such row" in line(shown, "| H200 | maxsim, forward | 1,000 images")
+    ours = line(shown, "| maxsim, forward | 1,000 images x 5,000 captions | ≤ 5.3")
+    assert ours.endswith("| pending: not timed yet |")
 
 
 def test_what_is_not_known_is_a_dash():
@@ -80,27 +98,129 @@ def test_what_is_not_known_is_a_dash():
     assert "| – | – |" in line(text(record(row("ours", 5.0, True, dtype="float8"))), "| **ours** |")
 
 
-def test_targets_are_reached_short_or_pending():
-    target = "| H200 | maxsim, forward | 1,000 images"
-    assert line(text(), target).endswith("| 5.3 ms | pending: no record of such a device |")
-    assert line(text(record()), target).endswith("| **reached**: 5 ms |")
-    late = text(record(row("ours", 10.6, True), row("dense", 1.0)))
-    assert line(late, target).endswith("| short: 10.6 ms, 2 times the target |")
-    assert line(late, "| H200 | chain labels").endswith("| pending: the newest record has no such row |")
-    assert line(late, "| CPU |").endswith("| pending: no record of such a device |")
-    assert text().count("pending") == len(TARGETS)
+def test_a_target_in_seconds_is_reached_short_or_pending():
+    target = Target("H200", "maxsim, forward", "large", 5.3e-3, LARGE)
+    assert told(target, record()) == "**reached**: 5 ms"
+    late = record(row("ours", 10.6, True), row("dense", 1.0), row("ours", 1.0, True, cold=True))
+    assert told(target, late) == "short: 10.6 ms, 2 times the target; the roofline of this run allows 4.15 ms"
+    unknown = record(row("ours", 10.6, True, dtype="float8"))
+    assert told(target, unknown) == "short: 10.6 ms, 2 times the target"
+    assert told(target, record(row("ours", 1.0, True, 100))) == "pending: not timed yet"
+    assert told(target, record(row("ours", 1.0, True, operation="chain labels"))) == "pending: not timed yet"
+
+
+def test_the_variant_named_ours_stands_for_all_that_are_ours():
+    target = Target("H200", "maxsim, forward", "large", 5.3e-3, LARGE)
+    assert told(target, record(row("ours, less work", 1.0, True), row("ours", 5.0, True))) == "**reached**: 5 ms"
+    assert told(target, record(row("batched", 1.0, True), row("one by one", 5.0, True))) == "**reached**: 1 ms"
+
+
+def test_a_target_in_bytes_is_at_most_so_many():
+    target = Target("H200", "maxsim, forward", "large", 0.8e9, LARGE, "memory")
+    assert told(target, record()) == "short: 1 GB, 1.25 times the target"
+    small = row("ours", 9.0, True).model_copy(update={"peak_bytes": 3 * 10**8})
+    assert told(target, record(small)) == "**reached**: 300 MB"
+    assert told(target, record(small.model_copy(update={"peak_bytes": None}))) == "pending: not timed yet"
+
+
+def test_a_target_of_memory_against_a_rival_is_how_many_times_less():
+    target = Target("H200", "maxsim, forward", "large", 4.0, LARGE, "memory", rival="dense")
+    quarter, third = (row("ours", 9.0, True).model_copy(update={"peak_bytes": 10**9 // n}) for n in (5, 3))
+    assert target.wanted == "≥ 4 times less memory than *dense*"
+    assert told(target, record(quarter, row("dense", 1.0))) == "**reached**: 5.00"
+    assert told(target, record(third, row("dense", 1.0))) == "short: 3.00, 0.75 of the target"
+    assert told(target, record(third, row("chunks", 1.0))) == "pending: not timed yet"
+
+
+def test_a_target_of_many_times_is_set_against_the_rival_it_names_even_if_that_was_multiplied_up():
+    target = Target("H200", "maxsim, forward", "large", 60.0, LARGE, rival="loops")
+    rivals = row("loops, a part", 300.0, scale=10.0), row("dense", 5.0)
+    assert target.wanted == "≥ 60 times as fast as *loops*"
+    assert told(target, record(row("ours", 4.5, True), *rivals)) == "**reached**: 66.7"
+    short = told(target, record(row("ours", 10.0, True), *rivals))
+    assert short == "short: 30.0, 0.5 of the target; the roofline of this run allows 72.3"  # 300 ms / 4.15 ms
+
+
+def test_to_be_as_fast_as_the_strongest_the_worst_size_counts_and_a_tie_is_enough():
+    target = Target("H200", "maxsim, forward", "all", 1.0, rival="")
+    steady, wide = [1.0] * 6, (0.8, 0.9, 0.97, 0.99, 1.1, 1.2)
+    easy = row("ours", 5.0, True, rounds=steady), row("dense", 6.0, rounds=steady), row("slow", 60.0, rounds=steady)
+    tie = row("ours", 5.0, True, 100, rounds=steady), row("chunks", 5.0, images=100, rounds=wide)
+    behind = row("ours", 5.0, True, 200, rounds=steady), row("dense", 4.95, images=200, rounds=steady)
+    assert told(target, record(*easy)) == "**reached**: 1.20 (1.20–1.20) against *dense*"
+    assert told(target, record(*easy, *tie)) == (
+        "**reached**, a tie: 0.98 (0.80–1.20) at 100 images x 500 captions against *chunks*, the least of 2 sizes"
+    )
+    short = told(target, record(*easy, *tie, *behind))  # 0.98 is less than 0.99, but that is no tie
+    assert short.startswith("short at 1 of 3 sizes: 0.99 (0.99–0.99) at 200 images x 1,000 captions against *dense*;")
+    assert told(target, record(row("ours", 5.0, True))) == "pending: not timed yet"
+
+
+def test_within_three_percent_of_a_rival_is_a_ratio_of_0_97():
+    target = Target("H200", "maxsim, forward", "all", 1 / 1.03, rival="cuDNN", note="within 3 %")
+    assert target.wanted == "≥ 0.97 times as fast as *cuDNN* (within 3 %)"
+    rivals = row("cuDNN, packed", 5.0), row("cuDNN, padded", 6.0), row("eager", 1.0)
+    assert told(target, record(row("ours", 5.1, True), *rivals)) == "**reached**: 0.98"
+    late = told(target, record(row("ours", 6.25, True), *rivals))
+    assert late == "short: 0.80, 0.82 of the target; the roofline of this run allows 1.20"
+
+
+def test_targets_stand_by_kind_of_device_and_are_pending_without_one():
+    assert text().count("| pending |") == len(TARGETS)
+    assert text().count("Pending: there is no record of such a device.") == 2
     assert "There is no timing record yet." in text()
+    few = record(row("ours", 9.0, True), device="CPU, test", threads=1, started="2025-05-01T12:00:00+00:00")
+    many = record(row("ours", 9.0, True), row("ours", 9.0, True, 100), device="CPU, test", threads=2)
+    shown = text(record(), few, many)
+    gpu, cpu = shown.split("### CPU\n")
+    assert "As timed on NVIDIA H200." in gpu
+    assert "As timed on CPU, test, 2 threads." in cpu
+    reached = "| maxsim, forward | 1,000 images x 5,000 captions | ≤ 5.3 ms | **reached**: 5 ms |"
+    assert line(gpu, "| ≤ 5.3") == reached
+    assert line(cpu, "| ≤ 2\u00a0s").endswith("| ≤ 2 s | pending: not timed yet |")
 
 
-def test_the_newest_record_of_a_device_counts_and_older_ones_are_listed():
+def test_a_record_that_a_newer_one_replaces_whole_is_listed():
     old = record(row("ours", 50.0, True), file="old.json", started="2023-05-01T12:00:00+00:00", dirty=True)
     marked = old.model_copy(update={"marks": ("schema 0: no load", "dirty tree")})
     shown = text(marked, record(file="new.json"))
     assert shown == text(record(file="new.json"), marked)
     assert "50\u00a0ms" not in shown
     assert "[record](timings/new.json), started 2024-05-01T12:00:00+00:00" in shown
+    assert "Made from several records" not in shown
+    assert "| record |" not in shown
     older = line(shown, "timings/old.json")
     assert older == "- [record](timings/old.json), 2023-05-01T12:00:00+00:00 (Caution: schema 0: no load; dirty tree)"
+
+
+def test_a_run_of_some_benchmarks_hides_none_of_the_others():
+    whole = record(
+        row("ours", 5.0, True), row("ours", 6.0, True, 200), row("ours", 7.0, True, operation="chain labels"),
+        left_out=["maxsim, forward, 1,000 images x 5,000 captions: torch.compile failed", "chain labels: no memory"],
+        file="whole.json", started="2023-05-01T12:00:00+00:00", commit="a" * 40,
+    )  # fmt: skip
+    halved = Ceilings(copy=2150.0, product={"bfloat16": 1580.0})
+    files = render([record(row("ours", 4.0, True), file="part.json", ceilings=halved), whole])
+    shown = files["kernels.md"].decode().replace("\u00a0", " ")
+    assert line(shown, "timings/part.json").startswith("1. [record](timings/part.json), started 2024-05-01")
+    assert "commit `aaaaaaaaaa`; torch 2.11.0." in line(shown, "2. [record](timings/whole.json), started 2023-05-01")
+    assert "| product, `float32` | – | 50 TFLOP/s |" in shown
+    assert "| product, `bfloat16` | 1580 TFLOP/s | 790 TFLOP/s |" in shown
+    assert line(shown, "| 200 images x 1,000 captions | **ours** |").endswith("| 200 MB | – | 2 |")
+    assert "| 4 ms (3.68 ms–4.32 ms) | 820 TFLOP/s | 51.9 % | 1 GB | – | 1 |" in shown  # of its own record's ceiling
+    assert "| 7 ms (6.44 ms–7.56 ms) | 469 TFLOP/s | 59.3 % | 1 GB | – | 2 |" in shown
+    assert "| 5 ms (" not in shown
+    assert "- chain labels: no memory" in shown
+    assert "torch.compile failed" not in shown
+    assert "Older records" not in shown
+    drawn = {word for name, content in files.items() if "roofline" in name for word in words(content)}
+    assert {f"Roofline of NVIDIA H200, record {number}" for number in (1, 2)} <= drawn
+
+
+def test_a_series_goes_on_over_several_records():
+    first = record(row("ours", 1.0, True, 100), row("ours", 4.0, True, 200), started="2023-05-01T12:00:00+00:00")
+    shown = text(first, record(row("ours", 16.0, True, 400), file="b.json"))
+    assert "| maxsim, forward, bfloat16 | ours | 3 | 400 images x 2,000 captions | 1.0 | 0.5 |" in shown
 
 
 def test_devices_stand_side_by_side_and_a_cpu_once_for_each_number_of_threads():
@@ -114,9 +234,11 @@ def test_devices_stand_side_by_side_and_a_cpu_once_for_each_number_of_threads():
 def test_a_series_of_sizes_is_drawn_and_its_laws_are_told():
     sizes = (100, 200, 400, 800)
     series = [row("ours", images**2 / 1e4, True, images) for images in sizes]
+    series.append(row("ours", 1e6, True, 1600, scale=4.0))  # multiplied up: no part of a law
     files = render([record(*series, row("dense", 9.0), left_out=["torch.compile failed"])])
     shown = files["kernels.md"].decode()
-    assert "| maxsim, forward, bfloat16 | ours | 4 | 1.0 | 0.5 | 800\u00a0MB |" in shown
+    law = "| maxsim, forward, bfloat16 | ours | 4 | 800 images x 4,000 captions | 1.0 | 0.5 | 800\u00a0MB |"
+    assert law in shown
     assert "- torch.compile failed" in shown
     roof, scale = (files[name] for name in sorted(files) if name.endswith(".svg"))
     roof, scale = (roof, scale) if "Roofline of NVIDIA H200" in words(roof) else (scale, roof)
@@ -135,6 +257,11 @@ def test_an_exponent_is_the_slope_on_log_scales():
 def test_durations_have_three_digits_and_a_unit():
     found = [duration(seconds).replace("\u00a0", " ") for seconds in (8e-6, 0.00123456, 0.5, 12.34, 5000.0, 2e6)]
     assert found == ["8 µs", "1.23 ms", "500 ms", "12.3 s", "5,000 s", "555.6 h"]
+
+
+def test_ratios_and_memory_have_three_digits():
+    assert [factor(value) for value in (0.976, 9.994, 14.68, 123.4, 1234.5)] == ["0.98", "9.99", "14.7", "123", "1,234"]
+    assert [memory(size).replace("\u00a0", " ") for size in (232e3, 567e6, 999.7e6)] == ["0.232 MB", "567 MB", "1 GB"]
 
 
 def test_nothing_in_a_record_is_read_as_markdown_or_html():

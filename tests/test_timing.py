@@ -6,7 +6,8 @@ import json
 import time
 from datetime import datetime
 from functools import partial
-from itertools import count
+from itertools import count, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,17 @@ import torch
 from capbench import timing
 from capbench.errors import CapbenchError
 from capbench.timing import Ceilings, Timing, ceilings, limit, measure, peak_bytes, roofline_share, through
-from capbench.timings import TimingRecord, entry, load_timings, save_timings, timing_provenance
+from capbench.timings import (
+    TimingEntry,
+    TimingRecord,
+    comparisons,
+    entry,
+    load_timings,
+    median_interval,
+    ratio,
+    save_timings,
+    timing_provenance,
+)
 
 CEILINGS = Ceilings(copy=100.0, product={"float32": 2.0, "bfloat16": 8.0})
 ONE_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -125,6 +136,85 @@ def test_an_entry_holds_the_quantiles_multiplied_by_its_scale():
     assert made.p90 == pytest.approx(10 * np.quantile([1.0, 2.0, 3.0], 0.9))
 
 
+def test_an_entry_keeps_every_round_to_four_digits_and_its_quantiles_in_full():
+    made = entry(Timing((1.23456, 2.34567, 3.0), 7), 10.0, operation="o", size="s", variant="v", ours=False)
+    assert made.seconds == (12.35, 23.46, 30.0)
+    assert made.median == pytest.approx(23.4567)
+
+
+def test_a_row_of_many_rounds_takes_one_line_of_the_file_and_is_read_back(tmp_path):
+    times = tuple(1e-6 * number for number in range(1, 101))
+    made = entry(Timing(times, 0), operation="[\n 1,\n 2 ]", size="s", variant="v", ours=True)
+    path = save_timings(record(entries=[made]), tmp_path)
+    (line,) = (each for each in path.read_text().splitlines() if '"seconds"' in each)
+    assert line.strip().startswith('"seconds": [1e-06, 2e-06, 3e-06, ')
+    (read,) = load_timings(tmp_path)
+    assert read.entries == [made]
+
+
+def variant(name: str, *seconds: float, **changes) -> TimingEntry:
+    what: dict[str, Any] = {"operation": "o", "size": "s", "variant": name, "ours": name.startswith("ours")}
+    return entry(Timing(seconds, 0), **(what | changes))
+
+
+def test_a_ratio_is_the_median_of_the_paired_rounds_and_not_the_ratio_of_the_medians():
+    ours, rival = variant("ours", 1.0, 2.0, 3.0), variant("rival", 3.0, 2.0, 3.0)
+    assert ratio(rival, ours).value == 1.0  # of 3, 1 and 1
+    assert ratio(rival, ours).interval is None
+    assert ratio(rival, ours.model_copy(update={"seconds": ()})).value == 1.5
+    assert ratio(variant("rival", 3.0, 3.0), ours).value == 1.5
+
+
+def test_a_machine_that_slows_down_changes_no_ratio():
+    drift = [1 + number / 10 for number in range(10)]
+    found = ratio(variant("rival", *(1.5 * time for time in drift)), variant("ours", *drift))
+    assert found.interval is not None
+    assert found.interval == pytest.approx((1.5, 1.5))
+    assert not found.tie
+
+
+def test_a_tie_is_an_interval_that_holds_one():
+    ours = variant("ours", *[1.0] * 6)
+    assert ratio(variant("rival", 0.9, 0.95, 0.97, 0.99, 1.0, 1.1), ours).tie
+    assert ratio(variant("rival", 0.9, 0.95, 0.97, 0.99, 1.0, 1.1), ours).interval == (0.9, 1.1)
+    assert not ratio(variant("rival", 0.9, 0.95, 0.97, 0.99, 0.99, 0.99), ours).tie
+    assert ratio(variant("rival", 0.9, 0.95, 0.97, 0.99, 0.99, 0.996), ours).tie  # it is shown as 1.00
+    assert not ratio(variant("rival", 1.0, 1.0), variant("ours", 1.0, 1.0)).tie  # too few rounds to say so
+
+
+def test_the_interval_of_a_median_is_the_narrowest_that_holds_it_with_95_percent():
+    for count_ in range(1, 13):
+        below = [sum(sides) for sides in product((0, 1), repeat=count_)]  # values below the median, all cases
+        inside = {cut: sum(cut <= n <= count_ - cut for n in below) / len(below) for cut in range(1, count_ // 2 + 1)}
+        cut = max((cut for cut, share in inside.items() if share >= 0.95), default=0)
+        values = [float(number) for number in range(count_, 0, -1)]
+        assert median_interval(values) == ((float(cut), float(count_ + 1 - cut)) if cut else None)
+    assert median_interval([float(number) for number in range(1, 101)]) == (40.0, 61.0)  # as in printed tables
+    assert median_interval([]) is None
+
+
+def test_each_size_of_an_operation_is_that_of_the_newest_record_that_has_it():
+    old, new = (f"202{year}-01-01T00:00:00+00:00" for year in (3, 4))
+    sizes = {"numbers": {"images": 9}, "size": "9"}, {"numbers": {"images": 10}, "size": "10"}
+    cold = [variant("old", 1.0, cold=cold, **sizes[0]) for cold in (False, True)]
+    first = record(started=old, entries=[*cold, variant("old", 1.0, **sizes[1]), variant("x", 1.0, operation="A")])
+    second = record(started=new, entries=[variant("new", 1.0, **sizes[1]), variant("ours", 1.0, **sizes[1])])
+    found = comparisons([first, second])
+    assert [(one.operation, one.size, one.cold) for one in found] == [
+        ("A", "s", False), ("o", "9", False), ("o", "9", True), ("o", "10", False),
+    ]  # fmt: skip
+    assert [one.record.started for one in found] == [old, old, old, new]
+    assert [row.variant for row in found[-1].entries] == ["new", "ours"]
+    assert comparisons([second, first]) == found
+
+
+def test_the_strongest_rival_is_the_fastest_whose_name_begins_so():
+    rows = [variant("ours", 1.0), variant("cuDNN b", 3.0), variant("cuDNN a", 2.0), variant("eager", 1.5)]
+    (one,) = comparisons([record(entries=rows)])
+    found = [one.rival(), one.rival("cuDNN"), one.rival("torch.compile")]
+    assert [row and row.variant for row in found] == ["eager", "cuDNN a", None]
+
+
 def test_records_are_read_back_and_none_replaces_another(tmp_path):
     paths = [save_timings(record(threads=threads), tmp_path) for threads in range(20)]
     assert len(set(paths)) == 20
@@ -206,3 +296,13 @@ def test_events_time_what_the_device_does():
     x = torch.randn(4096, 4096, device="cuda")
     found = measure({"once": lambda: x @ x, "twice": lambda: x @ x @ x}, "cuda", rounds=20, graph=False)
     assert found["twice"].median > 1.5 * found["once"].median
+
+
+@ONE_GPU
+def test_a_graph_walks_through_all_rotating_inputs():
+    inputs = [torch.zeros(1000, device="cuda") for _ in range(4)]
+    found = measure({"add": through(lambda x: x.add_(1), [(x,) for x in inputs])}, "cuda", rounds=10, graph=True)
+    calls = [int(x[0]) for x in inputs]
+    assert found["add"].graphed
+    assert max(calls) - min(calls) <= 1  # each graph takes every input five times
+    assert sum(calls) >= 10 * timing.CALLS_IN_A_GRAPH
