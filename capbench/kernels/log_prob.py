@@ -40,7 +40,7 @@ def reference_target_log_probs(
 class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, target: Tensor) -> Tensor:
-        owner = scores._base if scores._is_view() else scores  # type: ignore[no-untyped-call]
+        owner = scores._base if scores._is_view() else scores
         ctx.kept = owner is None or owner.is_leaf
         scores = scores.contiguous()
         if runs_triton(scores):
