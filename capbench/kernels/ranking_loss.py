@@ -3,7 +3,7 @@
 Legend: S[i, c] = s(i, c), the similarity of image i and caption c, of which S[k, k] is a matched pair; alpha, the
 margin. The equations are those of VSE++ (Faghri et al., BMVC 2018, section 2).
 
-A small batch on a CPU takes the dense reference. A larger one is streamed by blocks of rows: the hardest negatives are
+A small batch on a CPU takes the whole matrix. A larger one is streamed by blocks of rows: the hardest negatives are
 found without a gradient, and the loss is then a function of the winners alone, so that its backward pass costs
 O(pair x dim); for the sum the gradient of a block is made with the block. A GPU has Triton kernels for all of them.
 """
@@ -23,7 +23,7 @@ from capbench.kernels._triton import runs_triton
 Negatives = Literal["hardest", "sum"]
 Similarity = Literal["cosine", "order"]
 DENSE_UP_TO = {  # pairs; beyond, blocks save memory and time
-    ("hardest", "cosine"): 384, ("sum", "cosine"): 1024, ("hardest", "order"): 128, ("sum", "order"): 128,
+    ("hardest", "cosine"): 640, ("sum", "cosine"): 1024, ("hardest", "order"): 128, ("sum", "order"): 128,
 }  # fmt: skip
 ELEMENTS_AT_ONCE = 2**20  # of a block of the product or, for the order, of [image, caption, dim]
 
@@ -40,13 +40,13 @@ def ranking_loss(
 
     `owner` is the image id of each pair: pairs of equal id are no negatives of each other. The whole [pair, pair]
     matrix is held for a small batch on a CPU only. Values are those of `reference_ranking_loss` up to rounding.
-    Beyond the small batch a hinge of exactly zero has no gradient, and of equally hard negatives the first has all of
-    it, where the reference shares it among them. Forward and backward are deterministic: on a CPU for a given number
-    of threads, and in the Triton kernels, which add no floating-point numbers atomically; float64 on a GPU, which has
-    no kernels, is as deterministic as torch is set to be.
-    Half-precision embeddings are multiplied exactly, or subtracted in float32, and added in float32. Beyond the small
-    batch autocast counts for the cosine on a GPU alone. Raises CapbenchError for an unknown option, an empty batch, or
-    unequal numbers of pairs.
+    For the hardest negatives of the cosine, and beyond the small batch, a hinge of exactly zero has no gradient, and of
+    equally hard negatives the first has all of it, where the reference shares it among them. Forward and backward are
+    deterministic: on a CPU for a given number of threads, and in the Triton kernels, which add no floating-point
+    numbers atomically; float64 on a GPU, which has no kernels, is as deterministic as torch is set to be.
+    Half-precision embeddings are multiplied exactly, or subtracted in float32, and added in float32. Autocast counts
+    for the cosine on a GPU, and for its sum in a small batch. Raises CapbenchError for an unknown option, an empty
+    batch, or unequal numbers of pairs.
     """
     _check(images, captions, owner, negatives, similarity)
     owner = owner.to(images.device)
@@ -54,11 +54,16 @@ def ranking_loss(
         from capbench.kernels import ranking_loss_triton
 
         return ranking_loss_triton.ranking_loss(images, captions, owner, margin, negatives, similarity)
-    if len(images) <= DENSE_UP_TO[negatives, similarity]:
+    small = len(images) <= DENSE_UP_TO[negatives, similarity]
+    if small and (negatives, similarity) != ("hardest", "cosine"):
         return reference_ranking_loss(images, captions, owner, margin, negatives, similarity)
     streamed = streamed_hardest if negatives == "hardest" else streamed_sum
     with torch.autocast(images.device.type, enabled=False):
-        return streamed(_widened(images), _widened(captions), owner, margin, similarity)
+        images, captions = _widened(images), _widened(captions)
+        if small:
+            loss: Tensor = _HardestOfMatrix.apply(images, captions, owner, margin)
+            return loss
+        return streamed(images, captions, owner, margin, similarity)
 
 
 def reference_ranking_loss(
@@ -73,6 +78,29 @@ def reference_ranking_loss(
     measure = MEASURES[similarity]
     loss = max_of_hinges if negatives == "hardest" else sum_of_hinges
     return loss(measure(_widened(images), _widened(captions)), matched_pairs(owner), margin)
+
+
+class _HardestOfMatrix(torch.autograd.Function):
+    """Equation 6 of the cosine from the whole matrix, with the gradient at hand: S has one at the winners alone."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, captions: Tensor, owner: Tensor, margin: float) -> Tensor:
+        S = cosine_similarity(images, captions)  # noqa: N806
+        raised = margin - S.diagonal()
+        S = S.masked_fill(owner[:, None] == owner, -torch.inf)  # noqa: N806
+        (over_captions, caption), (over_images, image) = S.max(1), S.max(0)
+        hinges = torch.stack([over_captions + raised, over_images + raised])
+        ctx.save_for_backward(images, captions, caption, image, hinges)
+        return hinges.clamp(min=0).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, captions, caption, image, hinges = ctx.saved_tensors
+        active = torch.where(hinges <= 0, 0, gradient)  # so that NaN is active
+        dS = torch.diag(-active.sum(0))  # noqa: N806
+        dS.scatter_add_(1, caption[:, None], active[0, :, None]).scatter_add_(0, image[None], active[1, None])
+        return dS @ captions, dS.T @ images, None, None
 
 
 def streamed_hardest(
