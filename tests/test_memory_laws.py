@@ -1,0 +1,81 @@
+"""What the operations hold beyond their inputs, on a CPU: a bound by the sizes, which the plain forms exceed by far.
+
+Bytes as torch's allocator counts them. What grows with one side alone is checked at two sizes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from capbench.kernels import attention, log_prob, maxsim, ranking_loss
+from capbench.kernels.attention import attention_step, reference_attention_step
+from capbench.kernels.log_prob import reference_target_log_probs, target_log_probs
+from capbench.metrics import retrieval
+from capbench.metrics.retrieval import embedding_ranks
+from capbench.timing import peak_bytes
+
+FLOAT = 4
+
+
+def backward(function, *inputs):
+    """Values and gradients, as a training step asks for them."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    return lambda: torch.autograd.grad(function(*(x * 1 for x in leaves)).sum(), leaves)
+
+
+@pytest.mark.parametrize("pairs", [1500, 6000])
+@pytest.mark.parametrize(("negatives", "rows", "blocks"), [("hardest", 8, 3), ("sum", 10, 6)])
+def test_a_ranking_loss_holds_rows_and_a_block(pairs, negatives, rows, blocks):
+    dim, owner = 32, torch.arange(pairs)
+    images, captions = (torch.nn.functional.normalize(torch.randn(pairs, dim), dim=1) for _ in range(2))
+    law = FLOAT * (rows * pairs * dim + 40 * pairs + blocks * ranking_loss.ELEMENTS_AT_ONCE)
+    loss = partial(ranking_loss.ranking_loss, owner=owner, margin=0.2, negatives=negatives)
+    held = peak_bytes(backward(loss, images, captions), "cpu")
+    assert held < law
+    if pairs == 6000:
+        assert law < FLOAT * pairs**2  # a single matrix, of which the dense form holds several
+
+
+@pytest.mark.parametrize("images", [500, 4000])
+def test_ranks_hold_a_tile_and_some_numbers_for_each_item(images):
+    owner = torch.arange(images).repeat_interleave(5)
+    v, c = torch.randn(images, 16), torch.randn(5 * images, 16)
+    law = 3 * FLOAT * retrieval.CPU_TILE + 8 * 12 * len(owner)
+    assert peak_bytes(partial(embedding_ranks, v, c, owner), "cpu") < law
+    if images == 4000:
+        assert law < FLOAT * images * len(owner) / 10
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("captions", [100, 400])
+def test_maxsim_holds_a_tile_and_the_winner_of_each_image_and_word(captions, gradient):
+    images, regions, words, dim = 60, 20, 12, 16
+    v, s, lengths = torch.randn(images, regions, dim), torch.randn(captions, words, dim), torch.full((captions,), words)
+    score = partial(maxsim.maxsim, lengths=lengths)
+    call = backward(score, v, s) if gradient else torch.no_grad()(partial(score, v, s))
+    pairs, items = images * captions, images * regions * dim + captions * words * dim
+    law = FLOAT * (maxsim.ELEMENTS_AT_ONCE + 3 * pairs + (4 * items + 5 * pairs * words if gradient else 0))
+    assert peak_bytes(call, "cpu") < law
+
+
+def test_attention_without_a_gradient_holds_some_images_at_once():
+    images, locations, dim = 64, 196, 256
+    keys, seen = torch.randn(images, locations, dim), torch.randn(images, locations, 8)
+    query = torch.randn(images, 3, dim)
+    step = torch.no_grad()(partial(attention_step, keys, seen, query, torch.randn(dim)))
+    law = FLOAT * (1.1 * attention.ELEMENTS_IN_CACHE + 8 * images * 3 * locations + 4 * query.numel())
+    assert peak_bytes(step, "cpu") < law
+    plain = torch.no_grad()(partial(reference_attention_step, keys, seen, query, torch.randn(dim)))
+    assert law < peak_bytes(plain, "cpu") / 4
+
+
+def test_log_probabilities_hold_some_rows_beyond_the_scores_of_which_the_gradient_takes_the_place():
+    words, vocabulary = 600, 10_000
+    scores, target = torch.randn(words, vocabulary), torch.randint(0, vocabulary, (words,))
+    law = FLOAT * (2 * words * vocabulary + 4 * log_prob.ELEMENTS_AT_ONCE)  # the copy of the leaf, and its gradient
+    held = peak_bytes(backward(partial(target_log_probs, target=target), scores), "cpu")
+    plain = peak_bytes(backward(partial(reference_target_log_probs, target=target), scores), "cpu")
+    assert held < law < plain
