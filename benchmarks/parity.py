@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import ceil
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Run, Way
 from capbench.timing import Call, through
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the norm of what is wanted
-MOST_SETS = 8  # of inputs that a call goes through on a GPU
+SETS = (1, 2, 4, 5, 10)  # of inputs that a call goes through on a GPU; each divides the calls of a graph
 
 
 def prepared(case: Case, way: Way, inputs: tuple[Tensor, ...], compiled: bool) -> tuple[Call, Tensor]:
@@ -39,12 +37,13 @@ def prepared(case: Case, way: Way, inputs: tuple[Tensor, ...], compiled: bool) -
 
 
 def sets(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-    """The inputs, and on a GPU as many copies as exceed twice its L2 cache together, eight sets at most."""
+    """The inputs, and on a GPU as many copies as exceed twice its L2 cache together, ten sets at most."""
     if not ON_GPU:
         return [inputs]
     cache = 2 * torch.cuda.get_device_properties(DEVICE).L2_cache_size
-    count = ceil((cache + 1) / max(1, sum(x.nbytes for x in inputs)))
-    return [inputs, *(tuple(x.clone() for x in inputs) for _ in range(min(count, MOST_SETS) - 1))]
+    size = sum(x.nbytes for x in inputs)
+    count = next((count for count in SETS if count * size > cache), SETS[-1])
+    return [inputs, *(tuple(x.clone() for x in inputs) for _ in range(count - 1))]
 
 
 def leaves_of(inputs: tuple[Tensor, ...], gradient: bool = True) -> tuple[Tensor, ...]:

@@ -34,6 +34,7 @@ from capbench.captioning import cross_entropy
 from capbench.data.vocabulary import PAD
 from capbench.kernels.attention import reference_attention_step
 from capbench.kernels.gru import reference_last_hidden
+from capbench.kernels.log_prob import reference_target_log_probs
 from capbench.kernels.maxsim import reference_maxsim
 from capbench.kernels.ranking_loss import reference_ranking_loss
 from capbench.paper import paper
@@ -100,11 +101,13 @@ RANKED = Trained(
     plain={"reproductions.vsepp.model.last_hidden": reference_last_hidden,
            "reproductions.vsepp.objective.ranking_loss": reference_ranking_loss},
 )  # fmt: skip
-ATTENTION = {"capbench.layers.attention_step": reference_attention_step}
+WORDS = {"capbench.captioning.target_log_probs": reference_target_log_probs}
+ATTENTION = WORDS | {"capbench.layers.attention_step": reference_attention_step}
 TRAINED = (
     RANKED,
     Trained("Show and Tell", of_paper("show_and_tell", "adam"),
-            lambda recipe: ShowAndTell(recipe, len(encoded()[0]), FEATURE), without_lengths(show_and_tell), (FEATURE,)),
+            lambda recipe: ShowAndTell(recipe, len(encoded()[0]), FEATURE), without_lengths(show_and_tell), (FEATURE,),
+            plain=WORDS),
     Trained("Show, Attend and Tell, soft", of_paper("show_attend_tell", "soft"),
             lambda recipe: ShowAttendTell(recipe, len(encoded()[0]), FEATURE), without_lengths(show_attend_tell),
             (LOCATIONS, FEATURE), plain=ATTENTION),
