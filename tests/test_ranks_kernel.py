@@ -85,13 +85,18 @@ def test_kernel_counts_equal_the_definition(measure, shape, dtype):
 
 
 @needs_triton
-def test_kernel_counts_equal_embeddings_as_ties():
-    """Not whole numbers: the right pair and its copies must come out of the same arithmetic."""
-    vector = torch.nn.functional.normalize(torch.randn(300, generator=torch.Generator().manual_seed(0)), dim=0)
-    owner = torch.arange(40, device=DEVICE).repeat_interleave(2)
-    ranks = embedding_ranks(vector.expand(40, -1).to(DEVICE), vector.expand(80, -1).to(DEVICE), owner)
-    assert ranks.image_to_caption.tolist() == [78] * 40
-    assert ranks.caption_to_image.tolist() == [39] * 80
+@pytest.mark.parametrize("measure", ["cosine", "order"])
+@pytest.mark.parametrize("wide_from", [1, 2048])
+def test_kernel_counts_equal_embeddings_as_ties(measure, wide_from, monkeypatch):
+    """Not whole numbers: the right pair and its copies must come out of the same arithmetic, in any tile."""
+    monkeypatch.setattr("capbench.kernels.ranking_loss_triton.WIDE_FROM", wide_from)
+    random = torch.Generator().manual_seed(0)
+    image, caption = (torch.nn.functional.normalize(torch.randn(300, generator=random), dim=0) for _ in range(2))
+    owner = torch.arange(70, device=DEVICE).repeat_interleave(2)
+    images, captions = image.expand(70, -1).to(DEVICE), caption.expand(140, -1).to(DEVICE)
+    ranks = embedding_ranks(images, captions, owner, measure)
+    assert ranks.image_to_caption.tolist() == [138] * 70
+    assert ranks.caption_to_image.tolist() == [69] * 140
 
 
 @needs_triton

@@ -3,10 +3,11 @@
 e_i = v^T tanh(k_i + q), alpha = softmax(e), context = sum_i alpha_i a_i over the locations i of an image, with the keys
 k_i = W_a a_i made once for all steps and the query q = W_h h of each hypothesis (Bahdanau, Cho, Bengio, ICLR 2015,
 appendix A.1.2; Xu et al., ICML 2015, equations 4 to 6 and 13). The CPU path is torch's own operations with the tanh in
-place; where nothing is kept for a gradient some images at a time, and in float32 the tanh by way of a sigmoid. On a GPU
-Triton reads the keys and annotations of an image from memory once for all its beams, and keeps no [image, beam,
-location, attention]: the backward pass computes it again (attention_triton). Forward and backward are deterministic: on
-a CPU for a given number of threads; on a GPU as far as cuBLAS is, which multiplies in the backward pass of the context.
+place; where nothing is kept for a gradient some images at a time, and outside half precision the tanh by way of a
+sigmoid. On a GPU Triton reads the keys and annotations of an image from memory once for all its beams, and keeps no
+[image, beam, location, attention]: the backward pass computes it again (attention_triton). Forward and backward are
+deterministic: on a CPU for a given number of threads; on a GPU as far as cuBLAS is, which multiplies in the backward
+pass of the context.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
+from capbench.kernels._scratch import scratch
 from capbench.kernels._triton import runs_triton
 
 ELEMENTS_AT_ONCE = 2**23  # of [image, beam, location, attention] where no gradient is asked for: 32 MiB in float32
@@ -85,11 +87,10 @@ def _shifted_scores(keys: Tensor, query: Tensor, v: Tensor) -> Tensor:
     """Scores less sum(v), which the softmax does not see: tanh(x) = 2 sigmoid(2x) - 1, and torch's sigmoid takes a
     sixth of the time of its tanh. Some images at a time in one place that stays in the cache."""
     beam, (_, *each) = query.shape[1], keys.shape
-    step = max(1, ELEMENTS_IN_CACHE // (beam * keys[0].numel()))
-    space, twice = keys.new_empty(min(step, len(keys)), beam, *each), 2 * query[:, :, None]
+    step = max(1, ELEMENTS_IN_CACHE // max(1, beam * keys[0].numel()))
     parts = []
-    for k, q in zip(keys[:, None].split(step), twice.split(step), strict=True):
-        seen = torch.add(q, k, alpha=2, out=space[: len(k)])
+    for k, q in zip(keys[:, None].split(step), (2 * query[:, :, None]).split(step), strict=True):
+        seen = torch.add(q, k, alpha=2, out=scratch("attention", (len(k), beam, *each), keys))
         parts.append(linear(seen.sigmoid_(), 2 * v).squeeze(-1))
     return torch.cat(parts)
 

@@ -22,8 +22,9 @@ ELEMENTS_AT_ONCE = 2**19  # 2 MiB in float32
 def target_log_probs(scores: Float[Tensor, "word vocabulary"], target: Int[Tensor, " word"]) -> Float[Tensor, " word"]:
     """log p of each row's target, in float32 (float64 for float64 scores), whatever autocast says.
 
-    **The backward pass overwrites `scores` with their gradient**, unless they are a leaf; autograd raises where another
-    operation still needs them. The targets must lie in the vocabulary, which is not checked on a GPU. Deterministic.
+    **The backward pass overwrites `scores` with their gradient**, and so whatever shares their memory, unless they are
+    a leaf; autograd raises where another operation still needs them. The targets must lie in the vocabulary, which is
+    not checked on a GPU. Deterministic.
     """
     log_probs: Tensor = _TargetLogProbs.apply(scores, target)
     return log_probs
@@ -66,12 +67,12 @@ class _TargetLogProbs(torch.autograd.Function):
 
             log_prob_triton.backward(scores, target, by_triton[0], gradient, result)
             torch.autograd.graph.increment_version(result)
-            return result, None
+            return result.detach(), None
         for part in _parts(scores):
             p = scores[part].to(gradient.dtype).softmax(1)
             of_row = gradient[part, None]
             result[part] = p.mul_(-of_row).scatter_add_(1, target[part, None], of_row)
-        return result, None
+        return result.detach(), None
 
 
 def _parts(scores: Tensor) -> Iterator[slice]:

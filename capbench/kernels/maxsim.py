@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from capbench.errors import CapbenchError
+from capbench.kernels._scratch import scratch
 from capbench.kernels._triton import runs_triton
 
 Form = Literal["max", "sum"]
@@ -154,17 +155,14 @@ def _multiplied(
 
 def _products(regions: Tensor, words: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Some images, some words, and the product [image, region, word] of both, which lies where the last one lay."""
-    space = regions.new_empty(0)
     for some, part in _tiles(regions, len(words)):
         rows, columns = regions[some].flatten(0, 1), words[part]
-        if not len(space):
-            space = regions.new_empty(len(rows) * len(columns))
-        product = torch.mm(rows, columns.T, out=space[: len(rows) * len(columns)].view(len(rows), -1))
+        product = torch.mm(rows, columns.T, out=scratch("maxsim", (len(rows), len(columns)), regions))
         yield some, part, product.view(-1, regions.shape[1], len(columns))
 
 
 def _tiles(regions: Tensor, words: int) -> Iterator[tuple[slice, slice]]:
-    """Some images and some words at a time; the first product is the largest."""
+    """Some images and some words at a time."""
     images, count, _ = regions.shape
     step = max(1, min(images, _at_once(count * min(words, WIDE))))
     for some in _parts(images, step):

@@ -40,13 +40,13 @@ def ranking_loss(
 
     `owner` is the image id of each pair: pairs of equal id are no negatives of each other. The whole [pair, pair]
     matrix is held for a small batch on a CPU only. Values are those of `reference_ranking_loss` up to rounding.
-    For the hardest negatives of the cosine, and beyond the small batch, a hinge of exactly zero has no gradient, and of
-    equally hard negatives the first has all of it, where the reference shares it among them. Forward and backward are
-    deterministic: on a CPU for a given number of threads, and in the Triton kernels, which add no floating-point
-    numbers atomically; float64 on a GPU, which has no kernels, is as deterministic as torch is set to be.
+    A hinge of exactly zero has no gradient, and of equally hard negatives the first has all of it, where the reference,
+    which a small batch of the order on a CPU takes, shares it among them. Forward and backward are deterministic: on a
+    CPU for a given number of threads, and in the Triton kernels, which add no floating-point numbers atomically;
+    float64 on a GPU, which has no kernels, is as deterministic as torch is set to be.
     Half-precision embeddings are multiplied exactly, or subtracted in float32, and added in float32. Autocast counts
-    for the cosine on a GPU, and for its sum in a small batch. Raises CapbenchError for an unknown option, an empty
-    batch, or unequal numbers of pairs.
+    for the cosine on a GPU alone. Raises CapbenchError for an unknown option, an empty batch, or unequal numbers of
+    pairs.
     """
     _check(images, captions, owner, negatives, similarity)
     owner = owner.to(images.device)
@@ -55,14 +55,15 @@ def ranking_loss(
 
         return ranking_loss_triton.ranking_loss(images, captions, owner, margin, negatives, similarity)
     small = len(images) <= DENSE_UP_TO[negatives, similarity]
-    if small and (negatives, similarity) != ("hardest", "cosine"):
-        return reference_ranking_loss(images, captions, owner, margin, negatives, similarity)
-    streamed = streamed_hardest if negatives == "hardest" else streamed_sum
     with torch.autocast(images.device.type, enabled=False):
+        if small and similarity == "order":
+            return reference_ranking_loss(images, captions, owner, margin, negatives, similarity)
         images, captions = _widened(images), _widened(captions)
         if small:
-            loss: Tensor = _HardestOfMatrix.apply(images, captions, owner, margin)
+            of_matrix = _HardestOfMatrix if negatives == "hardest" else _SumOfMatrix
+            loss: Tensor = of_matrix.apply(images, captions, owner, margin)
             return loss
+        streamed = streamed_hardest if negatives == "hardest" else streamed_sum
         return streamed(images, captions, owner, margin, similarity)
 
 
@@ -100,6 +101,29 @@ class _HardestOfMatrix(torch.autograd.Function):
         active = torch.where(hinges <= 0, 0, gradient)  # so that NaN is active
         dS = torch.diag(-active.sum(0))  # noqa: N806
         dS.scatter_add_(1, caption[:, None], active[0, :, None]).scatter_add_(0, image[None], active[1, None])
+        return dS @ captions, dS.T @ images, None, None
+
+
+class _SumOfMatrix(torch.autograd.Function):
+    """Equation 5 of the cosine likewise: the gradient by S counts the hinges."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, captions: Tensor, owner: Tensor, margin: float) -> Tensor:
+        S = cosine_similarity(images, captions)  # noqa: N806
+        positive = S.diagonal()
+        raised = (S + margin).masked_fill_(owner[:, None] == owner, -torch.inf)
+        hinges = (raised - positive[:, None]).clamp_(min=0), (raised - positive).clamp_(min=0)
+        ctx.save_for_backward(images, captions, *hinges)
+        return hinges[0].sum() + hinges[1].sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, captions, *hinges = ctx.saved_tensors
+        over_captions, over_images = (x.ne(0).to(x.dtype) for x in hinges)
+        dS = over_captions + over_images  # noqa: N806
+        dS.diagonal().sub_(over_captions.sum(1) + over_images.sum(0))
+        dS.mul_(gradient)
         return dS @ captions, dS.T @ images, None, None
 
 

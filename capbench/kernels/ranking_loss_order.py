@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
-def violation(own, other, own_is_image: tl.constexpr):
+def signed_violation(own, other, own_is_image: tl.constexpr):
     """-s times the gradient of s by `own`: max(0, c - i) for an image, and for a caption -max(0, c - i)."""
     step = other - own
     if own_is_image:
@@ -37,7 +37,7 @@ def tile_of_orders(
         caption_there = (inner < dim)[:, None] & column_there[None, :]
         image = tl.load(images + rows[None, :] * dim + inner[:, None], mask=image_there, other=0.0)
         caption = tl.load(captions + columns[None, :] * dim + inner[:, None], mask=caption_there, other=0.0)
-        above = violation(image.to(tl.float32)[:, :, None], caption.to(tl.float32)[:, None, :], True)
+        above = signed_violation(image.to(tl.float32)[:, :, None], caption.to(tl.float32)[:, None, :], True)
         squares += tl.sum(above * above, 0)
     return -tl.sqrt_rn(squares + 1e-12)
 
@@ -48,7 +48,7 @@ def add_violations(
     weights, own, other, result, own_count, other_count, dim,
     own_is_image: tl.constexpr, block: tl.constexpr, width: tl.constexpr, depth: tl.constexpr,
 ):  # fmt: skip
-    """result[o] += sum_t weights[t, o] violation(own[o], other[t]), a block of rows and `width` coordinates each."""
+    """result[o] += sum_t weights[t, o] signed_violation(own[o], other[t]), some rows and `width` coordinates each."""
     rows = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)
     inner = tl.program_id(1) * width + tl.arange(0, width)
     row_there, there = rows < own_count, inner < dim
@@ -67,6 +67,6 @@ def add_violations(
             mask=other_there[:, None] & row_there[None, :],
             other=0.0,
         )
-        step = violation(mine[None, :, :], theirs.to(tl.float32)[:, None, :], own_is_image)
+        step = signed_violation(mine[None, :, :], theirs.to(tl.float32)[:, None, :], own_is_image)
         total += tl.sum(weight[:, :, None] * step, 0)
     tl.store(result + at, total, mask=both)

@@ -11,7 +11,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from capbench.kernels.ranking_loss_order import tile_of_orders, violation
+from capbench.kernels.ranking_loss_order import signed_violation, tile_of_orders
 
 
 @triton.jit
@@ -173,7 +173,7 @@ def _gradient(own, other, score, order: tl.constexpr, own_is_image: tl.constexpr
     """Of the similarity `score` with respect to `own`."""
     slope = other.to(tl.float32)
     if order:
-        slope = violation(own, slope, own_is_image) * (-1.0 / score)
+        slope = signed_violation(own, slope, own_is_image) * (-1.0 / score)
     return slope
 
 

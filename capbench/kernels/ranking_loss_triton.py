@@ -1,9 +1,10 @@
 """The ranking losses as Triton kernels: similarity, hinge and maximum in one pass over tiles of S.
 
-No tile leaves the registers but for its maxima (or counts), so that scratch memory is linear in the batch; the sum's
-backward pass writes the weights of a block of rows. Sums of floating-point numbers go through partial results in a
-fixed order; the only atomic additions are of integers. So two runs give the same bits. Products of float32 are exact
-ones, not tf32.
+No tile leaves the registers but for its maxima (or counts, and for the sum one number), so that scratch memory is
+linear in the batch, but for one number a tile; the sum's backward pass writes the weights of a block of rows. Sums of
+floating-point numbers go through partial results in a fixed order; the only atomic additions are of integers. So two
+runs give the same bits. Products of float32 in the kernels are exact ones, not tf32; those of the sum's backward pass
+are torch's, as it is set.
 """
 
 from __future__ import annotations

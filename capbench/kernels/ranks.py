@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.errors import CapbenchError
+from capbench.kernels._scratch import scratch
 from capbench.kernels._triton import runs_triton
 
 Scores = Callable[[slice, slice], Tensor]
@@ -27,10 +28,10 @@ def counted_ranks(
     """Rank of each image's best caption and of each caption's image, 0 first, on the device of `image_of_caption`.
 
     `scores(rows, columns)` gives the similarities of a slice of the images and a slice of the captions, which come in
-    the order of their images; every image has one. An image's rank counts the captions of other images that score at
-    least as high as the best of its own; a caption's rank counts the other images that score at least as high as its
-    own. Memory: one tile of `at_once` images and their captions, which is halved when memory runs out, and five
-    numbers for each image and caption. Deterministic.
+    the order of their images; every image has one. What it gave may be gone when it is called again. An image's rank
+    counts the captions of other images that score at least as high as the best of its own; a caption's rank counts the
+    other images that score at least as high as its own. Memory: one tile of `at_once` images and their captions, which
+    is halved when memory runs out, and five numbers for each image and caption. Deterministic.
     Raises CapbenchError when a similarity is NaN, or when one image at a time does not fit in memory.
     """
     counts = _Counts(scores, image_of_caption, images)
@@ -93,8 +94,19 @@ class _Counts:
 
     def _count(self, tile: Tensor, images: _Block, captions: _Block) -> None:
         self.nan |= tile.amax().isnan()
-        self.by_image[images.rows] += (tile >= images.best[:, None]).sum(1, dtype=torch.int32)
-        self.by_caption[captions.columns] += (tile >= captions.matched).sum(0, dtype=torch.int32)
+        ahead = scratch("ranks", (len(tile), tile.shape[1]), tile, torch.bool)
+        self.by_image[images.rows] += torch.ge(tile, images.best[:, None], out=ahead).sum(1, dtype=torch.int32)
+        self.by_caption[captions.columns] += torch.ge(tile, captions.matched, out=ahead).sum(0, dtype=torch.int32)
+
+
+def dot_products(images: Float[Tensor, "image dim"], captions: Float[Tensor, "caption dim"]) -> Scores:
+    """The `scores` of `counted_ranks` by the dot product; a tile lies where the last one lay."""
+
+    def scores(rows: slice, columns: slice) -> Tensor:
+        v, c = images[rows], captions[columns]
+        return torch.mm(v, c.T, out=scratch("ranks", (len(v), len(c)), v))
+
+    return scores
 
 
 def embedding_ranks(

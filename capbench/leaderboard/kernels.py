@@ -53,22 +53,26 @@ def by_device(records: Sequence[TimingRecord]) -> dict[str, list[TimingRecord]]:
 
 def _how_to_read() -> Iterator[str]:
     yield (
-        "Each variant was first checked against its reference: in float64, forward and gradient, and then at the timed "
-        "size. All variants of a size are timed in one go, in turn. The time is the **median** over the rounds, with "
-        "the 10th and the 90th percentile; *cold* means that the cache was emptied before each call, *graph* that the "
-        "calls were replayed in a CUDA graph. TFLOP/s and GB/s count what the operation needs at least, whatever a "
-        "variant does besides, so that variants compare."
+        "Each variant but compiled ones was first checked against its reference in float64, forward and gradient, at "
+        "a small size; then all whole ones against each other at the timed size. Training steps were compared in "
+        "float32, on a few captions. All variants of a size are timed in one go, in turn; on a CPU a call starts when"
+        " no thread of another is still waiting for work. The time is the **median** over the rounds, with the 10th "
+        "and the 90th percentile; *cold* means that the cache was emptied before each call, *graph* that the calls "
+        "were replayed in a CUDA graph. TFLOP/s and GB/s count what the operation needs at least, whatever a variant "
+        "does besides, so that variants compare."
     )
     yield (
         "**Share of the roofline**: the least time that the ceilings measured in the same run allow, over the time "
         "taken. More than 100 % means that the data lay in a cache. **Peak memory** is what tensors held beyond the "
-        f"inputs; {DASH} where it is not known. *×n* marks a part that was timed and multiplied up."
+        f"inputs and what is kept between calls (our CPU paths keep a tile, of 8 MB at most); {DASH} where it is not "
+        "known. *×n* marks a part that was timed and multiplied up."
     )
     yield (
         "**Against the strongest rival**: its time over ours, round by round, so that more than 1 is faster; the "
-        "median over the rounds, with its 95 % interval (exact: between order statistics). In bold where the interval "
-        "leaves out 1; *a tie* where it holds 1, to two decimals. A ratio without an interval stands on fewer than six "
-        "rounds, or on a record that did not keep its rounds, and close to 1 it says nothing."
+        "median over the rounds, with its 95 % interval (between order statistics: exact where rounds are "
+        "independent). In bold where the interval leaves out 1; *a tie* where it holds 1, to two decimals. A ratio "
+        "without an interval stands on fewer than six rounds, or on a record that did not keep its rounds, and close "
+        "to 1 it says nothing."
     )
     yield "To time this machine, with nothing else running, and make the page again:"
     yield code_block(["pytest benchmarks --benchmark-only", "capbench leaderboard"])
@@ -78,10 +82,11 @@ def _targets(devices: Mapping[str, Sequence[TimingRecord]]) -> Iterator[str]:
     """A table for each kind of device, with the state on the device of that kind that has the most rows."""
     yield "## Targets"
     yield (
-        "What our variant should reach with a warm cache. A time or a memory is to be at most the target; a "
-        "ratio is the rival's time or memory over ours, as in the tables below, and is to be at least the target. "
-        "Where all sizes count, the worst is told; to be as fast as a rival, a tie is enough. Where a time is "
-        "short of its target, the state says what the roofline of its run allows: close to it, little is left to win."
+        "What our variant should reach with a warm cache. A time or a memory is to be at most the target; a ratio is "
+        "the rival's time or memory over ours, as in the tables below, and is to be at least the target. Where all "
+        "sizes count, the worst is told; to be as fast as a rival, a tie is enough whose interval begins at 0.95 or "
+        "above. Where a time is short of its target, the state says what the roofline of its run allows: close to it,"
+        " little is left to win."
     )
     found = {name: comparisons(group) for name, group in devices.items()}
     for kind in dict.fromkeys(target.kind for target in TARGETS):

@@ -43,8 +43,11 @@ def match_ranks(similarity: Float[Tensor, "image caption"], image_of_caption: In
     """
     _check(len(similarity), similarity.shape[1], image_of_caption)
     order, owner = _by_image(image_of_caption.to(similarity.device))
-    similarity = similarity if order is None else similarity[:, order]
-    return _ranks(lambda rows, columns: similarity[rows, columns], order, owner, len(similarity))
+
+    def scores(rows: slice, columns: slice) -> Tensor:
+        return similarity[rows, columns if order is None else order[columns]]
+
+    return _ranks(scores, order, owner, len(similarity))
 
 
 def embedding_ranks(
@@ -57,9 +60,9 @@ def embedding_ranks(
     """Ranks from embeddings: by the dot product ("cosine"), by the "order" similarity of Vendrov et al. (ICLR 2016),
     or by a function `similarity(images, captions) -> [image, caption]`.
 
-    No matrix of similarities is held, but one tile, of `chunk` images and their captions (5 MB on a CPU, unless
-    `chunk` is given). When memory runs out the chunk is halved, and the ranks stay the same as far as `similarity`
-    gives a pair the same value in any tile.
+    No matrix of similarities is held, but one tile, of `chunk` images and their captions (5 MB on a CPU, unless `chunk`
+    is given), and a copy of the captions where they are not in the order of their images. When memory runs out the
+    chunk is halved, and the ranks stay the same as far as `similarity` gives a pair the same value in any tile.
     Raises CapbenchError as `match_ranks` does, for an unknown similarity, and when not even one image fits.
     """
     images, captions = images.detach(), captions.detach()
@@ -74,7 +77,11 @@ def embedding_ranks(
     measure = MEASURES[similarity] if isinstance(similarity, str) else similarity
     order, owner = _by_image(image_of_caption)
     captions = captions if order is None else captions[order]
-    return _ranks(lambda rows, columns: measure(images[rows], captions[columns]), order, owner, len(images), chunk)
+    if similarity == "cosine":
+        scores = kernel.dot_products(images, captions)
+    else:
+        scores = lambda rows, columns: measure(images[rows], captions[columns])  # noqa: E731
+    return _ranks(scores, order, owner, len(images), chunk)
 
 
 def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
@@ -160,6 +167,7 @@ def _check(images: int, captions: int, image_of_caption: Tensor) -> None:
 
 def _by_image(image_of_caption: Tensor) -> tuple[Tensor | None, Tensor]:
     """The order that brings captions into the order of their images, None where they are, and the owners in it."""
+    image_of_caption = image_of_caption.long()
     if bool((image_of_caption.diff() >= 0).all()):
         return None, image_of_caption
     owner, order = image_of_caption.sort(stable=True)
