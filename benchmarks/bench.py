@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
+
+from capbench.timing import Call
+from capbench.training import bf16_where_native
 
 Run = Callable[..., Tensor | tuple[Tensor, ...]]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,7 +61,9 @@ class Case:
 @dataclass(frozen=True)
 class Steps:
     """An operation with a state, such as a training step. `check` compares the ways, before anything is timed; a way
-    makes what it needs on the device before it gives the call, which does one step. Never replayed in a CUDA graph."""
+    makes what it needs on the device before it gives the call, which does `calls` steps; the time is that of one. The
+    compiled ways are not checked. Never replayed in a CUDA graph. `dtype` is what ours multiplies in; a way in another
+    says so in its name."""
 
     operation: str
     size: str
@@ -68,10 +73,27 @@ class Steps:
     dtype: torch.dtype = torch.float32
     flop: float = 0.0
     bytes: float = 0.0
+    calls: int = 1
 
     @property
     def name(self) -> str:
         return f"{self.operation}, {self.size}"
+
+
+def training_dtype(precision: Literal["auto", "full"] = "auto") -> torch.dtype:
+    """The type that training multiplies in on the device."""
+    native = isinstance(bf16_where_native(DEVICE, precision), torch.autocast)
+    return torch.bfloat16 if native else torch.float32
+
+
+def through_all(function: Callable[..., object], inputs: Sequence[tuple[object, ...]]) -> Call:
+    """A call of `function` with each of the inputs, one after the other."""
+
+    def call() -> None:
+        for one in inputs:
+            function(*one)
+
+    return call
 
 
 _now = 0.0

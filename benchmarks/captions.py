@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.bench import DEVICE
 from capbench.data.batches import length_grouped, padded, shuffled
 from capbench.data.captions import CaptionDataset
 from capbench.data.datasets import load_dataset
-from capbench.data.vocabulary import PAD, Vocabulary
+from capbench.data.vocabulary import Vocabulary
 from capbench.errors import CapbenchError
 
-BATCHES = 24  # that a way goes through again and again
+EPOCH = 8  # batches that stand for an epoch
 
 
 @cache
@@ -34,15 +34,16 @@ def encoded() -> tuple[Vocabulary, list[list[int]]]:
     return vocabulary, [vocabulary.encode(words) for words in tokens]
 
 
-def batches(size: int, grouped: bool, longest: bool = False) -> list[tuple[Tensor, Tensor]]:
-    """Batches of `size` captions, [caption, length] on the device, with their lengths, on the CPU: of nearly one length
-    each or as they come; padded to the longest of its batch, or of the data set."""
+def batches(size: int, grouped: bool) -> list[tuple[Tensor, Tensor]]:
+    """EPOCH batches of `size` captions, [caption, length] on the device, with their lengths, on the CPU.
+
+    Captions of nearly one length each or as they come, padded to the longest of the batch. Of all batches of an epoch,
+    sorted by width, these are the middle ones of EPOCH equal parts, so that they are as wide in the mean.
+    """
     _, captions = encoded()
     lengths = np.array([len(caption) for caption in captions])
     numbers = length_grouped(lengths, size, 0, 0) if grouped else shuffled(len(captions), size, 0, 0)
-    made = [padded([captions[i] for i in batch]) for batch in numbers if len(batch) == size]
-    width = int(lengths.max()) if longest else 0
-    return [
-        (nn.functional.pad(ids, (0, max(0, width - ids.shape[1])), value=PAD).to(DEVICE), own)
-        for ids, own in made[:BATCHES]
-    ]
+    whole = sorted((batch for batch in numbers if len(batch) == size), key=lambda batch: int(lengths[batch].max()))
+    chosen = [whole[(2 * part + 1) * len(whole) // (2 * EPOCH)] for part in range(EPOCH)]
+    made = [padded([captions[i] for i in batch]) for batch in chosen]
+    return [(ids.to(DEVICE), own) for ids, own in made]

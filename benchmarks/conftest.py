@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks.bench import Case, Steps
 from benchmarks.session import Bench
+from capbench.errors import CapbenchError
+from capbench.files import check_writable
 from capbench.timing import ROUNDS
 from capbench.timings import save_timings
 
@@ -17,13 +19,19 @@ BENCH = pytest.StashKey[Bench]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("capbench")
-    where = "where the timing record is written; empty for none, as befits a run of some benchmarks only"
+    where = "where the timing record is written; empty for none"
     group.addoption("--timings", default="leaderboards/timings", metavar="FOLDER", help=where)
     group.addoption("--rounds", type=int, default=ROUNDS, help="how often each variant is timed, where time allows")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[BENCH] = Bench(config.getoption("--rounds"))
+    folder = config.getoption("--timings")
+    if folder and not config.getoption("collectonly"):
+        try:
+            check_writable(Path(folder))
+        except CapbenchError as error:
+            raise pytest.UsageError(f"--timings: {error}") from error
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

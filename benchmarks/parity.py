@@ -9,11 +9,13 @@ from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Run, Way
 from capbench.timing import Call, through
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the norm of what is wanted
+# Of a gradient at the timed size: of two that are nearly equal, a max of rounded scores may take the other.
+GRADIENT = {torch.float32: 2e-2, torch.float16: 1e-1, torch.bfloat16: 3e-1}
 SETS = (1, 2, 4, 5, 10)  # of inputs that a call goes through on a GPU; each divides the calls of a graph
 
 
-def prepared(case: Case, way: Way, inputs: tuple[Tensor, ...], compiled: bool) -> tuple[Call, Tensor]:
-    """The call that is timed, and what it gives once, flat. A compiled way is compiled for its shapes alone.
+def prepared(case: Case, way: Way, inputs: tuple[Tensor, ...], compiled: bool) -> tuple[Call, list[Tensor]]:
+    """The call that is timed, and what it gives, gradients included. A compiled way is compiled for its shapes alone.
 
     On a GPU the call goes through several sets of the inputs, so that a short one does not find them in the cache.
     """
@@ -25,15 +27,14 @@ def prepared(case: Case, way: Way, inputs: tuple[Tensor, ...], compiled: bool) -
                 return run(*inputs)
 
         with torch.no_grad():
-            return through(forward, sets(inputs)), flat(run(*inputs))
-    weight = torch.randn_like(one(run(*leaves_of(inputs))))
+            return through(forward, sets(inputs)), [flat(run(*inputs))]
+    found = results(run, inputs, backward=True)
+    weight = weight_like(found[0])
 
     def both(weight: Tensor, *leaves: Tensor) -> object:
         return torch.autograd.grad(one(run(*leaves)), [x for x in leaves if x.requires_grad], weight)
 
-    call = through(both, [(of_set[0], *leaves_of(of_set[1:])) for of_set in sets((weight, *inputs))])
-    call()
-    return call, flat(run(*leaves_of(inputs))).detach()
+    return through(both, [(of_set[0], *leaves_of(of_set[1:])) for of_set in sets((weight, *inputs))]), found
 
 
 def sets(inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
@@ -79,9 +80,13 @@ def results(run: Run, inputs: tuple[Tensor, ...], backward: bool) -> list[Tensor
     if not backward:
         return [flat(found)]
     result = one(found)
-    weight = torch.linspace(-1, 2, result.numel(), device=result.device, dtype=result.dtype).view_as(result) + 0.5
-    gradients = torch.autograd.grad(result, [x for x in leaves if x.requires_grad], weight)
+    gradients = torch.autograd.grad(result, [x for x in leaves if x.requires_grad], weight_like(result))
     return [result.detach(), *gradients]
+
+
+def weight_like(result: Tensor) -> Tensor:
+    """What a result is summed with: the same for all ways of a case."""
+    return torch.linspace(-0.5, 2.5, result.numel(), device=result.device, dtype=result.dtype).view_as(result)
 
 
 def near(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Steps, advance
-from benchmarks.parity import TOLERANCE, check_small, near, prepared
+from benchmarks.parity import GRADIENT, TOLERANCE, check_small, near, prepared
 from capbench.timing import ROUNDS, Call, Ceilings, Timing, ceilings, measure, roofline_share
 from capbench.timings import TimingEntry, TimingRecord, entry, timing_provenance
 from capbench.training import cpu_has_bf16
 
-SECONDS = 4.0  # a measurement takes, unless three rounds take longer
+SECONDS = 4.0  # a measurement takes for each step of a call, unless three rounds take longer
 
 
 class Bench:
@@ -29,6 +30,7 @@ class Bench:
         self.entries: list[TimingEntry] = []
         self.left_out: list[str] = []
         self._cases: dict[str, dict[str, Timing | str]] = {}
+        self._failures: dict[str, str] = {}
 
     @cached_property
     def ceilings(self) -> Ceilings:
@@ -40,8 +42,14 @@ class Bench:
 
     def show(self, benchmark: Any, case: Case | Steps, way: str) -> None:
         """Put a row into pytest-benchmark's table; skip it where the way was left out."""
+        if case.name in self._failures:
+            pytest.fail(self._failures[case.name], pytrace=False)
         if case.name not in self._cases:
-            self._cases[case.name] = self._measure(case)
+            try:
+                self._cases[case.name] = self._measure(case)
+            except Exception as error:
+                self._failures[case.name] = f"as the first row of this case: {type(error).__name__}: {error}"
+                raise
         found = self._cases[case.name][way]
         if isinstance(found, str):
             pytest.skip(found)
@@ -74,11 +82,14 @@ class Bench:
         """By way, the warm timing or why there is none. Steps find the cache as the step before left it."""
         torch.manual_seed(0)
         calls, found = self._checked(case) if isinstance(case, Case) else self._made(case)
-        graph = None if isinstance(case, Case) else False
+        graph, steps = (None, 1) if isinstance(case, Case) else (False, case.calls)
+        entries: list[TimingEntry] = []
         for cold in (False, True) if ON_GPU and isinstance(case, Case) else (False,):
-            timings = measure(calls, DEVICE, self.rounds, cold, graph, SECONDS)
-            self.entries += [self._entry(case, name, timing, cold) for name, timing in timings.items()]
+            measured = measure(calls, DEVICE, self.rounds, cold, graph, SECONDS * steps)
+            timings = {name: of_one(timing, steps) for name, timing in measured.items()}
+            entries += [self._entry(case, name, timing, cold) for name, timing in timings.items()]
             found = {**timings, **found}  # the warm ones are first, and stay
+        self.entries += entries
         return found
 
     def _checked(self, case: Case) -> tuple[dict[str, Call], dict[str, Timing | str]]:
@@ -87,16 +98,18 @@ class Bench:
         inputs = case.inputs()
         calls: dict[str, Call] = {}
         found: dict[str, Timing | str] = {}
-        first: Tensor | None = None
+        first: list[Tensor] = []
         for name, way in case.ways.items():
             try:
-                calls[name], result = prepared(case, way, inputs, fresh_compiler(name))
+                calls[name], results = prepared(case, way, inputs, fresh_compiler(name))
             except Exception as error:
                 found[name] = self._excused(case, name, error)
                 continue
             if way.scale == 1:
-                first = result if first is None else first
-                near(result, first, TOLERANCE[case.dtype], f"{case.name}: {name}")
+                first = first or results
+                near(results[0], first[0], TOLERANCE[case.dtype], f"{case.name}: {name}")
+                for gradient, expected in zip(results[1:], first[1:], strict=True):
+                    near(gradient, expected, GRADIENT[case.dtype], f"{case.name}: {name}, gradient")
         return calls, found
 
     def _made(self, case: Steps) -> tuple[dict[str, Call], dict[str, Timing | str]]:
@@ -130,7 +143,12 @@ class Bench:
         size = {"size": case.size, "numbers": dict(case.numbers), "flop": case.flop, "bytes": case.bytes}
         what = {"operation": case.operation, "variant": name, "ours": way.ours, "dtype": dtype_name(case), "cold": cold}
         made = entry(timing, way.scale, **what, **size)
-        return made if way.counted else made.model_copy(update={"peak_bytes": None})
+        return made if way.counted and way.scale == 1 else made.model_copy(update={"peak_bytes": None})
+
+
+def of_one(timing: Timing, steps: int) -> Timing:
+    """The timing of one of the steps of a call."""
+    return replace(timing, seconds=tuple(seconds / steps for seconds in timing.seconds))
 
 
 def fresh_compiler(name: str) -> bool:

@@ -1,8 +1,9 @@
-"""Captions with attention, from stored features: batched beams against a loop over images.
+"""Captions with attention, from stored features: batched beams against a loop over images, and against plain torch.
 
-The rival is the usual code of a tutorial: one image at a time, its hypotheses as a batch, the annotations copied for
+The loop is the usual code of a tutorial: one image at a time, its hypotheses as a batch, the annotations copied for
 each of them; it is timed on a part of the images. In the beam search of 64 images no caption ends, so that all take 20
-steps; else they end as captions do.
+steps; else they end as captions do. Where none ends, a search in plain torch has all hypotheses of all images in one
+batch. The model is the same in all ways: what differs is the search.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.nn.functional import pad
 from benchmarks.bench import DEVICE, Case, Way, rows
 from capbench.captioning import IMAGES_AT_ONCE, LONGEST, caption_images
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN
+from capbench.decoding import State
 from reproductions.show_attend_tell.model import ShowAttendTell
 from reproductions.show_attend_tell.recipe import presets
 
@@ -76,6 +78,27 @@ def one(model: ShowAttendTell, image: Tensor, beam: int) -> list[int]:
     return max(ended or live)[1][1:]
 
 
+def all_at_once(images: Tensor, beam: int) -> Tensor:
+    """The best caption of each image, where none ends; the annotations are copied for each hypothesis."""
+    model, count = captioner(images.device, images.dtype, NEVER), len(images)
+    step = model.step(images.repeat_interleave(beam, 0))
+    state: State = {name: entry.repeat_interleave(beam, 0) for name, entry in model.start(images).items()}
+    never = torch.zeros(WORDS, device=images.device)
+    never[[PAD, START, UNKNOWN]] = -torch.inf
+    total = torch.full((count, beam), -torch.inf, device=images.device)
+    total[:, 0] = 0.0  # the beam begins with one hypothesis
+    first = torch.arange(0, count * beam, beam, device=images.device)[:, None]
+    written = torch.full((count * beam, 1), START, device=images.device)
+    for _ in range(LONGEST):
+        log_probs, state = step(written[:, -1:], state)
+        extended = total[:, :, None] + (log_probs + never).view(count, beam, WORDS)
+        total, places = extended.flatten(1).topk(beam)
+        parents = (first + places // WORDS).flatten()
+        written = torch.cat([written.index_select(0, parents), (places % WORDS).view(-1, 1)], 1)
+        state = {name: entry.index_select(0, parents) for name, entry in state.items()}
+    return written.view(count, beam, -1)[:, 0, 1:].double()
+
+
 def stored_annotations(images: int, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, ...]:
     return (torch.randn(images, LOCATIONS, CHANNELS, device=device).relu().to(dtype),)
 
@@ -83,12 +106,14 @@ def stored_annotations(images: int, dtype: torch.dtype, device: torch.device | s
 def case(operation: str, size: str, images: int, part: int, beam: int, end: float) -> Case:
     rival = f"one image at a time, {part} of {images:,} multiplied up"
     loop = partial(one_by_one, count=part, beam=beam, end=end)
+    plain = {"batched beam search in plain torch": Way(partial(all_at_once, beam=beam))} if end == NEVER else {}
     return Case(
         operation=operation, size=size, numbers={"images": images, "beam": beam, "steps": LONGEST},
         dtype=torch.float32, flop=0.0, bytes=0.0,
         ways={
             "ours": Way(partial(batched, beam=beam, end=end), ours=True),
             rival: Way(loop, scale=images / part),
+            **plain,
         },
         inputs=partial(stored_annotations, images, torch.float32, DEVICE),
         small=partial(stored_annotations, CHECKED, torch.float64, "cpu"), reference=loop,

@@ -1,10 +1,10 @@
-"""The recurrent layers over a batch of captions, forward and backward, against torch's own (cuDNN on a GPU).
+"""The recurrent layers over batches of captions, forward and backward, against torch's own (cuDNN on a GPU).
 
 GRU: the last state of each caption, 300 -> 1024, batch 128, as VSE++ has it; ours is `last_hidden`. LSTM: the states
-after every word, 512 -> 512, batch 64; ours is what the captioners call, nn.LSTM over padded captions. Word vectors are
-learnt, so that both directions reach them. All ways go through the same batches, those of the training loop, in the
-type that training takes on the device: bf16 where it multiplies in it natively. The gradient is that of a weighted sum
-of the states of the words that count.
+after every word, 512 -> 512, batch 64; what the captioners call is nn.LSTM over padded captions, and nothing in it is
+our own. Word vectors are learnt, so that both directions reach them. All ways go through the same batches, those of the
+training loop, in the type that training takes on the device: bf16 where it multiplies in it natively. The gradient is
+that of a weighted sum of the states of the words that count.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Way, rows
-from benchmarks.captions import batches, encoded
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Way, rows, through_all, training_dtype
+from benchmarks.captions import EPOCH, batches, encoded
 from benchmarks.parity import near
 from capbench.kernels.gru import last_hidden, reference_last_hidden
-from capbench.timing import Call, through
+from capbench.timing import Call
 from capbench.training import bf16_where_native
 
 Layer = Callable[..., Tensor]  # recurrence, embedding, captions, lengths -> states
@@ -78,7 +78,7 @@ def made(layer: Layer, cell: type[nn.GRU] | type[nn.LSTM], word: int, hidden: in
             batch, *([captions.shape[1]] if cell is nn.LSTM else []), hidden, dtype=torch.float32
         )
         inputs.append((captions, lengths, weight_like(states, lengths)))
-    return through(partial(gradient, torch.compile(layer) if compiled else layer, recurrence, words), inputs)
+    return through_all(partial(gradient, torch.compile(layer) if compiled else layer, recurrence, words), inputs)
 
 
 def check(layers: Mapping[str, Layer], cell: type[nn.GRU] | type[nn.LSTM], word: int, hidden: int) -> None:
@@ -99,17 +99,17 @@ def check(layers: Mapping[str, Layer], cell: type[nn.GRU] | type[nn.LSTM], word:
 def steps(cell: type[nn.GRU] | type[nn.LSTM], word: int, hidden: int, batch: int, layers: Mapping[str, Layer]) -> Steps:
     ways = {
         name: Way(
-            partial(made, layer, cell, word, hidden, batch, compiled=name.startswith(COMPILED)), ours=name == "ours"
+            partial(made, layer, cell, word, hidden, batch, compiled=name.startswith(COMPILED)),
+            ours=name.startswith("ours"),
         )
         for name, layer in layers.items()
     }
-    native = isinstance(bf16_where_native(DEVICE, "auto"), torch.autocast)
     return Steps(
         operation=f"{cell.__name__}, forward and backward",
         size=f"batch {batch}, {word} -> {hidden}",
         numbers={"batch": batch, "word": word, "hidden": hidden},
         ways=ways, check=partial(check, layers, cell, word, hidden),
-        dtype=torch.bfloat16 if native else torch.float32,
+        dtype=training_dtype(), calls=EPOCH,
     )  # fmt: skip
 
 
@@ -120,8 +120,7 @@ GRU: dict[str, Layer] = {
     f"{COMPILED} of the padded": padded_last_hidden,
 }
 LSTM: dict[str, Layer] = {
-    "ours": padded_states,
-    f"{LIBRARY}: nn.LSTM padded": padded_states,
+    f"ours: nn.LSTM of {LIBRARY}": padded_states,
     f"{LIBRARY}: nn.LSTM packed": packed_states,
     f"{COMPILED} of the padded": padded_states,
 }

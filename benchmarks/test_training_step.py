@@ -2,12 +2,12 @@
 
 Ours is the step of `capbench.training`: length-grouped batches (of any length for the alignment, as it trains), the
 core's kernels, fused optimiser, and bf16 where the device multiplies in it. Plain: batches in random order, padded to
-the longest caption of the data set, in fp32, Adam as torch has it by default, and the references in place of the
-kernels: packed sequences and the whole matrix for VSE++, as in the original code, and the whole tensor [image,
-caption, region, word] for the alignment. The compiled step has the batches and functions of the plain one, with the
-optimiser and the precision of ours. All take the same number of captions a step, with the same objective and clipping,
-and all read the loss. Batches are on the device before anything is timed; features are noise: the time does not depend
-on what they hold.
+their longest caption, in fp32, Adam as torch has it by default, and the references in place of the kernels: packed
+sequences and the whole matrix for VSE++, as in the original code, and the whole tensor [image, caption, region, word]
+for the alignment. The compiled step has the batches and functions of the plain one, with the optimiser and the
+precision of ours. All take the same number of captions a step, with the same objective and clipping, and all read the
+loss. A call does a step on each of several batches, whose widths are those of an epoch. Batches are on the device
+before anything is timed; features are noise: the time does not depend on what they hold.
 
 Later in the training of VSE++ the max of hinges leaves more and more captions without a gradient, which the prefix
 tree of the CPU makes use of: there is a row for a step in which half of the captions have none. Compilation of
@@ -16,8 +16,8 @@ unrolled recurrences takes minutes on a CPU: there the step of Show and Tell alo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -27,8 +27,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Way, rows
-from benchmarks.captions import batches, encoded
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Way, rows, through_all, training_dtype
+from benchmarks.captions import EPOCH, batches, encoded
 from benchmarks.parity import near
 from capbench.captioning import cross_entropy
 from capbench.data.vocabulary import PAD
@@ -38,7 +38,7 @@ from capbench.kernels.log_prob import reference_target_log_probs
 from capbench.kernels.maxsim import reference_maxsim
 from capbench.kernels.ranking_loss import reference_ranking_loss
 from capbench.paper import paper
-from capbench.timing import Call, through
+from capbench.timing import Call
 from capbench.training import bf16_where_native, make_optimizer
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.objective import structured_margin
@@ -120,6 +120,14 @@ TRAINED = (
 )  # fmt: skip
 
 
+@contextmanager
+def replaced(stand_ins: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, stand_in in stand_ins.items():
+            stack.enter_context(patch(name, stand_in))
+        yield
+
+
 class Step:
     """A training step, in the order of `capbench.training`."""
 
@@ -127,7 +135,6 @@ class Step:
         torch.manual_seed(0)
         self.model, self.training = what.build(what.recipe).to(DEVICE), what.recipe.training
         self.loss_of = torch.compile(what.loss) if compiled else what.loss
-        self.plain = {} if ours else what.plain
         self.parameters = list(self.model.parameters())
         if ours or compiled:
             self.precision, self.optimizer = self.training.precision, make_optimizer(self.training, self.parameters)
@@ -135,9 +142,7 @@ class Step:
             self.precision, self.optimizer = "full", torch.optim.Adam(self.parameters, self.training.learning_rate)
 
     def loss(self, *batch: Tensor) -> Tensor:
-        with ExitStack() as replaced, bf16_where_native(DEVICE, self.precision):
-            for name, stand_in in self.plain.items():
-                replaced.enter_context(patch(name, stand_in))
+        with bf16_where_native(DEVICE, self.precision):
             return self.loss_of(self.model, *batch)
 
     def __call__(self, *batch: Tensor) -> float:
@@ -154,11 +159,16 @@ class Step:
 
 
 def step(what: Trained, ours: bool, compiled: bool = False) -> Call:
-    """The step on the next of many batches."""
+    """A step on each of the batches; names are replaced once for all of them."""
     features = torch.randn(what.batch, *what.features, device=DEVICE).relu()
-    grouped = ours and what.grouped
-    own = batches(what.batch, grouped, longest=not ours)
-    return through(Step(what, ours, compiled), [(features, *batch) for batch in own])
+    own = batches(what.batch, grouped=ours and what.grouped)
+    steps = through_all(Step(what, ours, compiled), [(features, *batch) for batch in own])
+
+    def call() -> None:
+        with replaced({} if ours else what.plain):
+            steps()
+
+    return call
 
 
 def check(what: Trained) -> None:
@@ -173,7 +183,8 @@ def check(what: Trained) -> None:
         for module in built.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        loss = built.loss(features, ids, lengths)
+        with replaced({} if ours else what.plain):
+            loss = built.loss(features, ids, lengths)
         gradients = torch.autograd.grad(loss, [p for p in built.parameters if p.requires_grad], allow_unused=True)
         found.append((loss.detach(), torch.cat([g.flatten() for g in gradients if g is not None])))
     for one, other, name in zip(*found, ("loss", "gradient"), strict=True):
@@ -188,8 +199,10 @@ def steps(what: Trained) -> Steps:
     ways["plain PyTorch, fp32"] = Way(partial(step, what, ours=False))
     if ON_GPU or what.name == "Show and Tell":
         ways[f"{COMPILED} of the plain, in the type of ours"] = Way(partial(step, what, ours=False, compiled=True))
-    size, numbers = f"batch {what.batch}", {"batch": what.batch}
-    return Steps(f"training step, {what.name}", size, numbers, ways, partial(check, what))
+    return Steps(
+        operation=f"training step, {what.name}", size=f"batch {what.batch}", numbers={"batch": what.batch}, ways=ways,
+        check=partial(check, what), dtype=training_dtype(what.recipe.training.precision), calls=EPOCH,
+    )  # fmt: skip
 
 
 @pytest.mark.timeout(1200)  # an unrolled recurrence is long to compile
