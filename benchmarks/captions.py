@@ -14,7 +14,7 @@ from capbench.data.datasets import load_dataset
 from capbench.data.vocabulary import Vocabulary
 from capbench.errors import CapbenchError
 
-EPOCH = 8  # batches that stand for an epoch
+EPOCH = 4  # batches that stand for an epoch
 
 
 @cache
