@@ -172,10 +172,9 @@ def limit(flop: float, bytes: float, ceilings: Ceilings, dtype: str) -> float:
 
 
 def _once(call: Call, device: torch.device, flushed: bool = False) -> float:
-    """Seconds of one call. It starts when the device is idle, unless the cache of a CUDA device was just flushed: the
-    flush then hides the launch."""
+    """Seconds of one call. On a CUDA device it starts when the device is idle, unless the cache was just flushed:
+    the flush then hides the launch."""
     if device.type != "cuda":
-        _wait_for_threads()
         start = time.perf_counter_ns()
         call()
         return (time.perf_counter_ns() - start) / 1e9
@@ -188,16 +187,6 @@ def _once(call: Call, device: torch.device, flushed: bool = False) -> float:
         last.record()
         last.synchronize()
     return first.elapsed_time(last) / 1e3
-
-
-def _wait_for_threads() -> None:
-    """Return when no thread of this process is at work, or after 0.1 s: those of one library wait for more work by
-    turning on the spot for a while, and would slow the next call, if that uses another's."""
-    for _ in range(100):
-        before = time.process_time()
-        time.sleep(1e-3)
-        if time.process_time() - before < 5e-4:
-            return
 
 
 def _flush(device: torch.device) -> Call:

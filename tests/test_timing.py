@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from datetime import datetime
 from functools import partial
@@ -307,18 +306,3 @@ def test_a_graph_walks_through_all_rotating_inputs():
     assert found["add"].graphed
     assert max(calls) - min(calls) <= 1  # each graph takes every input five times
     assert sum(calls) >= 10 * timing.CALLS_IN_A_GRAPH
-
-
-def test_a_call_on_the_cpu_waits_until_threads_that_turn_on_the_spot_have_ceased():
-    until = time.monotonic() + 0.03
-
-    def spin() -> None:
-        while time.monotonic() < until:
-            pass
-
-    thread = threading.Thread(target=spin)
-    thread.start()
-    timing._wait_for_threads()
-    ceased = time.monotonic() >= until
-    thread.join()
-    assert ceased
