@@ -23,9 +23,10 @@ COMPILED = "torch.compile"  # how the name of a compiled rival begins
 class Way:
     """One way to do it. Of a Case, `run` takes the inputs and is timed; of Steps, it makes the call that is timed.
 
-    `scale` is more than 1 where a part is done and the time is multiplied up, which the way's name must say; `counted`
-    says whether torch does it and sees its memory; others are timed apart, after those. A way that is `optional`, for it needs a library or a device that may be
-    absent, is left out with the reason where it fails, and is checked at the timed size alone.
+    `scale` is more than 1 where a part is done and the time is multiplied up, which the way's name must say;
+    `counted` says whether torch does it and sees its memory; others are timed apart, after those. A way that is
+    `optional`, for it needs a library or a device that may be absent, is left out with the reason where it fails, and
+    is checked at the timed size alone.
     """
 
     run: Callable[..., Any]

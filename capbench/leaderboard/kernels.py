@@ -53,12 +53,12 @@ def by_device(records: Sequence[TimingRecord]) -> dict[str, list[TimingRecord]]:
 
 def _how_to_read() -> Iterator[str]:
     yield (
-        "Each variant but compiled ones was first checked against its reference in float64, forward and gradient, at "
-        "a small size; then all whole ones against each other at the timed size. Training steps were compared in "
-        "float32, on a few captions. All variants of a size are timed in one go, in turn (those of numpy apart). The time is the **median** "
-        "over the rounds, with the 10th and the 90th percentile; *cold* means that the cache was emptied before each "
-        "call, *graph* that the calls were replayed in a CUDA graph. TFLOP/s and GB/s count what the operation needs "
-        "at least, whatever a variant does besides, so that variants compare."
+        "Each variant but compiled ones was first checked against its reference in float64, forward and gradient, "
+        "at a small size; then all whole ones against each other at the timed size. Training steps were compared in"
+        " float32, on a few captions. All variants of a size are timed in one go, in turn (those of numpy apart). "
+        "The time is the **median** over the rounds, with the 10th and the 90th percentile; *cold* means that the "
+        "cache was emptied before each call, *graph* that the calls were replayed in a CUDA graph. TFLOP/s and GB/s"
+        " count what the operation needs at least, whatever a variant does besides, so that variants compare."
     )
     yield (
         "**Share of the roofline**: the least time that the ceilings measured in the same run allow, over the time "
