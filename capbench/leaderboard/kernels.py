@@ -117,7 +117,10 @@ def _device(name: str, group: Sequence[TimingRecord], plots: Sequence[tuple[str,
     laws = [line for operation, variants in _series(found).items() for line in _laws(operation, variants)]
     if laws:
         yield "### How time and memory grow"
-        yield "Exponents of images x captions, fitted over the series; 1 is the law of the whole matrix."
+        yield (
+            "Exponents of images x captions, fitted over the series; 1 is the law of the whole matrix. How much an "
+            "operation may hold is a [test](../tests/test_memory_laws.py)."
+        )
         head = ["operation", "variant", "sizes", "the largest", "time", "peak memory", "peak memory at the largest"]
         yield table(head, laws, "llrlrrr")
     yield from (f"![{escape(words)}]({path})" for path, words in plots)
