@@ -75,7 +75,7 @@ def reference_ranking_loss(
     negatives: Negatives,
     similarity: Similarity = "cosine",
 ) -> Float[Tensor, ""]:
-    """The same as its equation, with the whole matrix: the oracle, and the fastest way for a small batch."""
+    """The same as its equation, with the whole matrix: the oracle, and the CPU path of a small batch of the order."""
     measure = MEASURES[similarity]
     loss = max_of_hinges if negatives == "hardest" else sum_of_hinges
     return loss(measure(_widened(images), _widened(captions)), matched_pairs(owner), margin)
@@ -88,7 +88,7 @@ class _HardestOfMatrix(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, captions: Tensor, owner: Tensor, margin: float) -> Tensor:
         S = cosine_similarity(images, captions)  # noqa: N806
         raised = margin - S.diagonal()
-        S = S.masked_fill(owner[:, None] == owner, -torch.inf)  # noqa: N806
+        S = S.masked_fill(matched_pairs(owner), -torch.inf)  # noqa: N806
         (over_captions, caption), (over_images, image) = S.max(1), S.max(0)
         hinges = torch.stack([over_captions + raised, over_images + raised])
         ctx.save_for_backward(images, captions, caption, image, hinges)
@@ -111,7 +111,7 @@ class _SumOfMatrix(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, captions: Tensor, owner: Tensor, margin: float) -> Tensor:
         S = cosine_similarity(images, captions)  # noqa: N806
         positive = S.diagonal()
-        raised = (S + margin).masked_fill_(owner[:, None] == owner, -torch.inf)
+        raised = (S + margin).masked_fill_(matched_pairs(owner), -torch.inf)
         hinges = (raised - positive[:, None]).clamp_(min=0), (raised - positive).clamp_(min=0)
         ctx.save_for_backward(images, captions, *hinges)
         return hinges[0].sum() + hinges[1].sum()

@@ -94,7 +94,7 @@ class _Counts:
 
     def _count(self, tile: Tensor, images: _Block, captions: _Block) -> None:
         self.nan |= tile.amax().isnan()
-        ahead = scratch("ranks", (len(tile), tile.shape[1]), tile, torch.bool)
+        ahead = scratch("ranks", tuple(tile.shape), tile, torch.bool)
         self.by_image[images.rows] += torch.ge(tile, images.best[:, None], out=ahead).sum(1, dtype=torch.int32)
         self.by_caption[captions.columns] += torch.ge(tile, captions.matched, out=ahead).sum(0, dtype=torch.int32)
 

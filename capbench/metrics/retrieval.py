@@ -77,11 +77,12 @@ def embedding_ranks(
     measure = MEASURES[similarity] if isinstance(similarity, str) else similarity
     order, owner = _by_image(image_of_caption)
     captions = captions if order is None else captions[order]
-    if similarity == "cosine":
-        scores = kernel.dot_products(images, captions)
-    else:
-        scores = lambda rows, columns: measure(images[rows], captions[columns])  # noqa: E731
-    return _ranks(scores, order, owner, len(images), chunk)
+
+    def scores(rows: slice, columns: slice) -> Tensor:
+        return measure(images[rows], captions[columns])
+
+    dot = kernel.dot_products(images, captions)
+    return _ranks(dot if similarity == "cosine" else scores, order, owner, len(images), chunk)
 
 
 def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
