@@ -14,9 +14,9 @@ from torch import Tensor
 
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Steps, advance
 from benchmarks.parity import GRADIENT, TOLERANCE, check_small, near, prepared
+from capbench.processor import computes_bf16
 from capbench.timing import ROUNDS, Call, Ceilings, Timing, ceilings, measure, roofline_share
 from capbench.timings import TimingEntry, TimingRecord, entry, timing_provenance
-from capbench.training import cpu_has_bf16
 
 SECONDS = 4.0  # a measurement takes for each step of a call, unless three rounds take longer
 
@@ -65,7 +65,12 @@ class Bench:
     def _extra(self, case: Case | Steps, way: str) -> dict[str, Any]:
         """Where the number is from, and what it is worth."""
         extra: dict[str, Any] = {name: self.origin[name] for name in ("device", "threads", "versions")}
-        extra |= {"bf16": cpu_has_bf16(), "load": self.load, "dtype": dtype_name(case), "ours": case.ways[way].ours}
+        extra |= {
+            "bf16": computes_bf16(DEVICE),
+            "load": self.load,
+            "dtype": dtype_name(case),
+            "ours": case.ways[way].ours,
+        }
         mine = [e for e in self.entries if (e.operation, e.size, e.variant) == (case.operation, case.size, way)]
         for e in mine:
             temperature = "cold" if e.cold else "warm"

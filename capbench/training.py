@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from capbench import checkpoint
 from capbench.errors import CapbenchError
+from capbench.processor import computes_bf16
 from capbench.records import Epoch
 
 
@@ -191,14 +192,8 @@ def make_optimizer(training: Training, parameters: Sequence[nn.Parameter]) -> to
 
 def bf16_where_native(device: torch.device, precision: Literal["auto", "full"]) -> AbstractContextManager[Any]:
     """Autocast to bf16 where the device multiplies in it natively and the recipe allows; else full precision."""
-    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_has_bf16()
-    return torch.autocast(device.type, torch.bfloat16) if native and precision == "auto" else nullcontext()
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the processor has bf16 products (avx512_bf16 or amx_bf16); elsewhere they are emulated, and slow."""
-    cpu = torch.cpu
-    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+    native = precision == "auto" and computes_bf16(device)
+    return torch.autocast(device.type, torch.bfloat16) if native else nullcontext()
 
 
 @contextmanager

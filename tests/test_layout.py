@@ -33,7 +33,7 @@ FLOORS = (
     {"encoders", "checkpoint", "kernels", "decoding", "timing"},
     {"weights"},
     {"files"},
-    {"errors"},
+    {"errors", "processor"},
 )
 FLOOR = {part: level for level, parts in enumerate(FLOORS) for part in parts}
 # The imports that go up, each for a reason: the embedded encoder's network lives beside its data set.

@@ -9,7 +9,6 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from capbench.training import (
     Evaluation,
     StoppedError,
     Training,
-    cpu_has_bf16,
     finished,
     fit,
     learning_rate,
@@ -249,9 +247,3 @@ def test_elementwise_clipping_bounds_each_element(tmp_path):
     fit(experiment, training, "score", tmp_path, {}, 0)
     moved = [(experiment.model.state_dict()[name] - before[name]).abs().max() for name in before]
     assert 0.999e-3 < max(moved) <= 1.001e-3
-
-
-def test_bf16_is_asked_of_the_processor():
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    assert cpu_has_bf16() == ("avx512_bf16" in flags or "amx_tile" in flags)
