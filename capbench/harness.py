@@ -18,16 +18,17 @@ from torch import Tensor
 
 from capbench import checkpoint
 from capbench.data.captions import CaptionDataset, protocol_line
-from capbench.data.datasets import load_dataset
+from capbench.data.datasets import is_published, load_dataset
 from capbench.data.features import Crop, Features, features
 from capbench.data.vocabulary import Vocabulary
 from capbench.encoders import Encoder
 from capbench.errors import CapbenchError
 from capbench.files import atomic_write, check_writable
 from capbench.paper import Inputs, Paper, joined, metric_of, paper
+from capbench.processor import computes_bf16
 from capbench.records import Epoch, Result, provenance, save_result
 from capbench.trained import Job, load_run
-from capbench.training import Evaluation, State, fit, peak_memory_bytes, restart_peak_memory
+from capbench.training import Evaluation, State, Training, fit, peak_memory_bytes, restart_peak_memory
 from capbench.weights import hash_tensors
 
 ENCODERS = {"scenes": "scenes"}
@@ -111,6 +112,7 @@ def _train_and_record(
 ) -> list[Path]:
     device, folder = default_device(), places.folder(job)
     origin = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
+    origin["precision"] = _precision(recipe.training, device)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     restart_peak_memory(device)
@@ -159,9 +161,10 @@ def _result(
 ) -> Result:
     damaged = [f"resumed past a damaged checkpoint: {name}" for name in state.fallbacks]
     skipped = [f"left out, not decodable: {name}" for name in inputs.features.skipped]
+    scored = inputs.dataset.split("test")
     return Result(
         **asdict(job),
-        split="test",
+        split=scored.name,
         protocol=protocol,
         crop=recipe.crop,
         metrics=dict(evaluation.metrics),
@@ -170,12 +173,19 @@ def _result(
         curve=[Epoch(**entry) for entry in state.curve],
         recipe=asdict(recipe),
         dataset_fingerprint=inputs.dataset.fingerprint,
+        published=is_published(inputs.dataset),
+        images=len(scored.image_index),
         features_fingerprint=inputs.features.fingerprint,
         vocabulary_size=len(inputs.vocabulary),
         command=job.command,
-        notes=[protocol_line(inputs.dataset.split("test")), *evaluation.notes, *damaged, *skipped],
+        notes=[protocol_line(scored), *evaluation.notes, *damaged, *skipped],
         **made_by,
     )
+
+
+def _precision(training: Training, device: torch.device) -> str:
+    """What training computes in there."""
+    return "bf16" if training.precision == "auto" and computes_bf16(device) else "fp32"
 
 
 def _made_from(inputs: Inputs) -> dict[str, str]:

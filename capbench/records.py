@@ -27,6 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 
 from capbench.errors import CapbenchError
 from capbench.files import atomic_write
+from capbench.processor import blas, instruction_set
 
 SCHEMA_VERSION = 1
 
@@ -66,6 +67,9 @@ class Epoch(BaseModel):
 class Result(BaseModel):
     """One run of one preset with one seed. A metric that could not be computed is absent from `metrics`.
 
+    Blank in records from before there were such fields: `instruction_set` and `blas`, what a CPU computed with;
+    `precision`, what training computed in, "bf16" or "fp32"; `published`, whether the data are the published split of
+    their name (also None where nothing is published); `images`, how many the split has.
     `file` and `marks` belong to the reader and are not written: the record's file name, and what a page must
     say about it ("dirty tree", "schema 0: no threads", "unknown fields: mood").
     """
@@ -95,6 +99,11 @@ class Result(BaseModel):
     versions: dict[str, str]
     device: str
     threads: int
+    instruction_set: str = ""
+    blas: str = ""
+    precision: str = ""
+    published: bool | None = None
+    images: int | None = None
     started: Moment
     wall_seconds: float
     energy_joules: float | None = None
@@ -172,12 +181,14 @@ def load_arrays(result: Result, folder: Path) -> dict[str, np.ndarray]:
 
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Where a number comes from: the fields commit, dirty, versions, device and threads of a Result.
+    """Where a number comes from: the fields of a Result from commit to threads, instruction_set and blas.
 
     `commit` is "unknown" when capbench is not run from its own git checkout. Changes below leaderboards/ do
-    not make a tree dirty, for runs write there. Names no host, no user, and nothing of the environment.
+    not make a tree dirty, for runs write there. `instruction_set` and `blas` are blank where the device is no CPU.
+    Names no host, no user, and nothing of the environment.
     """
     commit, dirty = _commit()
+    on_cpu = torch.device(device).type == "cpu"
     packages = ("capbench", "torch", "torchvision", "numpy")
     return {
         "commit": commit,
@@ -185,7 +196,25 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
         "device": _device_name(torch.device(device)),
         "threads": torch.get_num_threads(),
+        "instruction_set": instruction_set() if on_cpu else "",
+        "blas": blas() if on_cpu else "",
     }
+
+
+def tracked(folder: Path) -> frozenset[str] | None:
+    """The names of the files of a folder that git tracks; None without git, or outside any checkout.
+
+    The folder may not be there yet.
+    """
+    where = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    try:
+        words = ["git", "-C", str(where), "ls-files", "-z"]
+        run = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if run.returncode:
+        return None
+    return frozenset(run.stdout.split("\0")) - {""} if where == folder else frozenset()
 
 
 def _reserve(result: Result, folder: Path) -> str:

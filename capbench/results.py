@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from capbench.data.datasets import NOT_PUBLISHED, known_fingerprint
 from capbench.errors import CapbenchError
 from capbench.metrics.captioning import Score, bleu, bootstrap_corpus
 from capbench.metrics.jars import meteor
@@ -25,7 +26,7 @@ _CORPUS = re.compile(r"(region_)?bleu([1-4])(_no_bp)?(?:_(beam\d+))?|meteor")
 
 @dataclass(frozen=True)
 class Results:
-    """The records of a folder. `latest` keeps, of equal runs, the one started last."""
+    """The records of a folder. `latest` keeps, of equal runs on the same data, the one started last."""
 
     folder: Path
     records: tuple[Result, ...]
@@ -42,6 +43,11 @@ class Results:
                 raise CapbenchError(f"records have no field {name!r}; they have {known}")
         kept = (record for record in self.records if all(getattr(record, n) == v for n, v in wanted.items()))
         return Results(self.folder, tuple(kept))
+
+    @property
+    def canonical(self) -> Results:
+        """The records of the data that the names of their data sets stand for; see `is_canonical`."""
+        return Results(self.folder, tuple(record for record in self.records if is_canonical(record)))
 
     @cached_property
     def latest(self) -> Results:
@@ -127,6 +133,28 @@ class Results:
         return self.latest.records
 
 
+def is_canonical(record: Result) -> bool:
+    """Whether a record is of the data that its data set's name stands for: the published split, the scenes of today.
+
+    The fingerprint decides where that of the name is known, else what the record says of itself.
+    """
+    known = known_fingerprint(record.dataset)
+    if known:
+        return record.dataset_fingerprint == known
+    if record.published is not None:
+        return record.published
+    return not any(NOT_PUBLISHED in note for note in record.notes)
+
+
+def data_name(record: Result) -> str:
+    """The name of a record's data set; where the data are not what it stands for, also what they are."""
+    if is_canonical(record):
+        return record.dataset
+    fault = "not as they are drawn today" if record.dataset == "scenes" else NOT_PUBLISHED
+    size = f"{record.images:,} {record.split} images, " if record.images else ""
+    return f"{record.dataset}, {fault}: {size}data set {record.dataset_fingerprint[:12] or 'unknown'}"
+
+
 def is_per_query(metric: str) -> bool:
     """Whether a metric is a mean over queries or images: a recall, a mean rank or ROUGE-L, not a median or a sum."""
     return _PER_QUERY.fullmatch(metric) is not None
@@ -169,5 +197,5 @@ def query_values(metric: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _identity(record: Result) -> tuple[str, ...]:
-    names = ("paper", "preset", "dataset", "split", "protocol", "encoder", "crop", "seed")
+    names = ("paper", "preset", "dataset", "dataset_fingerprint", "split", "protocol", "encoder", "crop", "seed")
     return tuple(str(getattr(record, name)) for name in names)

@@ -62,7 +62,7 @@ class Reported:
 
     @property
     def lower_is_better(self) -> bool:
-        return self.metric.endswith(("_rank", "perplexity", "cross_entropy"))
+        return lower_is_better(self.metric)
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,20 @@ class Claim:
     test: Callable[[Results], Outcome]
 
 
+def lower_is_better(metric: str) -> bool:
+    return metric.endswith(("_rank", "perplexity", "cross_entropy"))
+
+
+def tolerance(metric: str) -> float:
+    """How much worse a number may be and still be close.
+
+    That of rsum is twice that of one recall: six times would take its six recalls to err together, all the same way.
+    """
+    if lower_is_better(metric):
+        return RANK_TOLERANCE
+    return 2 * RECALL_TOLERANCE if metric == "rsum" else RECALL_TOLERANCE
+
+
 def read_reported(path: Path) -> list[Reported]:
     """The rows of a paper's reported.csv. Raises CapbenchError naming the row and the field that is wrong."""
     try:
@@ -129,9 +143,10 @@ def read_reported(path: Path) -> list[Reported]:
 def judge(reported: Reported, results: Results, preset: str) -> Verdict:
     """The verdict on the runs of one preset, of one encoder and crop, on the number's data set and protocol.
 
-    One seed alone gets its interval from the bootstrap over queries, where the metric is a mean over them.
+    Runs on other data under the same name (`is_canonical`) do not count. One seed alone gets its interval from the
+    bootstrap over queries, where the metric is a mean over them.
     """
-    ours = results.select(preset=preset, dataset=reported.dataset)
+    ours = results.select(preset=preset, dataset=reported.dataset).canonical
     same = ours.select(protocol=reported.protocol, split=reported.split)
     if reported.role == "context":
         return Verdict("not comparable", reason="shown for context")
@@ -153,19 +168,18 @@ def verdict(reported: Reported, values: Mapping[int, float], one_seed: Interval 
     exceeds: the whole 95 % interval is better; reproduced: the interval holds the number, or our mean is
     better, and the mean is at most the tolerance worse; close: worse, outside the interval, within the
     tolerance; short: worse by more than the tolerance. Two seeds or more use t over seeds, one seed
-    `one_seed`; without an interval nothing exceeds. The tolerance is of one recall or one rank, not of rsum.
+    `one_seed`; without an interval nothing exceeds.
     """
     if not values:
         return Verdict("pending", reason="no run of ours")
     sign = -1.0 if reported.lower_is_better else 1.0
-    tolerance = RANK_TOLERANCE if reported.lower_is_better else RECALL_TOLERANCE
     interval = seed_interval(list(values.values())) if len(values) > 1 else one_seed
     mean = sum(values.values()) / len(values)
     advantage = sign * (mean - reported.number)
     status: Status
     if interval and min(sign * (end - reported.number) for end in (interval.low, interval.high)) > 0:
         status = "exceeds"
-    elif advantage < -tolerance - 1e-9:
+    elif advantage < -tolerance(reported.metric) - 1e-9:
         status = "short"
     elif advantage >= 0 or (interval and interval.low <= reported.number <= interval.high):
         status = "reproduced"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from capbench.data.datasets import SOURCES
 from capbench.metrics.captioning import bleu, bleu_statistics, bootstrap_corpus
 from capbench.paper import papers
 from capbench.records import Result, save_result
@@ -18,6 +19,7 @@ from reproductions.show_and_tell import PAPER as NIC
 from reproductions.show_attend_tell import PAPER as SAT
 from tests.test_verdicts import number
 
+FLICKR8K = SOURCES["flickr8k"].fingerprint
 REFERENCES = [[f"a dog {i} runs over the green grass with a ball"] for i in range(60)]
 GOOD = [f"a dog {i} runs over the green grass" for i in range(60)]
 BAD = [f"a dog {i} sits on the green grass" for i in range(60)]
@@ -37,7 +39,7 @@ def run(folder: Path, paper: str, preset: str, arrays: dict[str, np.ndarray], se
     row: dict[str, Any] = {
         "paper": paper, "preset": preset, "dataset": "flickr8k", "split": "test", "protocol": "whole",
         "encoder": "mobilenet_v2", "crop": "whole", "seed": seed, "metrics": metrics, "validation": {}, "best_epoch": 1,
-        "curve": [], "recipe": {}, "parameters": 1, "dataset_fingerprint": "d", "features_fingerprint": "f",
+        "curve": [], "recipe": {}, "parameters": 1, "dataset_fingerprint": FLICKR8K, "features_fingerprint": "f",
         "vocabulary_size": 9, "commit": "c", "dirty": False, "versions": {}, "device": "CPU", "threads": 1,
         "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0, "command": "",
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from capbench.data import datasets
 from capbench.data.captions import protocol_line
-from capbench.data.datasets import describe, load_dataset
+from capbench.data.datasets import departure, describe, is_published, known_fingerprint, load_dataset
 from capbench.data.scenes import scenes
 from capbench.errors import CapbenchError
 
@@ -68,6 +69,37 @@ def test_counts_that_differ_from_the_published_ones_warn_and_stand_in_the_protoc
     with pytest.warns(UserWarning, match=rf"{name} is not the published split \(test: 0, published 1\)"):
         found = load_dataset(name, data)
     assert protocol_line(found.split("val")).endswith("; not the published split (test: 0, published 1)")
+
+
+@pytest.mark.parametrize("name", ["coco", "coco-norestval"])
+def test_a_data_set_is_published_as_long_as_its_counts_are(data, name, monkeypatch):
+    found = load_dataset(name, data)
+    assert is_published(found) is True
+    monkeypatch.setitem(PUBLISHED, "test", 15)
+    assert is_published(found) is False
+    assert departure(found) == "test: 1, published 15"
+
+
+def test_where_the_published_fingerprint_is_known_other_captions_are_not_published(data, monkeypatch):
+    found = load_dataset("coco", data)
+    source = replace(datasets.SOURCES["coco"], fingerprint=found.fingerprint)
+    monkeypatch.setitem(datasets.SOURCES, "coco", source)
+    assert is_published(load_dataset("coco", data)) is True
+    path = data / "coco" / "dataset_coco.json"
+    path.write_text(path.read_text().replace("A dog.", "A cat."))
+    with pytest.warns(UserWarning, match=r"coco is not the published split \(its names, ids, captions or tokens"):
+        other = load_dataset("coco", data)
+    assert is_published(other) is False
+    assert "not the published split (its names" in protocol_line(other.split("test"))
+
+
+def test_the_scenes_are_known_by_their_fingerprint_and_published_nowhere(monkeypatch):
+    found = scenes(train=4, val=2, test=3)
+    assert is_published(found) is None
+    monkeypatch.setattr(datasets, "scenes", lambda: found)
+    monkeypatch.setattr(datasets, "_scenes_of_today", datasets._scenes_of_today.__wrapped__)  # not kept
+    assert known_fingerprint("scenes") == found.fingerprint
+    assert known_fingerprint("coco") == known_fingerprint("elsewhere") == ""
 
 
 def test_all_missing_images_are_listed_up_front_with_the_place_for_them(data):
@@ -139,3 +171,5 @@ def test_flickr8k_loads_as_published():
         found = load_dataset("flickr8k")
     assert sizes(found) == {"train": 6000, "val": 1000, "test": 1000}
     assert protocol_line(found.split("test")) == "1,000 images, 5,000 captions (5 each)"
+    assert is_published(found) is True
+    assert found.fingerprint == known_fingerprint("flickr8k")

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from capbench import leaderboard
+from capbench.data import datasets
+from capbench.data.datasets import SOURCES
 from capbench.errors import CapbenchError
 from capbench.leaderboard.columns import columns
 from capbench.leaderboard.comparison import gather
@@ -36,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NASTY = "a|b\n<script>alert(1)</script> `c` **d** [e](f) \u2028 $g$ \x00"
 
 
+FLICKR8K = SOURCES["flickr8k"].fingerprint
 TRAINING = Training(epochs=3, batch_size=128, learning_rate=1e-3)
 
 
@@ -49,6 +52,13 @@ class Recipe:
 
 
 PRESETS = {"hard": Recipe(), "sum": Recipe("sum_of_hinges")}
+
+
+@pytest.fixture(autouse=True)
+def scenes_of_today(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fingerprint that stands for the scenes of today, which take seconds to draw."""
+    monkeypatch.setattr(datasets, "_scenes_of_today", lambda: "5" * 64)
+    return "5" * 64
 
 
 def record(preset: str = "hard", seed: int = 0, r1: float = 40.0, **changes) -> Result:
@@ -65,7 +75,7 @@ def record(preset: str = "hard", seed: int = 0, r1: float = 40.0, **changes) -> 
             "encoder": "mobilenet_v2", "crop": "1C", "seed": seed,
             "metrics": {"image_to_caption_r1": r1, "image_to_caption_median_rank": 3.0},
             "validation": scores[-1], "best_epoch": 2, "curve": entries, "recipe": recipe, "parameters": 1000,
-            "dataset_fingerprint": "d" * 64, "features_fingerprint": "f" * 64, "vocabulary_size": 2541,
+            "dataset_fingerprint": FLICKR8K, "features_fingerprint": "f" * 64, "vocabulary_size": 2541,
             "commit": "0123456789abcdef", "dirty": False, "versions": {"torch": "2.15.0"}, "device": "CPU, test",
             "threads": 1, "started": "2024-05-01T12:00:00+00:00", "wall_seconds": 60.0,
             "command": f"capbench run fake --preset {preset} --dataset flickr8k --seed {seed}", **changes,
@@ -182,6 +192,89 @@ def test_embedded_results_stand_apart_and_meet_no_number_of_a_paper(tmp_path):
     assert {row.verdict for row in ours} == {"not reported"}
 
 
+def other_folder(**changes) -> Result:
+    """A later run of seed 0 on fifteen images of somebody's own, in a folder of the same name."""
+    fault = "15 images, 75 captions (5 each); not the published split (test: 15, published 1,000)"
+    mine = {
+        "dataset_fingerprint": "123456789abcdef", "published": False, "images": 15, "notes": [fault],
+        "started": "2025-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    return record(**{"r1": 93.3, **mine, **changes})
+
+
+def test_a_run_on_other_data_under_the_same_name_stands_apart_and_is_not_judged(tmp_path):
+    paper = fake(tmp_path / "p", reported(), claims=(Claim("mean", "It is 42.", "section 1", mean_of_r1),))
+    before = board(tmp_path, *three_seeds())
+    page_before, rows_before = text(paper, before), leaderboard.rows({"fake": paper}, before)
+    index_before = leaderboard.index.page({"fake": paper}, before)
+    after = board(tmp_path, other_folder())
+    shown, rows = text(paper, after), leaderboard.rows({"fake": paper}, after)
+    name = "flickr8k, not the published split: 15 test images, data set 123456789abc"
+
+    for heading in ("Reported numbers", "Claims of the paper"):
+        assert section(shown, heading) == section(page_before, heading)
+    assert "42.0" in section(shown, "Claims of the paper")
+    assert section(shown, "Our results").startswith(section(page_before, "Our results").rstrip())
+    other = section(shown, "Our results").split(f"### {name}, test split, protocol whole\n")[1]
+    assert "| `hard` | mobilenet_v2, 1C, 1\u00a0seed | 93.3 | 3.0 |" in other
+    assert "against reported numbers" not in other
+    assert "and not shown" not in shown
+    assert f"| {name}, whole | 0 |" in section(shown, "What each number rests on")
+
+    new = [row for row in rows if row not in rows_before]
+    assert [row for row in rows if row in rows_before] == rows_before
+    assert {(row.verdict, row.reason, row.dataset_fingerprint) for row in new} == {
+        ("not reported", name, "123456789abcdef")
+    }
+    assert "| 3 | flickr8k | reproduced\u00a01 | holds\u00a01 |" in index_before
+    assert "| 4 | flickr8k, other data | reproduced\u00a01 | holds\u00a01 |" in leaderboard.index.page(
+        {"fake": paper}, after
+    )
+
+
+def mean_of_r1(results: Results) -> Outcome:
+    values = results.values("image_to_caption_r1")
+    return Outcome("holds", f"{sum(values.values()) / len(values):.1f}")
+
+
+def test_without_a_run_on_the_published_split_a_number_is_pending(tmp_path):
+    shown = text(fake(tmp_path / "p", reported()), board(tmp_path, other_folder()))
+    assert "| `hard`: pending |" in section(shown, "Reported numbers")
+    assert "93.3" not in section(shown, "Reported numbers")
+
+
+def test_other_data_are_drawn_in_plots_of_their_own_and_change_no_other(tmp_path):
+    ranks = {"image_to_caption": np.arange(100), "caption_to_image": np.arange(500)}
+    paper = fake(tmp_path / "p")
+    before = leaderboard.render(paper, board(tmp_path, *three_seeds(), arrays=ranks))
+    after = leaderboard.render(paper, board(tmp_path, other_folder(), arrays=ranks))
+    plots = {name: content for name, content in before.items() if name != "fake.md"}
+    assert len(plots) == 2
+    assert {name: after[name] for name in plots} == plots
+    assert len(after) == len(before) + 2
+
+
+def test_other_data_have_a_table_of_their_own_in_the_terminal(tmp_path):
+    records = board(tmp_path, record(), other_folder()).records
+    first, second = leaderboard.terminal_tables(fake(tmp_path / "p"), records)
+    assert str(first.title).startswith("flickr8k, test split")
+    assert str(second.title).startswith("flickr8k, not the published split: 15 test images")
+
+
+def test_scenes_of_an_older_generator_stand_apart_and_are_used_for_no_claim(tmp_path, scenes_of_today):
+    claim = Claim("mean", "It is 42.", "section 1", mean_of_r1)
+    now = {"dataset": "scenes", "encoder": "scenes", "dataset_fingerprint": scenes_of_today}
+    later = "2025-01-01T00:00:00+00:00"
+    old = record(r1=10.0, started=later, **now | {"dataset_fingerprint": "0" * 64, "images": 20})
+    shown = text(fake(tmp_path / "p", claims=(claim,)), board(tmp_path, *three_seeds(**now), old))
+    embedded = section(shown, "Results on embedded data")
+    today, before = embedded.split("### scenes, not as they are drawn today: 20 test images, data set 000000000000")
+    assert "### scenes, test split" in today
+    assert "scenes, 1C, 3\u00a0seeds | 42.0" in today
+    assert "scenes, 1C, 1\u00a0seed | 10.0" in before
+    assert "42.0" in section(shown, "Claims of the paper")
+
+
 def test_tables_with_our_runs_come_first(tmp_path):
     numbers = (reported(dataset="coco"), reported(table="Table 2, row 2.1"))
     shown = text(fake(tmp_path / "p", *numbers), board(tmp_path, record()))
@@ -212,6 +305,33 @@ def test_a_recipe_that_has_changed_since_is_marked(tmp_path):
     shown = text(fake(tmp_path / "p"), board(tmp_path, record(recipe=changed), record(seed=1)))
     assert "recipe differs from the preset of today in margin (seed 0)" in shown
     assert "the seeds differ in their recipe" in shown
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "words"),
+    [
+        ("instruction_set", ("AVX2", "AVX512", "AVX512"), "instruction set: AVX2 (seed 0), AVX512 (seeds 1, 2)"),
+        ("precision", ("bf16", "fp32", "bf16"), "precision: bf16 (seeds 0, 2), fp32 (seed 1)"),
+        ("blas", ("MKL 2024.2", "", "open<blas>"), "BLAS: MKL 2024.2 (seed 0), open&lt;blas&gt; (seed 2)"),
+        ("threads", (1, 2, 2), "number of threads: 1 (seed 0), 2 (seeds 1, 2)"),
+    ],
+)
+def test_seeds_that_were_not_computed_alike_are_noted(tmp_path, field, values, words):
+    records = [record(seed=seed, **{field: value}) for seed, value in enumerate(values)]
+    shown = text(fake(tmp_path / "p"), board(tmp_path, *records))
+    assert f"Caution: the seeds differ in their {words}\n" in shown
+
+
+def test_a_field_that_older_records_lack_is_unknown_and_no_difference(tmp_path):
+    new = record(seed=1, instruction_set="AVX2", precision="fp32", blas="MKL 2024.2")
+    assert "Caution:" not in text(fake(tmp_path / "p"), board(tmp_path, record(), new))
+
+
+def test_provenance_says_what_a_number_was_computed_with_where_it_is_known(tmp_path):
+    new = record(seed=1, instruction_set="AVX2", precision="fp32", blas="MKL 2024.2")
+    shown = section(text(fake(tmp_path / "p"), board(tmp_path, record(), new)), "What each number rests on")
+    assert "- E1: CPU, test, 1 threads; torch 2.15.0\n" in shown
+    assert "- E2: CPU, test, 1 threads, AVX2, MKL 2024.2, fp32; torch 2.15.0\n" in shown
 
 
 def test_a_missing_metric_is_a_dash_with_the_reason_that_the_record_gives(tmp_path):

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from capbench import records
 from capbench.errors import CapbenchError
 from capbench.files import check_writable
-from capbench.records import Epoch, Result, load_arrays, load_results, provenance, save_result
+from capbench.processor import blas, instruction_set
+from capbench.records import Epoch, Result, load_arrays, load_results, provenance, save_result, tracked
 
 RANKS = {"image_to_caption": np.array([0, 3, 1]), "caption_to_image": np.arange(15)}
 
@@ -216,10 +217,38 @@ def test_a_token_in_the_environment_is_never_in_a_record(tmp_path, monkeypatch):
 def test_provenance_names_versions_and_nothing_of_the_environment(monkeypatch):
     monkeypatch.setenv("HARMLESS_NAME", "a-value-to-look-for")
     found = provenance()
-    assert set(found) == {"commit", "dirty", "versions", "device", "threads"}
+    assert set(found) == {"commit", "dirty", "versions", "device", "threads", "instruction_set", "blas"}
     assert {"capbench", "torch", "numpy", "python"} <= set(found["versions"])
     assert "a-value-to-look-for" not in json.dumps(found)
     assert found["device"].startswith("CPU, ")
+
+
+def test_instructions_and_blas_are_named_where_a_cpu_computes():
+    assert (provenance()["instruction_set"], provenance()["blas"]) == (instruction_set(), blas())
+    assert (provenance("meta")["instruction_set"], provenance("meta")["blas"]) == ("", "")
+
+
+def test_a_record_from_before_a_field_has_it_blank_and_no_mark(tmp_path):
+    path = save_result(example(precision="bf16", published=True, images=15), {}, tmp_path)
+    (new,) = load_results(tmp_path)
+    assert (new.precision, new.published, new.images) == ("bf16", True, 15)
+    later = ("instruction_set", "blas", "precision", "published", "images")
+    document = {name: value for name, value in json.loads(path.read_text()).items() if name not in later}
+    path.write_text(json.dumps(document))
+    (old,) = load_results(tmp_path)
+    assert [getattr(old, name) for name in later] == ["", "", "", None, None]
+    assert old.marks == new.marks
+
+
+def test_git_tells_which_records_it_tracks(tmp_path):
+    first = save_result(example(), RANKS, tmp_path / "results")
+    assert tracked(first.parent) is None
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert tracked(first.parent) == frozenset()
+    subprocess.run(["git", "-C", str(tmp_path), "add", "."], check=True)
+    save_result(example(), {}, first.parent)
+    assert tracked(first.parent) == frozenset([first.name, first.with_suffix(".npz").name])
+    assert tracked(tmp_path / "results" / "not" / "yet") == frozenset()
 
 
 def test_a_checkout_of_another_project_is_not_taken_for_ours(tmp_path, monkeypatch):

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from capbench.data import datasets
+from capbench.data.datasets import SOURCES
 from capbench.errors import CapbenchError
 from capbench.metrics.significance import Interval
 from capbench.paper import paper
 from capbench.records import Result, save_result
-from capbench.results import Results, query_values
+from capbench.results import Results, data_name, query_values
 from capbench.verdicts import Reported, difference, judge, read_reported, verdict
 
 TABLE = Path(__file__).parent.parent / "reproductions" / "vsepp" / "reported.csv"
@@ -126,6 +128,53 @@ def test_the_latest_of_equal_runs_counts_and_the_others_are_superseded(tmp_path)
     results = Results.load(tmp_path)
     assert results.values("image_to_caption_r1") == {0: 40.0}
     assert results.superseded == 2
+
+
+UNPUBLISHED = [
+    {"published": False},
+    {"notes": ["15 images, 75 captions (5 each); not the published split (test: 15, published 1,000)"]},
+    {"dataset": "flickr8k"},  # whose fingerprint is known
+]
+
+
+@pytest.mark.parametrize("changes", UNPUBLISHED)
+def test_runs_on_other_data_under_the_same_name_are_neither_judged_nor_take_the_place_of_a_seed(tmp_path, changes):
+    published = {"flickr8k": SOURCES["flickr8k"].fingerprint}
+    name = changes.get("dataset", "flickr30k")
+    for seed in range(3):
+        run(tmp_path, hits(80 + seed), seed=seed, dataset=name, dataset_fingerprint=published.get(name, "d"))
+    before = judge(number(dataset=name), Results.load(tmp_path), "vsepp")
+    assert (before.status, before.mean) == ("reproduced", 40.5)
+    run(tmp_path, hits(9, 15), started="2024-06-01T12:00:00Z", **{"dataset_fingerprint": "mine", **changes})
+    results = Results.load(tmp_path)
+    assert judge(number(dataset=name), results, "vsepp") == before
+    assert results.superseded == 0
+    assert len(results.canonical.records) == 3
+    assert judge(number(dataset=name), results.select(dataset_fingerprint="mine"), "vsepp").status == "pending"
+    with pytest.raises(CapbenchError, match="2 settings cannot be pooled"):
+        results.values("image_to_caption_r1")
+
+
+def test_other_data_are_named_with_their_size_and_fingerprint(monkeypatch):
+    monkeypatch.setattr(datasets, "_scenes_of_today", lambda: "5" * 64)
+    row: dict[str, Any] = {
+        "paper": "p", "preset": "p", "dataset": "flickr8k", "split": "test", "protocol": "whole", "encoder": "e",
+        "crop": "1C", "seed": 0, "metrics": {}, "validation": {}, "best_epoch": 0, "curve": [], "recipe": {},
+        "parameters": 1, "dataset_fingerprint": "0123456789abcdef", "features_fingerprint": "f", "vocabulary_size": 9,
+        "commit": "c", "dirty": False, "versions": {}, "device": "CPU", "threads": 1, "wall_seconds": 1.0,
+        "started": "2024-05-01T12:00:00Z", "command": "", "published": False, "images": 15,
+    }  # fmt: skip
+
+    def name(**changes) -> str:
+        return data_name(Result(**(row | changes)))
+
+    assert name() == "flickr8k, not the published split: 15 test images, data set 0123456789ab"
+    assert name(dataset_fingerprint=SOURCES["flickr8k"].fingerprint) == "flickr8k"
+    assert name(dataset="coco", published=True) == "coco"
+    assert name(dataset="coco", published=None) == "coco"
+    assert name(dataset="scenes", images=None) == "scenes, not as they are drawn today: data set 0123456789ab"
+    assert name(dataset="scenes", dataset_fingerprint="5" * 64) == "scenes"
+    assert name(dataset_fingerprint="", images=None).endswith("data set unknown")
 
 
 def test_records_of_two_encoders_are_not_pooled(tmp_path):

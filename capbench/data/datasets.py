@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from capbench.data.captions import CaptionDataset
@@ -19,12 +20,13 @@ from capbench.errors import CapbenchError
 class Source:
     """A data set to be brought: its split file, the images in each split of the published file, and the origin.
 
-    COCO's restval images are counted apart from train.
+    COCO's restval images are counted apart from train. `fingerprint` is that of the published file, where known.
     """
 
     split_file: str
     counts: Mapping[str, int]
     origin: str
+    fingerprint: str = ""
 
 
 SOURCES = {
@@ -32,6 +34,7 @@ SOURCES = {
         "dataset_flickr8k.json",
         {"train": 6000, "val": 1000, "test": 1000},
         "images: Hodosh, Young and Hockenmaier (JAIR 2013), by their request form",
+        "ae3df9a0f3c0dc7d9a742f908fea2f8085662606f13cfc58067fabb50161d233",
     ),
     "flickr30k": Source(
         "dataset_flickr30k.json",
@@ -47,28 +50,28 @@ SOURCES = {
 SPLIT_FILES = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 WITHOUT_RESTVAL = "coco-norestval"  # COCO's files with the 82,783 training images alone
 NAMES = ("scenes", *SOURCES, WITHOUT_RESTVAL)
+NOT_PUBLISHED = "not the published split"  # how a note on such data begins
 
 
 def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
     """A data set by name: "scenes", or one whose files lie under `data` (CAPBENCH_DATA where None).
 
     They are `<data>/<name>/dataset_<name>.json` and the folder `<data>/<name>/images`. "coco" trains on COCO's restval
-    images too, "coco-norestval" leaves them out. Warns loudly where a split has
-    not the published number of images, and says so in `notes`. Raises CapbenchError saying what is missing and where to
-    put it; all missing images are counted and listed before any work starts.
+    images too, "coco-norestval" leaves them out. Warns loudly where it is not the published split (`departure`), and
+    says so in `notes`. Raises CapbenchError saying what is missing and where to put it; all missing images are counted
+    and listed before any work starts.
     """
     if name == "scenes":
         return scenes()
     if name not in NAMES:
         raise CapbenchError(f"no data set {name!r}; there is {', '.join(NAMES)}")
     folder, source = _folder(name, data), SOURCES[_family(name)]
-    restval: Restval = "drop" if name == WITHOUT_RESTVAL else "train"
     if not (folder / source.split_file).is_file():
         raise CapbenchError(f"{folder / source.split_file} is missing; {_advice(name, folder)}")
-    dataset = read_karpathy_split(folder / source.split_file, folder / "images", name, restval)
-    differing = _differing_counts(dataset, source, restval)
+    dataset = read_karpathy_split(folder / source.split_file, folder / "images", name, _restval(name))
+    differing = departure(dataset)
     if differing:
-        fault = f"not the published split ({differing})"
+        fault = f"{NOT_PUBLISHED} ({differing})"
         warnings.warn(f"{name} is {fault}: its numbers cannot be compared with published ones", stacklevel=2)
         dataset = replace(dataset, notes=(*dataset.notes, fault))
     try:
@@ -92,6 +95,37 @@ def describe(data: Path | None = None) -> Iterator[tuple[str, str, str, str, str
         yield name, f"{len(dataset.images):,}", f"{len(dataset.captions):,}", splits, place
 
 
+def departure(dataset: CaptionDataset) -> str:
+    """How a brought data set departs from the published one of its name: "test: 999, published 1,000".
+
+    Empty where it does not: the counts are as published, and so is the fingerprint, where that is known.
+    """
+    counts = _differing_counts(dataset)
+    if counts or known_fingerprint(dataset.name) in ("", dataset.fingerprint):
+        return counts
+    return "its names, ids, captions or tokens are not those of the published file"
+
+
+def is_published(dataset: CaptionDataset) -> bool | None:
+    """Whether a data set is the published one of its name; None for one that is not brought, such as the scenes."""
+    return None if _family(dataset.name) not in SOURCES else not departure(dataset)
+
+
+def known_fingerprint(name: str) -> str:
+    """The fingerprint of the data that a name stands for: the scenes as they are drawn today, the published Flickr8K.
+
+    Empty where it is not known.
+    """
+    if name == "scenes":
+        return _scenes_of_today()
+    return SOURCES[name].fingerprint if name in SOURCES else ""
+
+
+@cache
+def _scenes_of_today() -> str:
+    return scenes().fingerprint
+
+
 def _folder(name: str, data: Path | None) -> Path:
     if data is None:
         if not os.environ.get("CAPBENCH_DATA"):
@@ -113,11 +147,15 @@ def _advice(name: str, folder: Path) -> str:
     return f"put {source.split_file} and images/ into {folder} (split file: {SPLIT_FILES}; {source.origin})"
 
 
-def _differing_counts(dataset: CaptionDataset, source: Source, restval: Restval) -> str:
+def _restval(name: str) -> Restval:
+    return "drop" if name == WITHOUT_RESTVAL else "train"
+
+
+def _differing_counts(dataset: CaptionDataset) -> str:
     """Such as "test: 999, published 1,000"; empty where all are as published."""
-    expected = dict(source.counts)
+    expected = dict(SOURCES[_family(dataset.name)].counts)
     rest = expected.pop("restval", 0)
-    if restval == "train":
+    if _restval(dataset.name) == "train":
         expected["train"] += rest
     counts = Counter(dataset.split_of_image)
     return "; ".join(

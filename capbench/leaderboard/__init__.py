@@ -87,7 +87,7 @@ def rows_as_json(papers: Mapping[str, Paper], folder: Path) -> list[dict[str, An
 
 def terminal_tables(paper: Paper, records: Sequence[Result]) -> Iterator[Table]:
     """The means of our results, a table that fits a terminal for each setting; the page has the rest."""
-    names = ("dataset", "split", "protocol", "encoder")
+    names = ("data", "split", "protocol", "encoder")
     for kind in by_metric(paper, gather(paper, Results(Path(), tuple(records)))).values():
         for values, part in _parts(kind, *names).items():
             yield _terminal_table(values, part)
@@ -110,7 +110,7 @@ def _terminal_table(values: tuple[str, ...], part: Sequence[Runs]) -> Table:
 
 def _learning_curves(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, bytes]]:
     """(path, words, SVG) for each data set, encoder and metric that chooses a snapshot."""
-    for (dataset, encoder), part in _parts(groups, "dataset", "encoder").items():
+    for (dataset, encoder), part in _parts(groups, "data", "encoder").items():
         title = f"{paper.name} on {dataset}, encoder {encoder}"
         trained = [runs for runs in _once_a_training(part) if any(record.curve for record in runs.records)]
         for metric, kind in by_metric(paper, trained).items():
@@ -122,7 +122,7 @@ def _learning_curves(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str
 
 def _recall_curves(paper: Paper, groups: Sequence[Runs], folder: Path) -> Iterator[tuple[str, str, bytes]]:
     """(path, words, SVG) for each data set, split, protocol and encoder that has ranks."""
-    names = ("dataset", "split", "protocol", "encoder")
+    names = ("data", "split", "protocol", "encoder")
     for values, part in _parts(groups, *names).items():
         dataset, split, protocol, encoder = values
         title = f"{paper.name} on {dataset}, {split} split, protocol {protocol}, encoder {encoder}"
@@ -134,7 +134,7 @@ def _recall_curves(paper: Paper, groups: Sequence[Runs], folder: Path) -> Iterat
 
 def _sweeps(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, bytes]]:
     """(path, words, SVG) for each data set, encoder and setting that was swept."""
-    for (dataset, encoder), part in _parts(groups, "dataset", "encoder").items():
+    for (dataset, encoder), part in _parts(groups, "data", "encoder").items():
         title = f"{paper.name} on {dataset}, encoder {encoder}"
         for sweep in SWEEPS:
             picture = sweep_curves(title, [Line(_label(runs, part), runs.records) for runs in part], sweep)
@@ -145,7 +145,7 @@ def _sweeps(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, by
 
 def _grids(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, bytes]]:
     """(path, words, SVG) for each data set on which captioners of two encoders or more were run."""
-    for (dataset,), part in _parts(groups, "dataset").items():
+    for (dataset,), part in _parts(groups, "data").items():
         found = [(runs.first, runs.estimate("bleu4")) for runs in part]
         cells = {(record.encoder, record.preset): value.mean for record, value in found if value is not None}
         encoders, presets = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True)) if cells else ([], [])
@@ -155,9 +155,11 @@ def _grids(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[str, str, byt
 
 
 def _parts(groups: Sequence[Runs], *names: str) -> dict[tuple[str, ...], list[Runs]]:
+    """Runs by fields of theirs; "data" is what their data are called."""
     parts: dict[tuple[str, ...], list[Runs]] = {}
     for runs in groups:
-        parts.setdefault(tuple(str(getattr(runs.first, name)) for name in names), []).append(runs)
+        values = (runs.data if name == "data" else getattr(runs.first, name) for name in names)
+        parts.setdefault(tuple(map(str, values)), []).append(runs)
     return parts
 
 

@@ -13,6 +13,12 @@ from capbench.paper import Paper
 from capbench.verdicts import Status, Verdict
 
 SIGNS: dict[Status, str] = {"exceeds": "▲", "reproduced": "=", "close": "≈", "short": "▼"}
+COMPUTED_WITH = {  # fields of a record on which the last digits of a number hang, in words
+    "instruction_set": "instruction set",
+    "blas": "BLAS",
+    "precision": "precision",
+    "threads": "number of threads",
+}
 _SPACE = "\u00a0"
 
 
@@ -48,10 +54,29 @@ def warnings(runs: Runs, paper: Paper, notes: Notes) -> str:
         for mark in marks(record, paper):
             seeds_of.setdefault(mark, []).append(record.seed)
     found = [f"{mark} (seed {', '.join(map(str, seeds))})" for mark, seeds in seeds_of.items()]
-    for name in ("recipe", "dataset_fingerprint", "features_fingerprint"):
+    for name in ("recipe", "features_fingerprint"):
         if any(getattr(record, name) != getattr(runs.first, name) for record in runs.records):
             found.append(f"the seeds differ in their {name.replace('_', ' ')}")
+    found += filter(None, (_differing(runs, name, words) for name, words in COMPUTED_WITH.items()))
     return notes.mark("Caution: " + "; ".join(found)) if found else ""
+
+
+def _differing(runs: Runs, name: str, words: str) -> str:
+    """How the seeds differ in a field: "...: AVX2 (seed 0), AVX512 (seeds 1, 2)".
+
+    A blank field is unknown, and no difference.
+    """
+    seeds_of: dict[str, list[int]] = {}
+    for record in runs.records:
+        if value := getattr(record, name):
+            seeds_of.setdefault(str(value), []).append(record.seed)
+    parts = (f"{value} ({seeds(numbers)})" for value, numbers in seeds_of.items())
+    return f"the seeds differ in their {words}: {', '.join(parts)}" if len(seeds_of) > 1 else ""
+
+
+def seeds(numbers: Sequence[int]) -> str:
+    """ "seed 0", "seeds 1, 2"."""
+    return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def sign(verdict: Verdict, shown: Metric) -> str:

@@ -12,11 +12,11 @@ from capbench.errors import CapbenchError
 from capbench.metrics.significance import Interval, seed_interval
 from capbench.paper import Paper, metric_of
 from capbench.records import SCHEMA_VERSION, Result
-from capbench.results import Results
+from capbench.results import Results, data_name, is_canonical
 from capbench.verdicts import Reported, Verdict, judge, verdict
 
 EMBEDDED = frozenset({"scenes"})  # data sets that no paper has; never set against a paper's number
-SETTING = ("preset", "dataset", "split", "protocol", "encoder", "crop")
+SETTING = ("preset", "dataset", "dataset_fingerprint", "split", "protocol", "encoder", "crop")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,16 @@ class Runs:
     @property
     def embedded(self) -> bool:
         return self.first.dataset in EMBEDDED
+
+    @property
+    def canonical(self) -> bool:
+        """Whether these are runs on the data that the name of the data set stands for; others stand apart."""
+        return is_canonical(self.first)
+
+    @property
+    def data(self) -> str:
+        """What the data are called."""
+        return data_name(self.first)
 
     def estimate(self, metric: str) -> Estimate | None:
         """None where no record has the metric. One seed has an interval where its ranks are at hand."""
@@ -94,6 +104,7 @@ class Row:
     split: str
     protocol: str
     metric: str
+    dataset_fingerprint: str = ""
     encoder: str = ""
     crop: str = ""
     seeds: tuple[int, ...] = ()
@@ -115,10 +126,7 @@ class Row:
 
 
 def marks(record: Result, paper: Paper | None = None) -> tuple[str, ...]:
-    """What a reader must know of a record: an older schema, a dirty tree, a preset that has changed since.
-
-    A field that the record's recipe lacks was added since, with what was done before as its default.
-    """
+    """What a reader must know of a record: an older schema, a dirty tree, a preset that has changed since."""
     found = list(record.marks)
     if record.schema_version != SCHEMA_VERSION and not any(mark.startswith("schema") for mark in found):
         found.append(f"schema {record.schema_version}")
@@ -132,11 +140,16 @@ def marks(record: Result, paper: Paper | None = None) -> tuple[str, ...]:
         except CapbenchError:
             found.append("no such preset now")
         else:
-            lines = checkpoint.differences(now, record.recipe)
-            changed = [name for line in lines if _has(record.recipe, name := line.partition(":")[0])]
+            changed = changes(now, record.recipe)
             if changed:
                 found.append(f"recipe differs from the preset of today in {', '.join(changed)}")
     return tuple(found)
+
+
+def changes(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """The fields in which a recipe has changed; one that it lacked then was added since, and is no change."""
+    names = (line.partition(":")[0] for line in checkpoint.differences(now, then))
+    return [name for name in names if _has(then, name)]
 
 
 def _has(recipe: Mapping[str, Any], name: str) -> bool:
@@ -157,7 +170,10 @@ def by_metric(paper: Paper, groups: Sequence[Runs]) -> dict[str, list[Runs]]:
 
 
 def gather(paper: Paper, results: Results) -> list[Runs]:
-    """A paper's records by setting, the latest of each seed, in the order of its presets."""
+    """A paper's records by setting, the latest of each seed, in the order of its presets.
+
+    Runs on other data under a data set's name come after those on the data that it stands for.
+    """
     mine = results.select(paper=paper.name).latest
     groups = [mine.select(**dict(zip(SETTING, values, strict=True))) for values in mine.settings(*SETTING)]
     order = {name: _preset_order(paper, name) for (name,) in mine.settings("dataset")}
@@ -166,21 +182,25 @@ def gather(paper: Paper, results: Results) -> list[Runs]:
         record = runs.first
         presets = order[record.dataset]
         rank = presets.index(record.preset) if record.preset in presets else len(presets)
-        where = (record.dataset, record.split, record.protocol, record.encoder)
-        return (record.dataset in EMBEDDED, *where, rank, record.preset, record.crop)
+        where = (record.split, record.protocol, record.encoder)
+        of_data = (runs.embedded, record.dataset, not runs.canonical, record.dataset_fingerprint)
+        return (*of_data, *where, rank, record.preset, record.crop)
 
     return sorted(map(Runs, groups), key=place)
 
 
 def set_beside(reported: Reported, groups: Iterable[Runs]) -> list[tuple[Runs, Verdict]]:
-    """Our runs under a reported number's own conditions, with the verdict on each; none for mere context."""
+    """Our runs under a reported number's own conditions, with the verdict on each; none for mere context.
+
+    Runs on other data than the published are never among them.
+    """
     if reported.role == "context":
         return []
     wanted = (reported.dataset, reported.protocol, reported.split)
     pairs = []
     for runs in groups:
         record = runs.first
-        if runs.embedded or record.preset not in reported.presets:
+        if runs.embedded or not runs.canonical or record.preset not in reported.presets:
             continue
         if (record.dataset, record.protocol, record.split) != wanted:
             continue
@@ -225,6 +245,8 @@ def _row(paper: Paper, runs: Runs, metric: str, reported: Reported | None = None
     interval = found.interval if found else None
     marked = tuple(dict.fromkeys(mark for each in runs.records for mark in marks(each, paper)))
     reason = "an embedded data set, which no paper reports" if runs.embedded else ""
+    if not runs.canonical:
+        reason = runs.data
     return Row(
         paper=paper.name,
         **{name: getattr(record, name) for name in SETTING},

@@ -48,7 +48,8 @@ def _line(paper: Paper, results: Results) -> list[str]:
     statuses = ("holds", "fails", "undecided", "pending")
     claims = ", ".join(f"{status}\u00a0{outcomes[status]}" for status in statuses if outcomes[status])
     count = sum(len(runs.records) for runs in groups)
-    sets = ", ".join(escape(name) for (name,) in mine.settings("dataset"))
+    names = dict.fromkeys(runs.first.dataset if runs.canonical else "other data" for runs in groups)
+    sets = ", ".join(map(escape, names))
     return [
         f"[{escape(paper.title)}]({paper.name}.md)",
         str(count),

@@ -61,9 +61,12 @@ def page(paper: Paper, results: Results, groups: Sequence[Runs], plots: Mapping[
 
 
 def verdict_of(claim: Claim, results: Results) -> Outcome:
-    """The outcome of a claim; one whose test cannot use the records is pending and says why."""
+    """The outcome of a claim on the data that the names of the data sets stand for.
+
+    One whose test cannot use the records is pending and says why.
+    """
     try:
-        return claim.test(results)
+        return claim.test(results.canonical)
     except (CapbenchError, LookupError, ValueError, ArithmeticError) as error:
         return Outcome("pending", f"the test cannot use the records ({type(error).__name__}): {error}")
 
@@ -76,7 +79,8 @@ def _how_to_read(paper: Paper, groups: Sequence[Runs]) -> Iterator[str]:
         "Our numbers are **mean ± half of the 95 % interval**: Student's t over seeds, or, for one seed, a "
         "bootstrap over its queries, which says nothing about other seeds (a median rank or rsum of one seed has "
         "none). A verdict is given only where data set, split and protocol are the same; encoder and crop may "
-        "differ, and both are named."
+        "differ, and both are named. Runs on other data under the name of a data set stand apart, and are neither "
+        "judged nor used for claims."
     )
     yield VERDICTS
     yield (
@@ -85,17 +89,16 @@ def _how_to_read(paper: Paper, groups: Sequence[Runs]) -> Iterator[str]:
         f"not confirmed; ° from one source only. {DASH} stands for a number that does not exist: in a paper's row "
         "the paper does not print it, in ours a note gives the reason. Raised letters refer to the notes below the "
         "table; a note that begins with *Caution* marks a record of an older schema, of a tree with uncommitted "
-        "changes, or of a recipe that has changed since."
+        "changes or of a recipe that has changed since, or seeds that were not computed alike."
     )
 
 
 def _results(paper: Paper, groups: Sequence[Runs]) -> Iterator[str]:
     parts: dict[tuple[str, str, str], list[Runs]] = {}
     for runs in groups:
-        record = runs.first
-        parts.setdefault((record.dataset, record.split, record.protocol), []).append(runs)
-    for (dataset, split, protocol), part in parts.items():
-        yield f"### {escape(dataset)}, {escape(split) or DASH} split, protocol {escape(protocol) or DASH}"
+        parts.setdefault((runs.data, runs.first.split, runs.first.protocol), []).append(runs)
+    for (data, split, protocol), part in parts.items():
+        yield f"### {escape(data)}, {escape(split) or DASH} split, protocol {escape(protocol) or DASH}"
         for kind in by_metric(paper, part).values():
             yield from _result_table(paper, kind)
 
@@ -103,7 +106,7 @@ def _results(paper: Paper, groups: Sequence[Runs]) -> Iterator[str]:
 def _result_table(paper: Paper, part: Sequence[Runs]) -> Iterator[str]:
     keys = {key for runs in part for record in runs.records for key in record.metrics}
     shown = columns(keys | ({"meteor"} if "bleu4" in keys else set()))  # a dash with its reason where Java was missing
-    compared = not part[0].embedded
+    compared = part[0].canonical and not part[0].embedded
     notes, lines = Notes(), []
     for runs in part:
         line = [cells.preset(runs, paper, notes), cells.setting(runs)]

@@ -10,7 +10,7 @@ from capbench.leaderboard.comparison import Runs, marks
 from capbench.leaderboard.markdown import DASH, code, code_block, escape, plain, table
 from capbench.paper import Paper
 from capbench.records import Result
-from capbench.results import Results
+from capbench.results import Results, data_name
 
 _HEAD = (
     "#", "record", "data set, protocol", "seed", "best epoch", "wall time", "energy", "memory",
@@ -53,7 +53,9 @@ def section(paper: Paper, results: Results, groups: Sequence[Runs]) -> Iterator[
 
 
 def _line(number: int, record: Result, paper: Paper, made_on: Legend, made_from: Legend) -> list[str]:
-    machine = f"{record.device or 'device unknown'}, {record.threads or 'unknown'} threads; "
+    parts = [record.device or "device unknown", f"{record.threads or 'unknown'} threads"]
+    parts += filter(None, (record.instruction_set, record.blas, record.precision))
+    machine = f"{', '.join(parts)}; "
     machine += ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))
     prints = (record.dataset_fingerprint[:12] or "unknown", record.features_fingerprint[:12] or "unknown")
     data = f"data set {prints[0]}, features {prints[1]} (SHA-256), "
@@ -67,7 +69,7 @@ def _line(number: int, record: Result, paper: Paper, made_on: Legend, made_from:
     name = escape(record.preset)
     link = f"[{name}](results/{quote(record.file)})" if record.file else name
     return [
-        str(number), link, ", ".join(escape(word) for word in (record.dataset, record.protocol) if word),
+        str(number), link, ", ".join(escape(word) for word in (data_name(record), record.protocol) if word),
         str(record.seed), epochs, cells.duration(record.wall_seconds), energy, memory,
         escape(record.started[:16]),
         commit, made_on.name(machine), made_from.name(data), escape("; ".join(found)) or "none",
