@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -90,6 +91,10 @@ def run_(
 ) -> None:
     """Train a paper's presets, record the results and rewrite the paper's leaderboard.
 
+    At the end a line for each preset says whether its mean agrees with that of the committed records of the same data,
+    encoder, protocol and recipe. ± is how far the two may lie apart: half of the 95 % prediction interval over the
+    committed seeds, at least the tolerance of a verdict.
+
     Stop it with Ctrl-C, SIGTERM or SIGUSR1: the step is finished and saved, the exit code is 75, and the same command
     goes on from there.
 
@@ -119,15 +124,16 @@ def run_(
         if seed is not None or number < max(1, seeds // members[name])
     ]
     jobs.sort(key=lambda job: members[job.preset] > 1)  # after those that they join
+    earlier = leaderboard.Earlier.of(places.results)
     finished = _Session(places.runs / owner.name / "session.json", jobs)
     with _Bars(owner, len(jobs)) as bars:
         for job in finished.remaining():
             bars.start(job)
             records = run(job, places, materials, bars.report, fresh=fresh)
-            finished.add(job)
+            finished.add(job, records)
             bars.done(records)
     finished.clear()
-    _conclude(owner, places)
+    _conclude(owner, places, finished.records, earlier)
 
 
 @app.command(name="leaderboard")
@@ -308,7 +314,10 @@ def main() -> None:
 
 
 class _Session:
-    """Which jobs of one command are done, so that a stopped command goes on with the next and not from the first."""
+    """Which jobs of one command are done, so that a stopped command goes on with the next and not from the first.
+
+    `records` are the names of the records that they left, before and after the stop.
+    """
 
     def __init__(self, path: Path, jobs: list[Job]) -> None:
         self.path, self.jobs = path, jobs
@@ -317,16 +326,19 @@ class _Session:
         except (OSError, ValueError):
             saved = {}
         names = [job.name for job in jobs]
-        self.names = saved["done"] if saved.get("jobs") == names else []
+        same = saved.get("jobs") == names
+        self.names: list[str] = saved["done"] if same else []
+        self.records: list[str] = saved.get("records", []) if same else []
 
     def remaining(self) -> list[Job]:
         return [job for job in self.jobs if job.name not in self.names]
 
-    def add(self, job: Job) -> None:
+    def add(self, job: Job, records: list[Path]) -> None:
         from capbench.files import atomic_write
 
         self.names.append(job.name)
-        state = {"jobs": [job.name for job in self.jobs], "done": self.names}
+        self.records += [record.name for record in records]
+        state = {"jobs": [job.name for job in self.jobs], "done": self.names, "records": self.records}
         atomic_write(self.path, json.dumps(state).encode())
 
     def clear(self) -> None:
@@ -376,9 +388,14 @@ class _Bars:
             self.progress.console.print(f"  {record}", markup=False, highlight=False)
 
 
-def _conclude(owner: Paper, places: Places) -> None:
-    """The tables in the terminal, and the path of the page."""
-    for table in leaderboard.terminal_tables(owner, load_results(places.results, owner.name)):
+def _conclude(owner: Paper, places: Places, made: Collection[str], earlier: leaderboard.Earlier) -> None:
+    """The tables in the terminal, whether what was made agrees with the earlier records, and the path of the page."""
+    records = load_results(places.results, owner.name)
+    there = [record for record in records if record.file in earlier.names and record.file not in made]
+    found = leaderboard.compare((record for record in records if record.file in made), there)
+    for table in leaderboard.terminal_tables(owner, records, found, earlier.word):
         console.print(table)
+    for line in leaderboard.sentences(found, earlier.word):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     leaderboard.write(papers(), places.leaderboards)
     console.print(f"{places.leaderboards / owner.name}.md", markup=False, highlight=False)

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from capbench import checkpoint, harness, trained
+from capbench import checkpoint, cli, harness, leaderboard, trained
+from capbench.data import datasets
 from capbench.data.scenes import scenes
 from capbench.errors import CapbenchError
 from capbench.harness import Materials, Places, run
 from capbench.paper import Paper, paper, papers
-from capbench.records import load_arrays, load_results
+from capbench.processor import blas, computes_bf16, instruction_set
+from capbench.records import load_arrays, load_results, save_result
+from capbench.results import Results
 from capbench.trained import Job, finished_runs, load_run
 from capbench.training import StoppedError
 
@@ -89,6 +92,54 @@ def test_every_kind_of_preset_trains_and_is_recorded(few, tmp_path, preset):
     assert len(arrays["caption_to_image"]) == len(arrays["image_of_caption"]) == 100
     r1 = 100 * np.mean(arrays["caption_to_image"] < 1)
     assert result.metrics["caption_to_image_r1"] == pytest.approx(r1)
+
+
+def test_a_record_says_what_it_was_computed_with_and_on_what(few, tmp_path):
+    (path,) = run(job(), places(tmp_path), Materials(), silent)
+    (result,) = load_results(path.parent)
+    device = harness.default_device()
+    on_cpu = device.type == "cpu"
+    assert result.instruction_set == (instruction_set() if on_cpu else "")
+    assert result.blas == (blas() if on_cpu else "")
+    assert result.precision == ("bf16" if computes_bf16(device) else "fp32")
+    assert (result.published, result.images) == (None, 20)
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "said"), [("auto", True, "bf16"), ("auto", False, "fp32"), ("full", True, "fp32")]
+)
+def test_the_precision_is_what_training_computes_in_and_not_what_the_recipe_allows(
+    few, monkeypatch, precision, native, said
+):
+    monkeypatch.setattr(harness, "computes_bf16", lambda device: native)
+    training = replace(few.recipe("vse0", "scenes").training, precision=precision)
+    assert harness._precision(training, torch.device("cpu")) == said
+
+
+def test_a_folder_that_is_not_the_published_split_takes_no_place_and_is_not_judged(
+    few, tmp_path, monkeypatch, small_scenes
+):
+    run(job(), places(tmp_path / "one"), Materials(), silent)
+    (made,) = load_results(places(tmp_path / "one").results)
+    results = places(tmp_path).results
+    published = {"dataset": "flickr8k", "dataset_fingerprint": datasets.known_fingerprint("flickr8k")}
+    for seed in range(3):
+        save_result(made.model_copy(update=published | {"seed": seed, "arrays": None}), {}, results)
+    before = Results.load(results)
+    board = leaderboard.rows({"vsepp": few}, before)
+
+    monkeypatch.setattr(harness, "load_dataset", lambda name: replace(small_scenes, name=name))
+    (path,) = run(replace(job(), dataset="flickr8k"), places(tmp_path), Materials(), silent)
+    (mine,) = [record for record in load_results(results) if record.file == path.name]
+    assert (mine.published, mine.images, mine.dataset_fingerprint) == (False, 20, small_scenes.fingerprint)
+
+    after = leaderboard.rows({"vsepp": few}, Results.load(results))
+    assert {row.verdict for row in board} >= {"short", "pending"}
+    assert [row for row in after if row.dataset_fingerprint != small_scenes.fingerprint] == board
+    apart = [row for row in after if row.dataset_fingerprint == small_scenes.fingerprint]
+    assert {(row.verdict, row.reported) for row in apart} == {("not reported", "")}
+    page = leaderboard.render(few, Results.load(results))["vsepp.md"].decode()
+    assert "### flickr8k, not the published split: 20 test images, data set" in page
 
 
 def test_fine_tuning_starts_from_the_fixed_model_and_moves_the_encoder(few, tmp_path):
@@ -194,6 +245,51 @@ def test_the_published_recipes_are_those_of_the_paper():
         assert (training.epochs, training.batch_size, training.learning_rate) == (30, 128, 2e-4)
         assert (training.decay_every, training.decay, training.clip_norm) == (15, 0.1, 2.0)
     assert not paper("vsepp").recipe("vse0", "flickr8k").normalise_images
+
+
+@pytest.fixture
+def reproduce(few, tmp_path, monkeypatch, capsys):
+    """`capbench run vsepp` on a few scenes, in a checkout of its own: what it says at the end."""
+    monkeypatch.setattr(cli, "paper", lambda name: few)
+    monkeypatch.setattr(cli, "papers", lambda: {"vsepp": few})
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    where = places(tmp_path)
+
+    def run_once(*presets: str) -> list[str]:
+        cli.run_("vsepp", preset=list(presets), seed=0, runs=where.runs, leaderboards=where.leaderboards)
+        return capsys.readouterr().out.splitlines()
+
+    return run_once
+
+
+def test_a_run_ends_with_its_agreement_with_the_committed_records(reproduce, tmp_path):
+    nothing = "no committed record to compare with"
+    assert nothing in reproduce("vse0-small")
+    (committed,) = places(tmp_path).results.glob("*.json")
+    subprocess.run(["git", "-C", str(tmp_path), "add", "leaderboards"], check=True)
+
+    lines = reproduce("vse0-small")
+    (line,) = (line for line in lines if line.startswith("vse0-small: "))
+    assert line.startswith("vse0-small: agrees with the committed records (rsum ")
+    assert ["vse0-small", "agrees"] in [line.split()[:2] for line in lines]
+    assert nothing not in lines
+
+    committed.write_text(json.dumps(json.loads(committed.read_text()) | {"metrics": {"rsum": 599.0}}))
+    lines = reproduce("vse0-small")  # the second record is not committed
+    (line,) = (line for line in lines if line.startswith("vse0-small: "))
+    assert line.startswith("vse0-small: differs from the committed records: rsum 599.0 ± 4.8 there, ")
+    assert line.endswith(" here (seed 0)")
+    assert ["vse0-small", "differs"] in [line.split()[:2] for line in lines]
+
+
+def test_a_session_that_was_stopped_remembers_the_records_it_left(tmp_path):
+    jobs = [job(seed=seed) for seed in range(2)]
+    first = cli._Session(tmp_path / "session.json", jobs)
+    first.add(jobs[0], [tmp_path / "one.json"])
+    again = cli._Session(tmp_path / "session.json", jobs)
+    again.add(jobs[1], [tmp_path / "two.json"])
+    assert again.records == ["one.json", "two.json"]
+    assert cli._Session(tmp_path / "session.json", jobs[:1]).records == []
 
 
 def command(*words: str, cwd: Path) -> subprocess.Popen[str]:
