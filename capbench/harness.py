@@ -24,7 +24,7 @@ from capbench.data.vocabulary import Vocabulary
 from capbench.encoders import Encoder
 from capbench.errors import CapbenchError
 from capbench.files import atomic_write, check_writable
-from capbench.paper import Inputs, Paper, joined, metric_of, paper
+from capbench.paper import Inputs, Paper, joined, metric_of, paper, warmup
 from capbench.processor import computes_bf16
 from capbench.records import Epoch, Result, provenance, save_result
 from capbench.trained import Job, load_run
@@ -125,9 +125,9 @@ def _train_and_record(
     if inputs.start:
         identity["start"] = [hash_tensors(dict(snapshot)) for snapshot in inputs.start]
     (folder / "run.json").unlink(missing_ok=True)  # the snapshot is about to be another one
-    state = fit(
-        experiment, recipe.training, metric_of(owner, asdict(recipe)), folder, identity, job.seed, partial(report, job)
-    )
+    metric = metric_of(owner, asdict(recipe))
+    reported = partial(report, job)
+    state = fit(experiment, recipe.training, metric, folder, identity, job.seed, reported, warmup(recipe))
     parameters = sum(value.numel() for value in experiment.model.parameters() if value.requires_grad)
     made_by = origin | {"wall_seconds": state.seconds, "energy_joules": state.joules, "parameters": parameters}
     made_by["peak_memory_bytes"] = peak_memory_bytes(device)  # training and validation

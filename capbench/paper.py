@@ -109,6 +109,11 @@ def joined(recipe: Any) -> int:
     return int(getattr(recipe, "members", 1))
 
 
+def warmup(recipe: Any) -> int:
+    """How many of a preset's first epochs are trained with another loss than its own."""
+    return int(getattr(recipe, "warmup", 0))
+
+
 def papers() -> dict[str, Paper]:
     """Every package under `reproductions` that defines PAPER, by name."""
     return {paper.name: paper for paper in _discover()}

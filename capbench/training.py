@@ -113,14 +113,19 @@ def fit(
     identity: Mapping[str, Any],
     seed: int,
     report: Callable[[State, int], None] = lambda state, batches: None,
+    warmup: int = 0,
 ) -> State:
     """Train until the schedule or the patience ends; leave the best snapshot in `folder` and in the model.
 
-    The snapshot is the epoch with the highest validation `metric` (the first of equals). `identity` says what the
+    The snapshot is the epoch with the highest validation `metric` (the first of equals). The first `warmup` epochs are
+    trained with another loss than the recipe's own, and no snapshot is taken of them. `identity` says what the
     run is (recipe, data, vocabulary): a checkpoint in `folder` is resumed when it says the same, else CapbenchError
     lists the keys that differ. `report` is called after every step with the state and the batches in the epoch.
-    Raises CapbenchError on a loss that is not finite, naming the batch; StoppedError after a signal.
+    Raises CapbenchError on a loss that is not finite, naming the batch, and for a schedule that ends within its
+    warm-up; StoppedError after a signal.
     """
+    if training.epochs <= warmup:
+        raise CapbenchError(f"the recipe has {training.epochs} epochs, all of its warm-up of {warmup}; give it more")
     model = experiment.model
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(training, parameters)
@@ -128,10 +133,10 @@ def fit(
     average = _Average(training.average, parameters)
     state = _resume(folder, whole, model, optimizer, average)
     with stop_requests() as stop_requested:
-        while not finished(training, state):
+        while not finished(training, state, warmup):
             work = _Work()
             batches = experiment.batches(state.epoch)
-            _set_rate(optimizer, learning_rate(training, state.epoch, state.curve, metric))
+            _set_rate(optimizer, learning_rate(training, state.epoch, state.curve[warmup:], metric))
             model.train()
             while state.step < len(batches):
                 torch.manual_seed(step_seed(seed, state.epoch, state.step))
@@ -147,7 +152,10 @@ def fit(
             with torch.no_grad(), average.in_place():
                 validation = dict(experiment.evaluate("val", "whole").metrics)
                 work.add_to(state)
-                _end_epoch(state, optimizer, validation, metric, len(batches), folder, model)
+                if state.epoch >= warmup and validation[metric] > state.best:
+                    state.best, state.best_epoch = validation[metric], state.epoch
+                    checkpoint.save(folder / "best.safetensors", model.state_dict(), {"epoch": state.epoch})
+                _end_epoch(state, optimizer, validation, len(batches))
             _save(folder, state, whole, model, optimizer, average)
             report(state, 0)
     model.load_state_dict(checkpoint.load(folder / "best.safetensors")[0])
@@ -174,9 +182,9 @@ def learning_rate(training: Training, epoch: int, curve: Sequence[Mapping[str, A
     return training.learning_rate * training.decay**drops
 
 
-def finished(training: Training, state: State) -> bool:
+def finished(training: Training, state: State, warmup: int = 0) -> bool:
     """Whether the epochs are used up, or the best snapshot is `patience` epochs old."""
-    waited = state.epoch - 1 - state.best_epoch
+    waited = state.epoch - 1 - max(state.best_epoch, warmup - 1)
     return state.epoch >= training.epochs or (training.patience is not None and waited >= training.patience)
 
 
@@ -244,15 +252,7 @@ def _step(
     return value
 
 
-def _end_epoch(
-    state: State,
-    optimizer: torch.optim.Optimizer,
-    validation: dict[str, float],
-    metric: str,
-    batches: int,
-    folder: Path,
-    model: nn.Module,
-) -> None:
+def _end_epoch(state: State, optimizer: torch.optim.Optimizer, validation: dict[str, float], batches: int) -> None:
     entry = Epoch(
         epoch=state.epoch,
         loss=state.loss / batches if batches else None,
@@ -261,9 +261,6 @@ def _end_epoch(
         validation=validation,
     )
     state.curve.append(entry.model_dump())
-    if validation[metric] > state.best:
-        state.best, state.best_epoch = validation[metric], state.epoch
-        checkpoint.save(folder / "best.safetensors", model.state_dict(), {"epoch": state.epoch})
     state.epoch, state.step, state.loss, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
 
 

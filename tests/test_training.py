@@ -223,6 +223,26 @@ def test_patience_stops_and_the_first_of_equal_snapshots_is_kept(tmp_path):
     assert finished(training, state)
 
 
+def test_no_snapshot_is_taken_of_the_warm_up(tmp_path):
+    state = fit(Regression(scores=[9.0, 1.0, 2.0, 1.5]), TRAINING, "score", tmp_path, {}, 0, warmup=1)
+    assert state.best_epoch == 2
+    assert state.best == 2.0
+    assert checkpoint.load(tmp_path / "best.safetensors")[1]["epoch"] == 2
+
+
+def test_patience_and_the_plateau_count_from_the_end_of_the_warm_up(tmp_path):
+    training = replace(TRAINING, epochs=9, patience=2, decay_every=None, plateau=1, decay=0.1)
+    state = fit(Regression(scores=[9.0, 8.0, 1.0, 0.5, 0.4, 0.3]), training, "score", tmp_path, {}, 0, warmup=2)
+    assert state.best_epoch == 2
+    assert len(state.curve) == 5
+    assert [entry["learning_rate"] for entry in state.curve] == pytest.approx([0.05, 0.05, 0.05, 0.05, 0.005])
+
+
+def test_a_schedule_that_ends_within_its_warm_up_is_refused(tmp_path):
+    with pytest.raises(CapbenchError, match="4 epochs, all of its warm-up"):
+        fit(Regression(), TRAINING, "score", tmp_path, {}, 0, warmup=4)
+
+
 def test_the_step_schedule_drops_after_its_epochs():
     rates = [learning_rate(replace(TRAINING, decay_every=15), epoch, [], "score") for epoch in (0, 14, 15, 29, 30)]
     assert rates == pytest.approx([0.05, 0.05, 0.005, 0.005, 0.0005])
