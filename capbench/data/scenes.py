@@ -1,15 +1,16 @@
 """The embedded data set: drawn scenes whose captions come with the true box of every phrase.
 
-A scene is a canvas of 64 x 64 pixels with two to four things that never overlap: a shape, a colour, a size
-and a place each. Later things often share colour or shape with an earlier one, so colour has to be bound to
-shape. The five captions of a scene follow a small grammar with synonyms. They differ in length (4 to 16
-words), leave things out (large ones are named more often), and all are true. A phrase names just the things
-that fit its words: "a star" is said only where there is one star, and "two red circles" has two boxes.
-"A picture of" and "in the top left corner" name nothing drawn and are no phrases.
+A scene is a canvas of 64 x 64 pixels in one of six settings (snow, sand, night, water, grass, stone: its background),
+with two to four things that never overlap: a shape, a colour, a size and a place each. Later things often share colour
+or shape with an earlier one, so colour has to be bound to shape. The five captions of a scene follow a small grammar
+with synonyms. They differ in length (5 to 16 words), leave things out (large ones are named more often), and all are
+true. A phrase names just the things that fit its words: "a star" is said only where there is one star, and "two red
+circles" has two boxes. "A picture of", "in the top left corner" and "on snow" name nothing drawn and are no phrases.
 
-Many scenes share things, so many captions fit several images. Of the 500 test images of seed 0, a reader who
-understands every word (and guesses among the images that fit) puts the right one first for 53.6 % of the
-captions; for 37.4 % when relations and places are ignored.
+A caption seldom fits another image, for else the hardest negative of a batch is a match in truth: of the 15,000
+training captions of seed 0, in batches of 128 of nearly one length, 4.8 % describe another image of their batch. Of the
+500 test images, a reader who understands every word (and guesses among the images that fit) puts the right one first
+for 88 % of the captions; for 77 % when relations and places are ignored, for 64 % when settings are ignored too.
 
 The same seed gives the same bytes everywhere: all geometry is in integers, and of Python's generator only
 `Random(int).random()` is used, whose sequence the language guarantees.
@@ -33,8 +34,8 @@ from capbench.files import fingerprint
 
 CANVAS = 64
 CAPTIONS = 5
-SHORTEST, LONGEST = 4, 16
-RENDER_VERSION = 1  # raise it when `render` draws other pixels: it is part of the fingerprint
+SHORTEST, LONGEST = 5, 16
+RENDER_VERSION = 2  # raise it when `render` draws other pixels: it is part of the fingerprint
 
 # The words for each meaning, the most usual first.
 SHAPES: Mapping[str, tuple[str, ...]] = {
@@ -44,6 +45,12 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     "star": ("star",),
     "cross": ("cross", "plus"),
     "heart": ("heart",),
+    "diamond": ("diamond", "rhombus"),
+    "ring": ("ring", "hoop"),
+    "arrow": ("arrow",),
+    "moon": ("moon", "crescent"),
+    "bar": ("bar", "plank"),
+    "cup": ("cup", "bowl"),
 }
 COLOURS: Mapping[str, tuple[str, ...]] = {
     "red": ("red", "crimson", "scarlet"),
@@ -52,6 +59,9 @@ COLOURS: Mapping[str, tuple[str, ...]] = {
     "yellow": ("yellow", "golden"),
     "purple": ("purple", "violet"),
     "orange": ("orange",),
+    "pink": ("pink", "rosy"),
+    "brown": ("brown",),
+    "turquoise": ("turquoise", "teal"),
 }
 SIZES: Mapping[str, tuple[str, ...]] = {
     "small": ("small", "little", "tiny"),
@@ -78,6 +88,14 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "right": ("on the right", "at the right edge"),
     "middle": ("in the middle", "in the centre"),
 }
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "snow": ("on snow", "in the snow"),
+    "sand": ("on sand", "on the beach"),
+    "night": ("at night", "in the dark"),
+    "water": ("on water", "in the water"),
+    "grass": ("on grass", "in a meadow"),
+    "stone": ("on stone", "on the pavement"),
+}
 
 _RGB = {
     "red": (212, 45, 48),
@@ -86,10 +104,21 @@ _RGB = {
     "yellow": (236, 200, 44),
     "purple": (142, 72, 178),
     "orange": (238, 132, 36),
+    "pink": (240, 140, 190),
+    "brown": (122, 76, 44),
+    "turquoise": (40, 178, 176),
 }
-_BACKGROUNDS = ((238, 236, 230), (214, 222, 230), (226, 214, 196), (46, 50, 58))
+_BACKGROUNDS = {
+    "snow": (242, 244, 246),
+    "sand": (228, 212, 176),
+    "night": (40, 44, 58),
+    "water": (178, 208, 236),
+    "grass": (196, 222, 172),
+    "stone": (168, 168, 172),
+}
 _RADII = {"small": (5, 6), "medium": (8, 9), "large": (12, 13)}
-_SHAPE_ODDS, _COLOUR_ODDS, _SIZE_ODDS = (5, 5, 4, 4, 3, 2), (6, 5, 4, 3, 2, 2), (3, 4, 3)
+_SHAPE_ODDS, _COLOUR_ODDS = (5, 5, 4, 4, 4, 4, 3, 3, 3, 3, 3, 3), (6, 5, 5, 4, 4, 4, 3, 3, 3)
+_SIZE_ODDS = (3, 4, 3)
 _COUNT_ODDS = (4, 4, 2)  # two, three or four things
 _ALIKE_ODDS = (11, 4, 4, 1)  # a new kind; the shape, the colour, or both of an earlier thing
 _WORD_ODDS = (6, 3, 2)
@@ -99,7 +128,7 @@ _OPENER_ODDS = (8, 4, 3, 1, 2, 1, 2)
 _VERBS = (("is", "are"), ("sits", "sit"), ("lies", "lie"), ("is placed", "are placed"), ("", ""))
 _VERB_ODDS = (6, 2, 2, 1, 4)
 # Which of size, colour and shape a phrase says, and how often.
-_DETAILS = ((0, 1, 1, 12), (0, 0, 1, 6), (1, 1, 1, 6), (1, 0, 1, 4), (0, 1, 0, 4), (1, 0, 0, 1))
+_DETAILS = ((0, 1, 1, 16), (0, 0, 1, 4), (1, 1, 1, 8), (1, 0, 1, 3), (0, 1, 0, 2), (1, 0, 0, 1))
 
 Option = TypeVar("Option")
 
@@ -126,8 +155,9 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """The background RGB and the things on it."""
+    """The setting, the RGB that it has here, and the things on it."""
 
+    setting: str
     background: tuple[int, int, int]
     things: tuple[Thing, ...]
 
@@ -177,6 +207,20 @@ def _coverage(shape: str, radius: int) -> NDArray[np.int64]:
         lobes = (abs(u) - 480) ** 2 + (v + 380) ** 2 <= 510 * 510
         point = (abs(u) * 1150 <= 930 * (960 - v)) & (v >= -190)
         inside = lobes | point
+    elif shape == "diamond":
+        inside = abs(u) * 1350 + abs(v) * 1000 <= 1000 * 1000
+    elif shape == "ring":
+        distance = u * u + v * v
+        inside = (distance <= 1000 * 1000) & (distance >= 560 * 560)
+    elif shape == "arrow":
+        head = (abs(u) <= v + 1000) & (v <= -100)
+        inside = head | ((abs(u) <= 300) & (v >= -100))
+    elif shape == "moon":
+        inside = (u * u + v * v <= 1000 * 1000) & (u * u + (v + 620) ** 2 > 900 * 900)
+    elif shape == "bar":
+        inside = (abs(u) <= 1000) & (abs(v) <= 330)
+    elif shape == "cup":
+        inside = (abs(u) * 1000 <= 1000 * 1000 - 450 * (v + 500)) & (abs(v) <= 500)
     elif shape == "star":
         # The sides of a regular pentagon, made longer: a point of the star is outside one of them only.
         sides = ((0, 1000), (951, 309), (588, -809), (-588, -809), (-951, 309))
@@ -207,7 +251,8 @@ def render(scene: Scene) -> NDArray[np.uint8]:
 
 def draw_scene(dice: Dice) -> Scene:
     """A scene of two to four things with at least two pixels between their cells."""
-    background = _tint(dice, dice.pick(_BACKGROUNDS), 6)
+    setting = dice.pick(list(SETTINGS))
+    background = _tint(dice, _BACKGROUNDS[setting], 6)
     while True:
         kinds = _draw_kinds(dice)
         things: list[Thing] = []
@@ -220,7 +265,7 @@ def draw_scene(dice: Dice) -> Scene:
                     things.append(Thing(shape, colour, size, x, y, radius, rgb))
                     break
         if len(things) == len(kinds):
-            return Scene(background, tuple(things))
+            return Scene(setting, background, tuple(things))
 
 
 def _draw_kinds(dice: Dice) -> list[tuple[str, str, str]]:
@@ -314,6 +359,7 @@ class _Sentence:
         self.dice = dice
         self.words: list[str] = []
         self.phrases: list[Phrase] = []
+        self.placed = False  # whether it says where something is
 
     def say(self, text: str) -> None:
         self.words += text.split()
@@ -349,14 +395,21 @@ class _Sentence:
             return False
         odds = [1 if name == "far" else 2 if name == "near" else 5 for name in names]
         self.say(self.dice.pick(RELATIONS[self.dice.pick(names, odds)], _WORD_ODDS))
+        self.placed = True
         self.name(other)
         return True
+
+    def setting(self, name: str) -> None:
+        """Say where the scene is; a caption that says little else always does."""
+        if len(self.phrases) == 1 or not self.placed or self.dice.below(2):
+            self.say(self.dice.pick(SETTINGS[name], _WORD_ODDS))
 
     def place(self, group: Group) -> bool:
         """Say where the group is; False where its things are in different places."""
         names = places(group.members)
         if names:
             self.say(self.dice.pick(PLACES[names[0]], _WORD_ODDS))
+            self.placed = True
         return bool(names)
 
 
@@ -412,7 +465,7 @@ def _place(line: _Sentence, things: Sequence[Thing], groups: Sequence[Group]) ->
     """ "A star lies in the middle", perhaps "and a disc at the top"; now and then just "a small red star"."""
     chosen = _choose(line.dice, groups, line.dice.pick((1, 2), (3, 2)))
     opened = line.open(chosen[0])
-    if line.dice.below(8) == 0:
+    if line.dice.below(12) == 0 and chosen[0].colour and chosen[0].shape:
         line.name(chosen[0])
         return True
     for position, group in enumerate(chosen):
@@ -433,7 +486,7 @@ def _count(line: _Sentence, things: Sequence[Thing], groups: Sequence[Group]) ->
     chosen = _choose(line.dice, groups, 2)
     if len(chosen[0].members) == len(things):
         return False
-    related = len(chosen) == 2 and line.dice.below(5) < 3
+    related = len(chosen) == 2 and line.dice.below(5) < 4
     line.say("with" if related else "including")
     line.name(chosen[0])
     return line.relate(*chosen) if related else True
@@ -458,6 +511,7 @@ def describe(scene: Scene, dice: Dice, captions: int = CAPTIONS) -> list[Descrip
     while len(said) < captions:
         line = _Sentence(dice)
         if dice.pick(_TEMPLATES, _TEMPLATE_ODDS)(line, scene.things, groups):
+            line.setting(scene.setting)
             tokens = tuple(word.strip(",") for word in line.words)
             if SHORTEST <= len(tokens) <= LONGEST:
                 text = " ".join(line.words)
