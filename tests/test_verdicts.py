@@ -16,6 +16,7 @@ from capbench.paper import paper
 from capbench.records import Result, save_result
 from capbench.results import Results, data_name, query_values
 from capbench.verdicts import Reported, difference, judge, read_reported, verdict
+from reproductions.vsepp.claims import larger_sets_help
 
 TABLE = Path(__file__).parent.parent / "reproductions" / "vsepp" / "reported.csv"
 
@@ -198,6 +199,19 @@ def test_a_claim_of_difference_is_decided_by_its_interval(tmp_path, ours, status
     assert found.interval is not None
     assert found.interval.mean == pytest.approx((ours - 80) / 2)
     assert "200 queries and 3 against 3 seeds" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("found", "course"),
+    [((20, 30, 40, 50, 60), "it rises from each size to the next"), ((20, 30, 90, 50, 60), "it is highest at 16")],
+)
+def test_the_set_of_negatives_is_tested_at_its_ends_and_its_course_is_told(tmp_path, found, course):
+    names = [*(f"vsepp-negatives-{size}" for size in (1, 4, 16, 64)), "vsepp-small"]
+    for name, right in zip(names, found, strict=True):
+        run(tmp_path, hits(right), preset=name, dataset="scenes", encoder="scenes")
+    outcome = larger_sets_help(Results.load(tmp_path))
+    assert outcome.status == "holds"
+    assert outcome.detail.endswith(f"4: 15.0, 16: {found[2] / 2:.1f}, 64: 25.0, the batch: 30.0; {course}")
 
 
 def test_in_a_mean_rank_the_smaller_one_wins(tmp_path):
