@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations, pairwise
 from typing import NamedTuple
@@ -98,7 +98,7 @@ class Meaning(NamedTuple):
     """What a caption says: the things, the relations and places, and the setting, where it is said."""
 
     things: list[tuple[int, dict[str, str]]]
-    said: list[tuple[str, str, int, int]] = []
+    said: Sequence[tuple[str, str, int, int]] = ()
     setting: str | None = None
 
 
@@ -292,7 +292,7 @@ def test_retrieval_among_500_images_needs_all_that_a_caption_says():
     for caption in range(0, 2500, 10):
         meant = read(data.tokens[caption], phrases_of(data)[caption])
         fits = [scene for scene in drawn(data) if is_true(scene, meant)]
-        unplaced = [scene for scene in drawn(data) if is_true(scene, Meaning(meant.things, [], meant.setting))]
+        unplaced = [scene for scene in drawn(data) if is_true(scene, Meaning(meant.things, (), meant.setting))]
         things = [scene for scene in drawn(data) if is_true(scene, Meaning(meant.things))]
         assert drawn(data)[caption // 5] in fits
         chances.append([100 / len(found) for found in (fits, unplaced, things)])
