@@ -10,10 +10,9 @@ from functools import partial
 import pytest
 import torch
 
-from capbench.kernels import attention, log_prob, maxsim, ranking_loss
+from capbench.kernels import attention, log_prob, maxsim, ranking_loss, ranks
 from capbench.kernels.attention import attention_step, reference_attention_step
 from capbench.kernels.log_prob import reference_target_log_probs, target_log_probs
-from capbench.metrics import retrieval
 from capbench.metrics.retrieval import embedding_ranks
 from capbench.timing import peak_bytes
 
@@ -43,7 +42,7 @@ def test_a_ranking_loss_holds_rows_and_a_block(pairs, negatives, rows, blocks):
 def test_ranks_hold_a_tile_and_some_numbers_for_each_item(images):
     owner = torch.arange(images).repeat_interleave(5)
     v, c = torch.randn(images, 16), torch.randn(5 * images, 16)
-    law = 3 * FLOAT * retrieval.CPU_TILE + 8 * 12 * len(owner)
+    law = 3 * FLOAT * ranks.CPU_TILE + 8 * 12 * len(owner)
     assert peak_bytes(partial(embedding_ranks, v, c, owner), "cpu") < law
     if images == 4000:
         assert law < FLOAT * images * len(owner) / 10

@@ -162,11 +162,9 @@ def winners_gradient(
     return result
 
 
-def matched_similarities(
-    images: Tensor, captions: Tensor, owner: Tensor, order: bool, precision: str = "ieee"
-) -> Tensor:
+def matched_similarities(images: Tensor, captions: Tensor, owner: Tensor, order: bool) -> Tensor:
     """The similarity of each caption and image `owner` [caption] of it, [caption] in float32, as a tile computes it."""
-    tile = tile_of(captions, order, precision)
+    tile = tile_of(captions, order)
     scores = torch.empty(len(captions), device=captions.device)
     grid = (triton.cdiv(len(captions), tile["block"]),)
     tiles.matched_tiles[grid](images, captions, owner, len(captions), captions.shape[1], scores, **tile)

@@ -1,13 +1,15 @@
 """Ranks of matched images and captions, by counting the scores that are at least as high: no sort, and ties count.
 
 Scores are made tile by tile, each tile once, and counted while they lie in the processor's cache; on a GPU a Triton
-kernel makes and counts those of embeddings and stores none.
+kernel makes and counts those of embeddings and stores none. Ranks of embeddings are those of exact scores: a tile
+decides the pairs that are clear of its rounding, and the exact score of a pair the others.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +19,51 @@ from torch import Tensor
 from capbench.errors import CapbenchError
 from capbench.kernels._scratch import scratch
 from capbench.kernels._triton import runs_triton
+from capbench.kernels.ranks_exact import Band, Contest, pairs_at_once, refuse_nan
 
 Scores = Callable[[slice, slice], Tensor]
+CPU_TILE, GPU_TILE = 5 * 2**18, 2**28  # similarities: 5 MB stay in a processor's cache, 1 GiB fills a GPU
+CPU_STRIP, GPU_STRIP = 2**18, 2**26  # similarities of a tile that are compared at once
+OPEN = 2**15  # pairs that wait for their exact scores
+CROWDED = 16  # where more than one of so many comparisons is open, a strip is made again in float64
 log = logging.getLogger(__name__)
+
+
+def embedding_ranks(
+    images: Float[Tensor, "image dim"],
+    captions: Float[Tensor, "caption dim"],
+    image_of_caption: Int[Tensor, " caption"],
+    order: bool = False,
+    at_once: int | None = None,
+) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
+    """Rank of each image's best caption and of each caption's image, 0 first, by dot products or the order similarity.
+
+    Every image has a caption; captions come in any order. The ranks are those of the exact scores of
+    `capbench.kernels.ranks_exact`, so that equal embeddings tie, and neither tile nor threads nor device change a rank.
+    A Triton kernel serves a GPU, and holds no tile. Elsewhere, in float64, and where too much is too close for the
+    kernel, memory is one tile of `at_once` images and as large a share of the captions, which is halved when memory
+    runs out, some numbers for each image and caption, and float64 copies of a tile's embeddings where most scores are
+    nearly equal. Raises CapbenchError for NaN, or when one image at a time does not fit in memory.
+    """
+    owner = image_of_caption.to(images.device).long()
+    if not len(owner):
+        return owner.new_zeros(len(images)), owner
+    contest = Contest.of(images.detach(), captions.detach(), owner, order)
+    if runs_triton(images) and runs_triton(captions):
+        from capbench.kernels import ranks_triton
+
+        counted = ranks_triton.counted(contest)
+        if counted is not None:
+            return counted
+    counts = _Tiles(contest)
+    counts.add_all(at_once or images_at_once(len(images), len(captions), images.device))
+    return counts.by_image, counts.by_caption
 
 
 def counted_ranks(
     scores: Scores, image_of_caption: Int[Tensor, " caption"], images: int, at_once: int
 ) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
-    """Rank of each image's best caption and of each caption's image, 0 first, on the device of `image_of_caption`.
+    """The same from any scores, on the device of `image_of_caption`.
 
     `scores(rows, columns)` gives the similarities of a slice of the images and a slice of the captions, which come in
     the order of their images; every image has one. What it gave may be gone when it is called again. An image's rank
@@ -34,24 +72,157 @@ def counted_ranks(
     is halved when memory runs out, and five numbers for each image and caption. Deterministic.
     Raises CapbenchError when a similarity is NaN, or when one image at a time does not fit in memory.
     """
-    counts = _Counts(scores, image_of_caption, images)
-    start = 0
-    while start < images:
-        rows = slice(start, min(start + at_once, images))
-        kept = counts.by_image.clone(), counts.by_caption.clone()
-        try:
-            counts.add(rows)
-            start = rows.stop
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            if rows.stop - rows.start == 1:
-                raise CapbenchError("the similarities of one image do not fit in memory; free some") from error
-            counts.by_image, counts.by_caption = kept
-            at_once = (rows.stop - rows.start) // 2
-            log.warning("out of memory in evaluation: going on by %d images at a time", at_once)
+    counts = _Square(scores, image_of_caption, images)
+    counts.add_all(at_once)
     refuse_nan(bool(counts.nan))
     return counts.by_image, counts.by_caption
+
+
+def images_at_once(images: int, captions: int, device: torch.device) -> int:
+    """The images of a tile that fits the device, with as large a share of the captions."""
+    tile = CPU_TILE if device.type == "cpu" else GPU_TILE
+    return max(1, math.isqrt(tile * images // max(1, captions)))
+
+
+class _Counts:
+    """Counts for each image and caption, to which some images at a time add theirs."""
+
+    def __init__(self, owner: Tensor, images: int) -> None:
+        self.owner, self.images = owner, images
+        self.by_image, self.by_caption = owner.new_zeros(images), torch.zeros_like(owner)
+
+    def add(self, rows: slice) -> None:
+        raise NotImplementedError
+
+    def add_all(self, at_once: int) -> None:
+        """Add all images, in even parts of at most `at_once` or, when memory runs out, of fewer."""
+        start = 0
+        while start < self.images:
+            left = self.images - start
+            rows = slice(start, start + math.ceil(left / math.ceil(left / at_once)))
+            kept = self.by_image.clone(), self.by_caption.clone()
+            try:
+                self.add(rows)
+                start = rows.stop
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if rows.stop - rows.start == 1:
+                    raise CapbenchError("the similarities of one image do not fit in memory; free some") from error
+                self.by_image, self.by_caption = kept
+                at_once = (rows.stop - rows.start) // 2
+                log.warning("out of memory in evaluation: going on by %d images at a time", at_once)
+
+
+class _Tiles(_Counts):
+    """Counts from embeddings: the scores to beat are known, so that tiles may come in any order."""
+
+    def __init__(self, contest: Contest) -> None:
+        super().__init__(contest.owner, len(contest.images))
+        self.contest, self.dtype = contest, _tile_dtype(contest)
+        self.strip = CPU_STRIP if self.owner.device.type == "cpu" else GPU_STRIP
+        self.bands: dict[torch.dtype, tuple[Band, Band]] = {}
+        self.open: tuple[list[Tensor], list[Tensor]] = [], []  # pairs [2, pair]: for their images, for their captions
+
+    def add(self, rows: slice) -> None:
+        """Count some images against all captions."""
+        self.open = [], []
+        tiles = math.ceil(self.images / (rows.stop - rows.start))
+        for columns in _parts(0, len(self.owner), math.ceil(len(self.owner) / tiles)):
+            tile = self._tile(rows, columns, self.dtype)
+            for some in _parts(rows.start, rows.stop, max(1, self.strip // tile.shape[1])):
+                self._count(tile[some.start - rows.start : some.stop - rows.start], some, columns)
+        self._settle()
+
+    def _tile(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        """Scores up to rounding; those of matched pairs, which do not count, are -inf."""
+        v, c = self.contest.images[rows].to(dtype), self.contest.captions[columns].to(dtype)
+        tile = scratch("ranks", (len(v), len(c)), v)
+        if self.contest.order:
+            _orders(v, c, tile)
+        else:
+            torch.mm(v, c.T, out=tile)
+        owner = self.owner[columns] - rows.start
+        own = ((owner >= 0) & (owner < len(tile))).nonzero()[:, 0]
+        tile[owner[own], own] = -torch.inf
+        return tile
+
+    def _count(self, scores: Tensor, rows: slice, columns: slice) -> None:
+        """Count what is clear in a part of a tile, and gather what is open."""
+        of_image, of_caption = self._bands(scores.dtype)
+        mask = scratch("ranks compared", tuple(scores.shape), scores)
+        images, captions = _Side(scores, of_image, rows, mask), _Side(scores.T, of_caption, columns, mask.T)
+        crowded = int(images.open.sum() + captions.open.sum()) > scores.numel() // CROWDED
+        if crowded and scores.dtype is not torch.float64:
+            self._count(self._tile(rows, columns, torch.float64), rows, columns)
+            return
+        self.by_image[rows] += images.ahead
+        self.by_caption[columns] += captions.ahead
+        self.open[0].append(images.open_pairs(columns))
+        self.open[1].append(captions.open_pairs(rows).flip(0))
+        if crowded or sum(pairs.shape[1] for pairs in (*self.open[0], *self.open[1])) > OPEN:
+            self._settle(repeated=crowded)
+
+    def _bands(self, dtype: torch.dtype) -> tuple[Band, Band]:
+        if dtype not in self.bands:
+            self.bands[dtype] = self.contest.bands(dtype, torch.finfo(dtype).eps / 2)
+        return self.bands[dtype]
+
+    def _settle(self, repeated: bool = False) -> None:
+        """Count the open pairs by their exact scores."""
+        if not self.open[0]:
+            return
+        for_images, for_captions = (torch.cat(pairs, 1) for pairs in self.open)
+        rows, columns = torch.cat([for_images, for_captions], 1)
+        over_image, over_caption = self.contest.over(rows, columns, repeated)
+        split = for_images.shape[1]
+        self.by_image += torch.bincount(rows[:split][over_image[:split]], minlength=self.images)
+        self.by_caption += torch.bincount(columns[split:][over_caption[split:]], minlength=len(self.owner))
+        self.open = [], []
+
+
+class _Side:
+    """A part of a tile as its images see it, [line, candidate], or, transposed, its captions: who is ahead of a line.
+
+    `ahead` and `open`, [line] both, count the candidates that are clearly ahead, and those that are not clear.
+    """
+
+    def __init__(self, scores: Tensor, band: Band, lines: slice, mask: Tensor) -> None:
+        self.scores, self.lines, self.low, self.high = scores, lines, band.low[lines, None], band.high[lines, None]
+        self.ahead = torch.gt(scores, self.high, out=mask).sum(1).long()
+        self.open = scores.shape[1] - self.ahead - torch.lt(scores, self.low, out=mask).sum(1).long()
+
+    def open_pairs(self, candidates: slice) -> Tensor:
+        """Line and candidate of each pair that is not clear, [2, pair], among all lines and candidates."""
+        lines = self.open.nonzero()[:, 0]
+        some = self.scores[lines]
+        clear = (some > self.high[lines]) | (some < self.low[lines])
+        line, candidate = clear.logical_not_().nonzero(as_tuple=True)
+        return torch.stack([lines[line] + self.lines.start, candidate + candidates.start])
+
+
+def _orders(images: Tensor, captions: Tensor, tile: Tensor) -> None:
+    """-||max(0, c - i)|| of each image and caption, one image and what fits the cache of the captions at a time."""
+    some = pairs_at_once(captions)
+    for part, scores in zip(captions.split(some), tile.split(some, 1), strict=True):
+        terms = scratch("ranks order", tuple(part.shape), part)
+        for image, row in zip(images, scores, strict=True):
+            torch.sub(part, image, out=terms).clamp_(min=0).square_()
+            torch.sum(terms, 1, out=row)
+    tile.add_(1e-12).sqrt_().neg_()
+
+
+def _tile_dtype(contest: Contest) -> torch.dtype:
+    """What tiles are made in: float32 on a CPU, unless products of float32 are not made as such there."""
+    wide = torch.promote_types(contest.images.dtype, contest.captions.dtype)
+    precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    rounds_more = not contest.order and precision not in ("none", "ieee")
+    exact = wide is torch.float64 or contest.images.device.type != "cpu" or rounds_more
+    return torch.float64 if exact else torch.float32
+
+
+def _parts(start: int, stop: int, step: int) -> Iterator[slice]:
+    yield from (slice(at, min(at + step, stop)) for at in range(start, stop, step))
 
 
 @dataclass(frozen=True)
@@ -64,12 +235,12 @@ class _Block:
     matched: Tensor
 
 
-class _Counts:
-    """The square of blocks grows by one block at a time, so that the matched scores of a tile are always known."""
+class _Square(_Counts):
+    """Counts from any scores: the square of blocks grows block by block, so that matched scores are known."""
 
     def __init__(self, scores: Scores, owner: Tensor, images: int) -> None:
-        self.scores, self.owner, self.blocks = scores, owner, list[_Block]()
-        self.by_image, self.by_caption = owner.new_zeros(images), torch.zeros_like(owner)
+        super().__init__(owner, images)
+        self.scores, self.blocks = scores, list[_Block]()
         self.nan = torch.zeros((), dtype=torch.bool, device=owner.device)
 
     def add(self, rows: slice) -> None:
@@ -97,42 +268,6 @@ class _Counts:
         ahead = scratch("ranks", tuple(tile.shape), tile, torch.bool)
         self.by_image[images.rows] += torch.ge(tile, images.best[:, None], out=ahead).sum(1, dtype=torch.int32)
         self.by_caption[captions.columns] += torch.ge(tile, captions.matched, out=ahead).sum(0, dtype=torch.int32)
-
-
-def dot_products(images: Float[Tensor, "image dim"], captions: Float[Tensor, "caption dim"]) -> Scores:
-    """The `scores` of `counted_ranks` by the dot product; a tile lies where the last one lay."""
-
-    def scores(rows: slice, columns: slice) -> Tensor:
-        v, c = images[rows], captions[columns]
-        return torch.mm(v, c.T, out=scratch("ranks", (len(v), len(c)), v))
-
-    return scores
-
-
-def embedding_ranks(
-    images: Float[Tensor, "image dim"],
-    captions: Float[Tensor, "caption dim"],
-    image_of_caption: Int[Tensor, " caption"],
-    order: bool = False,
-) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]] | None:
-    """The ranks by dot products, or by the order similarity, from a Triton kernel; None where Triton does not serve.
-
-    No tile is held, and captions may come in any order. Matched and other scores come from the same arithmetic:
-    products of float32 in three bf16 parts, those of bf16 and float16 exact, all added in float32. Where d = 1,024 and
-    the norm 1, the three parts leave an error of some 1e-7, float32 one of 1e-8: scores that differ by less may change
-    places, equal ones are ties. Deterministic. Raises CapbenchError for NaN.
-    """
-    if not (runs_triton(images) and runs_triton(captions)):
-        return None
-    from capbench.kernels import ranks_triton
-
-    return ranks_triton.embedding_ranks(images, captions, image_of_caption.to(images.device), order)
-
-
-def refuse_nan(found: bool) -> None:
-    """Raise CapbenchError where NaN was found among the similarities."""
-    if found:
-        raise CapbenchError("the similarities hold NaN: the model has diverged, or a zero was normalised")
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -1,7 +1,8 @@
 """Ranks from embeddings: tiles of similarities are compared and counted where they are made, and never stored.
 
-The counts are added with integer atomics, so that two runs give the same ranks. Float32 is multiplied in three bf16
-parts, high x high + high x low + low x high.
+The counts are added with integer atomics. A pair that is not clear of a tile's rounding, for its image or for its
+caption, is not counted but listed, for its exact score to decide: so two runs give the same ranks. Float32 is
+multiplied in three bf16 parts, high x high + high x low + low x high.
 """
 
 from __future__ import annotations
@@ -14,33 +15,45 @@ import triton.language as tl
 from torch import Tensor
 
 from capbench.kernels.ranking_loss_tiles import tile_of_similarities
-from capbench.kernels.ranking_loss_triton import matched_similarities, tile_of
-from capbench.kernels.ranks import refuse_nan
+from capbench.kernels.ranking_loss_triton import tile_of
+from capbench.kernels.ranks_exact import Contest
 
 PRECISION = "bf16x3"
+LISTED = 2**22  # pairs, at most
+EPSILON = 2.0**-23  # a tensor core may cut off so much twice a term, as it aligns the term and as it adds it
+PARTS = 2.0**-16  # of a product of float32 in three parts: low x low, and what two parts of bf16 leave out
 
 
-def embedding_ranks(images: Tensor, captions: Tensor, owner: Tensor, order: bool) -> tuple[Tensor, Tensor]:
-    """`capbench.kernels.ranks.embedding_ranks`, for tensors on one GPU (or in the interpreter)."""
-    common = torch.promote_types(images.dtype, captions.dtype)
-    images, captions, owner = images.to(common).contiguous(), captions.to(common).contiguous(), owner.contiguous()
-    tile = tile_of(captions, order, PRECISION)
-    matched = matched_similarities(images, captions, owner, order, PRECISION)
-    best = matched.new_full((len(images),), -torch.inf).scatter_reduce(0, owner, matched, "amax")
-    by_image, by_caption, nan = (owner.new_zeros(n, dtype=torch.int32) for n in (len(images), len(captions), 1))
+def counted(contest: Contest) -> tuple[Tensor, Tensor] | None:
+    """The ranks of images and captions on one GPU (or in the interpreter); None where more than `LISTED` are open."""
+    common = torch.promote_types(contest.images.dtype, contest.captions.dtype)
+    images, captions = (side.to(common).contiguous() for side in (contest.images, contest.captions))
+    owner, tile = contest.owner.contiguous(), tile_of(captions, contest.order, PRECISION)
+    parts = PARTS if common is torch.float32 and not contest.order else 0.0
+    of_image, of_caption = contest.bands(torch.float32, EPSILON if contest.order else 2 * EPSILON, parts)
+    room = min(LISTED, len(images) * len(captions))
+    by_image, by_caption, found = (owner.new_zeros(n, dtype=torch.int32) for n in (len(images), len(captions), 1))
+    listed = owner.new_empty((room, 2), dtype=torch.int32)
     grid = triton.cdiv(len(captions), tile["block"]), triton.cdiv(len(images), tile["block"])
     _count_tiles[grid](
-        images, captions, owner, best, matched, len(images), len(captions), images.shape[1],
-        by_image, by_caption, nan, **tile,
+        images, captions, owner, *of_image, *of_caption, len(images), len(captions), images.shape[1],
+        by_image, by_caption, listed, found, room, **tile,
     )  # fmt: skip
-    refuse_nan(bool(nan))
+    pairs = int(found)
+    if pairs > room:
+        return None
+    rows, columns = listed[:pairs].long().unbind(1)
+    over_image, over_caption = contest.over(rows, columns)
+    by_image += torch.bincount(rows[over_image], minlength=len(images))
+    by_caption += torch.bincount(columns[over_caption], minlength=len(captions))
     return by_image.long(), by_caption.long()
 
 
 @triton.jit
 @no_type_check
 def _count_tiles(
-    images, captions, owner, best, matched, image_count, caption_count, dim, by_image, by_caption, nan,
+    images, captions, owner, image_low, image_high, caption_low, caption_high, image_count, caption_count, dim,
+    by_image, by_caption, listed, found, room,
     order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     place = tl.arange(0, block)
@@ -50,15 +63,27 @@ def _count_tiles(
     tile = tile_of_similarities(
         images, captions, rows, columns, row_there, column_there, dim, order, block, depth, precision
     )
-    there = row_there[:, None] & column_there[None, :]
     column_owner = tl.load(owner + columns, mask=column_there, other=-1)
-    wrong = there & (column_owner[None, :] != rows[:, None])
-    row_best = tl.load(best + rows, mask=row_there, other=0.0)
-    own = tl.load(matched + columns, mask=column_there, other=0.0)
-    ahead_of_image = (wrong & (tile >= row_best[:, None])).to(tl.int32)
-    ahead_of_caption = (wrong & (tile >= own[None, :])).to(tl.int32)
-    tl.atomic_add(by_image + rows, tl.sum(ahead_of_image, 1), mask=row_there)
-    tl.atomic_add(by_caption + columns, tl.sum(ahead_of_caption, 0), mask=column_there)
-    nans = tl.sum(tl.sum((there & (tile != tile)).to(tl.int32), 1), 0)
-    if nans > 0:
-        tl.atomic_add(nan, nans)
+    wrong = row_there[:, None] & column_there[None, :] & (column_owner[None, :] != rows[:, None])
+    over_image = tile > tl.load(image_high + rows, mask=row_there, other=0.0)[:, None]
+    under_image = tile < tl.load(image_low + rows, mask=row_there, other=0.0)[:, None]
+    over_caption = tile > tl.load(caption_high + columns, mask=column_there, other=0.0)[None, :]
+    under_caption = tile < tl.load(caption_low + columns, mask=column_there, other=0.0)[None, :]
+    clear = (over_image | under_image) & (over_caption | under_caption)
+    tl.atomic_add(by_image + rows, tl.sum((wrong & clear & over_image).to(tl.int32), 1), mask=row_there)
+    tl.atomic_add(by_caption + columns, tl.sum((wrong & clear & over_caption).to(tl.int32), 0), mask=column_there)
+    unclear = wrong & (clear == 0)
+    some = tl.sum(tl.sum(unclear.to(tl.int32), 1), 0) > 0
+    if some & (tl.load(found, volatile=True) <= room):  # a full list stays full, and its counter far from overflow
+        _list(rows, columns, unclear, listed, found, room, block)
+
+
+@triton.jit
+@no_type_check
+def _list(rows, columns, chosen, listed, found, room, block: tl.constexpr):
+    """Write the chosen (row, column) to places of their own in `listed`, as far as there is room; `found` counts."""
+    nowhere = tl.zeros((block, block), tl.int32)
+    at = tl.atomic_add(found + nowhere, 1, mask=chosen, sem="relaxed")
+    fits = chosen & (at < room)
+    tl.store(listed + 2 * at, rows[:, None].to(tl.int32) + nowhere, mask=fits)
+    tl.store(listed + 2 * at + 1, columns[None, :].to(tl.int32) + nowhere, mask=fits)

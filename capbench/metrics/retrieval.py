@@ -6,7 +6,6 @@ counts against the model: a constant similarity matrix has R@1 = 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +19,6 @@ from capbench.kernels import ranks as kernel
 from capbench.kernels.ranking_loss import MEASURES
 
 PROTOCOLS = ("whole", "1K", "5-fold 1K", "5K")
-CPU_TILE, GPU_TILE = 5 * 2**18, 2**28  # similarities: 5 MB stay in a processor's cache, 1 GiB fills a GPU
 FOLD = 1000
 
 Similarity = Literal["cosine", "order"] | Callable[[Tensor, Tensor], Tensor]
@@ -60,9 +58,11 @@ def embedding_ranks(
     """Ranks from embeddings: by the dot product ("cosine"), by the "order" similarity of Vendrov et al. (ICLR 2016),
     or by a function `similarity(images, captions) -> [image, caption]`.
 
-    No matrix of similarities is held, but one tile, of `chunk` images and their captions (5 MB on a CPU, unless `chunk`
-    is given), and a copy of the captions where they are not in the order of their images. When memory runs out the
-    chunk is halved, and the ranks stay the same as far as `similarity` gives a pair the same value in any tile.
+    Equal embeddings tie by name of a similarity: the ranks are those of one exact score, whatever the tile, the threads
+    or the device. Those of a function are the same in any tile as far as it gives a pair the same value there.
+    No matrix of similarities is held, but one tile, of `chunk` images and as large a share of the captions (5 MB on a
+    CPU, unless `chunk` is given), and for a function a copy of the captions where they are not in the order of their
+    images. When memory runs out the chunk is halved.
     Raises CapbenchError as `match_ranks` does, for an unknown similarity, and when not even one image fits.
     """
     images, captions = images.detach(), captions.detach()
@@ -71,18 +71,15 @@ def embedding_ranks(
     if isinstance(similarity, str):
         if similarity not in MEASURES:
             raise CapbenchError(f"unknown similarity {similarity!r}; choose one of {', '.join(MEASURES)}")
-        counted = kernel.embedding_ranks(images, captions, image_of_caption, similarity == "order")
-        if counted is not None:
-            return Ranks(counted[0].cpu(), counted[1].cpu())
-    measure = MEASURES[similarity] if isinstance(similarity, str) else similarity
+        by_name = kernel.embedding_ranks(images, captions, image_of_caption, similarity == "order", chunk)
+        return Ranks(*(ranks.cpu() for ranks in by_name))
     order, owner = _by_image(image_of_caption)
     captions = captions if order is None else captions[order]
 
     def scores(rows: slice, columns: slice) -> Tensor:
-        return measure(images[rows], captions[columns])
+        return similarity(images[rows], captions[columns])
 
-    dot = kernel.dot_products(images, captions)
-    return _ranks(dot if similarity == "cosine" else scores, order, owner, len(images), chunk)
+    return _ranks(scores, order, owner, len(images), chunk)
 
 
 def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
@@ -176,9 +173,8 @@ def _by_image(image_of_caption: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def _ranks(scores: kernel.Scores, order: Tensor | None, owner: Tensor, images: int, chunk: int | None = None) -> Ranks:
-    tile = CPU_TILE if owner.device.type == "cpu" else GPU_TILE
-    fitting = max(1, math.isqrt(tile * images // max(1, len(owner))))
-    by_image, by_caption = kernel.counted_ranks(scores, owner, images, chunk or fitting - fitting % min(fitting, 64))
+    at_once = chunk or kernel.images_at_once(images, len(owner), owner.device)
+    by_image, by_caption = kernel.counted_ranks(scores, owner, images, at_once)
     if order is not None:
         by_caption = torch.empty_like(by_caption).index_copy_(0, order, by_caption)
     return Ranks(by_image.cpu(), by_caption.cpu())

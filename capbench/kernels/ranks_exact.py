@@ -1,0 +1,177 @@
+"""The one score of a pair that ranks are counted from, and how far from it the score in a tile may lie.
+
+The exact score is a pure function of two rows: its terms are float64, and added in one order. So equal rows tie, beside
+whatever, in whatever tile, by however many threads and on whatever processor they are scored. A product of matrices
+keeps none of that in its last bits; it decides where the rounding cannot matter, and exact scores decide the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from capbench.errors import CapbenchError
+from capbench.kernels._scratch import scratch
+
+CPU_ELEMENTS, GPU_ELEMENTS = 2**16, 2**24  # of [pair, dim] at once: 512 KB of terms stay in a processor's cache
+SLACK = 64  # roundings beside one for each term: of the exact score, of the order's steps, of a band
+
+
+def exact_scores(
+    images: Float[Tensor, "image dim"],
+    captions: Float[Tensor, "caption dim"],
+    rows: Int[Tensor, " pair"],
+    columns: Int[Tensor, " pair"],
+    order: bool = False,
+) -> Float[Tensor, " pair"]:
+    """The dot product, or the order similarity, of images `rows` and captions `columns`, in float64.
+
+    The same two rows give the same bits on every processor. Memory: some pairs at once, and the scores.
+    """
+    scores = torch.empty(len(rows), dtype=torch.float64, device=images.device)
+    at_once = max(1, min(len(rows), pairs_at_once(images)))
+    terms = scratch("exact scores", (at_once, images.shape[1]), images, torch.float64)
+    halves = list(_halves(terms))
+    for score, some, others in zip(scores.split(at_once), rows.split(at_once), columns.split(at_once), strict=True):
+        caption, image = captions.index_select(0, others), images.index_select(0, some)
+        part = terms[: len(some)].copy_(caption)
+        if order:
+            part.sub_(image).clamp_(min=0).mul_(part)
+        else:
+            part.mul_(image)
+        for first, second in halves:
+            first.add_(second)
+        score.copy_(part[:, :1].sum(1))
+    return scores.add_(1e-12).sqrt_().neg_() if order else scores
+
+
+def _halves(terms: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The halves of each row, then those of its first half, and so on: added in turn they leave the sum in front.
+
+    Elementwise additions alone have one order everywhere.
+    """
+    width = terms.shape[1]
+    while width > 1:
+        half = width // 2
+        width -= half
+        yield terms[:, :half], terms[:, width : width + half]
+
+
+def refuse_nan(found: bool) -> None:
+    """Raise CapbenchError where NaN was found among the similarities."""
+    if found:
+        raise CapbenchError("the similarities hold NaN: the model has diverged, or a zero was normalised")
+
+
+class Band(NamedTuple):
+    """The scores of a tile, for each image or caption, that are open: a lower one is behind, a higher one ahead."""
+
+    low: Tensor
+    high: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """Images and captions, the image `owner` of each caption, and the exact scores that a wrong candidate has to reach.
+
+    `best` is the highest matched score of each image, `matched` that of each caption.
+    """
+
+    images: Float[Tensor, "image dim"]
+    captions: Float[Tensor, "caption dim"]
+    owner: Int[Tensor, " caption"]
+    order: bool
+    best: Float[Tensor, " image"]
+    matched: Float[Tensor, " caption"]
+
+    @classmethod
+    def of(
+        cls,
+        images: Float[Tensor, "image dim"],
+        captions: Float[Tensor, "caption dim"],
+        owner: Int[Tensor, " caption"],
+        order: bool,
+    ) -> Contest:
+        """Raises CapbenchError when a matched score is NaN, as one is wherever an embedding is."""
+        matched = exact_scores(images, captions, owner, torch.arange(len(owner), device=owner.device), order)
+        refuse_nan(bool(matched.isnan().any()))
+        best = matched.new_full((len(images),), -torch.inf).scatter_reduce(0, owner, matched, "amax")
+        return cls(images, captions, owner, order, best, matched)
+
+    def bands(self, dtype: torch.dtype, unit: float, parts: float = 0.0) -> tuple[Band, Band]:
+        """Of the images and of the captions, for tiles of `dtype` whose products and sums round by `unit` at most.
+
+        A dot product of n terms, summed in any order, is off by n `unit` of |image| |caption| at most, to first order
+        (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1); `parts` adds to that share what a
+        product of parts leaves out. The order is off by half as large a share of itself, for it is a root. Where a
+        tile may overflow all is open.
+        """
+        dim = self.images.shape[1]
+        first_order = (SLACK + (dim / 2 if self.order else dim)) * unit
+        share = (first_order / (1 - 2 * first_order) if first_order < 0.5 else math.inf) + parts
+        if self.order:
+            sizes, most = (self.best.abs(), self.matched.abs()), math.sqrt(torch.finfo(dtype).max) / 2
+        else:
+            image, caption = _lengths(self.images), _lengths(self.captions)
+            sizes, most = (image * caption.amax(), caption * image.amax()), torch.finfo(dtype).max / 4
+        of_image = _band(self.best, sizes[0] * share, sizes[0] < most, dtype)
+        return of_image, _band(self.matched, sizes[1] * share, sizes[1] < most, dtype)
+
+    def over(
+        self, rows: Int[Tensor, " pair"], columns: Int[Tensor, " pair"], repeated: bool = False
+    ) -> tuple[Bool[Tensor, " pair"], Bool[Tensor, " pair"]]:
+        """Whether the caption of each pair is as high as the best of its image, and its image as the caption's own.
+
+        A matched pair is neither. Where rows are `repeated`, equal ones are scored once. Raises CapbenchError for NaN.
+        """
+        scores = self._scores(rows, columns, repeated)
+        refuse_nan(bool(scores.isnan().any()))
+        wrong = self.owner[columns] != rows
+        return wrong & (scores >= self.best[rows]), wrong & (scores >= self.matched[columns])
+
+    def _scores(self, rows: Tensor, columns: Tensor, repeated: bool) -> Tensor:
+        if not repeated:
+            return exact_scores(self.images, self.captions, rows, columns, self.order)
+        images, captions = self._alike
+        distinct, which = (images[rows] * len(self.captions) + captions[columns]).unique(return_inverse=True)
+        rows, columns = distinct // len(self.captions), distinct % len(self.captions)
+        return exact_scores(self.images, self.captions, rows, columns, self.order)[which]
+
+    @cached_property
+    def _alike(self) -> tuple[Tensor, Tensor]:
+        """For each image, and each caption, one that is equal to it, the same for all its equals."""
+        return _alike(self.images), _alike(self.captions)
+
+
+def _alike(embeddings: Tensor) -> Tensor:
+    distinct, which = embeddings.unique(dim=0, return_inverse=True)
+    places = torch.arange(len(embeddings), device=embeddings.device)
+    return which.new_zeros(len(distinct)).scatter_(0, which, places)[which]
+
+
+def _lengths(embeddings: Tensor) -> Tensor:
+    """Not below the norm of each row, however it is rounded, in float64; nor 0, so that a share covers underflow."""
+    wide, dim = torch.promote_types(embeddings.dtype, torch.float32), embeddings.shape[1]
+    parts = embeddings.split(16 * pairs_at_once(embeddings))
+    norms = torch.cat([torch.linalg.vector_norm(part.to(wide), dim=1) for part in parts]).double()
+    unit, tiny = torch.finfo(wide).eps, torch.finfo(wide).tiny
+    return norms * (1 + (dim + SLACK) * unit) + math.sqrt(dim * tiny / unit)
+
+
+def pairs_at_once(embeddings: Tensor) -> int:
+    """Pairs of which the terms stay in a processor's cache, or fill a GPU."""
+    elements = CPU_ELEMENTS if embeddings.device.type == "cpu" else GPU_ELEMENTS
+    return max(1, elements // max(1, embeddings.shape[1]))
+
+
+def _band(score: Tensor, error: Tensor, finite: Tensor, dtype: torch.dtype) -> Band:
+    infinity = score.new_tensor(torch.inf, dtype=dtype)
+    low = torch.where(finite, score - error, -torch.inf).to(dtype).nextafter(-infinity)
+    return Band(low, torch.where(finite, score + error, torch.inf).to(dtype).nextafter(infinity))
