@@ -48,3 +48,13 @@ def padded(captions: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "caption leng
     ids = np.full((len(captions), lengths.max()), PAD, np.int64)
     ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(captions)
     return torch.from_numpy(ids), torch.from_numpy(lengths)
+
+
+def distinct(captions: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first of each group of equal captions, in their order, and the place among these of each caption.
+
+    What is made of the first ones alone is the same, to the last bit, for captions that are equal.
+    """
+    places: dict[tuple[int, ...], int] = {}
+    which = np.array([places.setdefault(tuple(caption), len(places)) for caption in captions], np.int64)
+    return np.unique(which, return_index=True)[1], which

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from capbench.data.batches import padded, shuffled
+from capbench.data.batches import distinct, padded, shuffled
 from capbench.data.captions import Split
 from capbench.data.vocabulary import PAD
 from capbench.data.word_vectors import file_of, word_vectors
@@ -60,11 +60,14 @@ class AlignmentExperiment:
         part = self.inputs.dataset.split(split)
         chunks = np.split(part.image_index, range(AT_ONCE, len(part.image_index), AT_ONCE))
         v = torch.cat([self.model.embed_regions(self.source.testing(rows)).float() for rows in chunks])
+        encoded = self.inputs.encoded(split)
 
         def similarity(images: Tensor, captions: Tensor) -> Tensor:
-            regions = v[images[:, 0].long()]
-            parts = (self._embedded(split, some) for some in captions[:, 0].long().split(AT_ONCE))
-            return torch.cat([maxsim(regions, *words, self.recipe.form) for words in parts], 1)
+            regions, numbers = v[images[:, 0].long()], captions[:, 0].long().cpu().numpy()
+            first, which = distinct([encoded[i] for i in numbers])
+            chunks = np.split(numbers[first], range(AT_ONCE, len(first), AT_ONCE))
+            parts = (maxsim(regions, *self._embedded(split, some), self.recipe.form) for some in chunks)
+            return torch.cat(list(parts), 1)[:, which]
 
         owner = torch.from_numpy(part.image_of_caption).to(self.device)
         images, captions = (torch.arange(count, device=v.device)[:, None].double() for count in (len(v), len(owner)))
@@ -89,7 +92,7 @@ class AlignmentExperiment:
                 regions = self.model.embed_regions(self.source.testing(part.image_index[own])).float()
             else:
                 regions = v[torch.from_numpy(own).to(self.device)]
-            words, lengths = self._embedded(part.name, torch.from_numpy(numbers))
+            words, lengths = self._embedded(part.name, numbers)
             yield numbers, words @ regions.mT, lengths
 
     def _pointing(self, part: Split, v: Float[Tensor, "image region dim"]) -> Evaluation:
@@ -127,7 +130,7 @@ class AlignmentExperiment:
         return ids.to(self.device), torch.tensor([len(own) for own in words])
 
     def _embedded(
-        self, split: str, captions: Int[Tensor, " caption"]
+        self, split: str, captions: np.ndarray
     ) -> tuple[Float[Tensor, "caption length dim"], Int[Tensor, " caption"]]:
-        ids, lengths = self._words(split, captions.cpu().numpy())
+        ids, lengths = self._words(split, captions)
         return self.model.embed_words(ids, lengths).float(), lengths.to(self.device)

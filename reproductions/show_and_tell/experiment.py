@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from capbench.captioning import CaptioningExperiment, MakeModel
-from capbench.data.batches import padded
+from capbench.data.batches import distinct, padded
 from capbench.data.captions import Split
 from capbench.metrics.retrieval import match_ranks, retrieval_metrics
 from capbench.paper import Inputs
@@ -30,11 +30,13 @@ class ShowAndTellExperiment(CaptioningExperiment):
         if pairs > PAIRS.get(self.device.type, 0):
             notes = (f"{name}: ranking {pairs:,} pairs by likelihood was left out" for name in _DIRECTIONS)
             return Evaluation(found.metrics, found.arrays, (*found.notes, *notes))
-        captions, _ = padded(self.inputs.encoded(part.name))
+        encoded = self.inputs.encoded(part.name)
+        first, which = distinct(encoded)
+        captions, _ = padded([encoded[i] for i in first])
         images = self.source.testing(part.image_index)
         with torch.autocast(self.device.type, enabled=False):  # neighbours are closer than bf16 can tell
             log_p = normalised(likelihoods(self.model, images, captions.to(self.device)))
-        ranks = match_ranks(log_p, torch.from_numpy(part.image_of_caption))
+        ranks = match_ranks(log_p[:, which], torch.from_numpy(part.image_of_caption))
         arrays = {name: getattr(ranks, name).cpu().numpy() for name in _DIRECTIONS}
         arrays["image_of_caption"] = part.image_of_caption
         return Evaluation({**found.metrics, **retrieval_metrics(ranks)}, {**found.arrays, **arrays}, found.notes)

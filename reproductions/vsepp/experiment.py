@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from capbench.data.batches import length_grouped, padded
+from capbench.data.batches import distinct, length_grouped, padded
 from capbench.metrics.retrieval import evaluate_protocol
 from capbench.paper import Inputs
 from capbench.sources import FeatureSource
@@ -62,11 +62,11 @@ class VSEExperiment:
         encoded = self.inputs.encoded(split)
         rows = part.image_index
         images = [self.model.embed_images(self.source.testing(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK)]
-        captions = [self._embed_captions(encoded[i : i + CHUNK]) for i in range(0, len(encoded), CHUNK)]
+        first, which = distinct(encoded)
+        parts = np.split(first, range(CHUNK, len(first), CHUNK))
+        captions = torch.cat([self._embed_captions([encoded[i] for i in some]) for some in parts])[which]
         owner = torch.from_numpy(part.image_of_caption).to(self.device)
-        metrics, ranks = evaluate_protocol(
-            torch.cat(images), torch.cat(captions), owner, protocol, self.recipe.similarity
-        )
+        metrics, ranks = evaluate_protocol(torch.cat(images), captions, owner, protocol, self.recipe.similarity)
         arrays = {
             "image_to_caption": ranks.image_to_caption.cpu().numpy(),
             "caption_to_image": ranks.caption_to_image.cpu().numpy(),
