@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from capbench.errors import CapbenchError
 from capbench.files import fingerprint
+from capbench.processor import computes_bf16
 from capbench.weights import find_weights, fit, hash_tensors, load_weights
 
 Output = Literal["vector", "grid", "regions"]
@@ -207,10 +208,14 @@ class Encoder(nn.Module):
         In float32 on a processor it is within 1e-4 of the plain encoder's largest value; on CUDA, PyTorch's
         TF32 setting for convolutions counts. bfloat16 is faster where the hardware has it, at a cost that
         depends on the network: with ImageNet weights the vectors moved by 1 % for SqueezeNet and 17 % for
-        MobileNetV2 (norm of the difference to norm), so it is never chosen by itself.
+        MobileNetV2 (norm of the difference to norm), so it is never chosen by itself. Raises CapbenchError for
+        bfloat16 on a device that has no convolutions in it, and for an encoder that is folded already.
         """
         if self.folded:
             raise CapbenchError("this encoder is folded already; fold a fresh one")
+        if dtype is torch.bfloat16 and not computes_bf16(self.mean.device, "convolution"):
+            where = self.mean.device.type
+            raise CapbenchError(f"this device ({where}) has no convolutions in bfloat16: fold in float32, the default")
         folded = copy.deepcopy(self)
         folded.trainable(False)
         folded.compute_dtype, folded._fingerprint = dtype, self._hash()

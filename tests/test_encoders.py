@@ -12,6 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from capbench import encoders
 from capbench.encoders import Encoder
 from capbench.errors import CapbenchError
+from capbench.processor import computes_bf16
 
 LAYERS = {  # vector and grid as torchvision's own tool takes them out, before pooling over locations
     "alexnet": ("classifier.5", "features.11"),
@@ -113,11 +114,24 @@ def test_the_folded_copy_agrees_where_gradients_are_recorded(squeezenet):
     assert spread(squeezenet.fold()(images(1)), squeezenet(images(1))) < 1e-4
 
 
-def test_bfloat16_stays_near_float32(squeezenet):
+REFUSAL = r"\(cpu\) has no convolutions in bfloat16: fold in float32"
+
+
+def test_bfloat16_stays_near_float32_or_is_refused(squeezenet):
+    if not computes_bf16(torch.device("cpu"), "convolution"):
+        with pytest.raises(CapbenchError, match=REFUSAL):
+            squeezenet.fold(torch.bfloat16)
+        return
     with torch.inference_mode():
         vectors = squeezenet.fold(torch.bfloat16)(images(2))
         assert vectors.dtype == torch.float32
         assert spread(vectors, squeezenet(images(2))) < 0.05
+
+
+def test_bfloat16_is_refused_where_the_processor_does_not_say_that_it_has_it(squeezenet, monkeypatch):
+    monkeypatch.setattr(encoders, "computes_bf16", lambda device, operation: False)
+    with pytest.raises(CapbenchError, match=REFUSAL):
+        squeezenet.fold(torch.bfloat16)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
