@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import textwrap
+import os
 import time
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 import torch
 
 from capbench import checkpoint
 from capbench.errors import CapbenchError
+from tests.processes import begin
 
 
 def tensors(value: float, size: int = 1000) -> dict[str, torch.Tensor]:
@@ -61,49 +62,36 @@ def test_without_a_checkpoint_there_is_none(tmp_path):
     assert checkpoint.load_newest(tmp_path) is None
 
 
-def test_kill_dash_nine_while_saving_leaves_a_checkpoint_that_loads(tmp_path):
-    program = """
-        import sys, torch
-        from pathlib import Path
-        from capbench import checkpoint
-        for step in range(1, 10**6):
-            checkpoint.save_step(Path(sys.argv[1]), step, {"w": torch.full((2_000_000,), float(step))}, {"step": step})
-            print(step, flush=True)
-    """
-    for delay in (0.0, 0.011, 0.023):
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for _ in range(3):
-            process.stdout.readline()
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        found = checkpoint.load_newest(tmp_path)
-        assert found is not None
-        assert bool((found[0]["w"] == found[1]["step"]).all())
+def save_without_end(folder: Path, told: Connection) -> None:
+    for step in count(1):
+        checkpoint.save_step(folder, step, {"w": torch.full((2_000_000,), float(step))}, {"step": step})
+        told.send(step)
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.011, 0.023])
+def test_kill_dash_nine_while_saving_leaves_a_checkpoint_that_loads(tmp_path, delay):
+    process, heard = begin(save_without_end, tmp_path)
+    assert [heard.recv() for _ in range(3)] == [1, 2, 3]
+    time.sleep(delay)
+    process.kill()
+    process.join()
+    found = checkpoint.load_newest(tmp_path)
+    assert found is not None
+    assert bool((found[0]["w"] == found[1]["step"]).all())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
 def test_a_full_disk_keeps_the_old_file_and_leaves_no_temporary_one(tmp_path):
+    import resource
+
     checkpoint.save(tmp_path / "a", tensors(1), {})
-    script = """
-        import resource, signal, sys, torch
-        from pathlib import Path
-        from capbench import checkpoint
-        from capbench.errors import CapbenchError
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        try:
-            checkpoint.save(Path(sys.argv[1]), {"a.weight": torch.zeros(100_000)}, {})
-        except CapbenchError as error:
-            sys.exit(str(error))
-    """
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "a")], capture_output=True, text=True
-    )
-    assert ran.returncode == 1
-    assert "cannot write" in ran.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(CapbenchError, match="cannot write"):
+            checkpoint.save(tmp_path / "a", {"a.weight": torch.zeros(100_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert torch.equal(checkpoint.load(tmp_path / "a")[0]["a.weight"], tensors(1)["a.weight"])
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from capbench.training import (
     fit,
     learning_rate,
 )
+from tests.processes import begin
 
 TRAINING = Training(epochs=4, batch_size=8, learning_rate=0.05, decay_every=2, clip_norm=1.0)
 
@@ -147,29 +147,23 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
         outcome(tmp_path, report=report)
 
 
+def run_slowly(folder: Path, told: Connection) -> None:
+    def report(state, batches):
+        told.send(state.steps)
+        time.sleep(0.01)
+
+    outcome(folder, report=report)
+
+
 def test_a_run_killed_with_dash_nine_at_any_moment_ends_with_the_same_bits(tmp_path):
     whole = outcome(tmp_path / "whole")
-    program = """
-        import sys, time
-        from pathlib import Path
-        from tests.test_training import outcome
-        def report(state, batches):
-            print(state.steps, flush=True)
-            time.sleep(0.01)
-        outcome(Path(sys.argv[1]), report=report)
-    """
     for steps in (3, 8):
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "killed")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
+        process, heard = begin(run_slowly, tmp_path / "killed")
         for _ in range(steps):
-            process.stdout.readline()
+            heard.recv()
         time.sleep(0.004)
         process.kill()
-        process.communicate()
+        process.join()
     assert_same(outcome(tmp_path / "killed"), whole)
 
 
