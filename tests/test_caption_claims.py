@@ -67,6 +67,15 @@ def test_a_wide_beam_that_writes_better_captions_holds_and_the_curve_is_shown(tm
     assert "best at 4" in curve.statement
 
 
+def test_the_beam_of_20_is_pending_without_one_and_the_curve_goes_as_far_as_it_was_searched(tmp_path):
+    beams = {f"bleu_beam{n}": counts(BAD if n < 4 else GOOD) for n in range(1, 10)}
+    run(tmp_path, "show_and_tell", "adam", {"bleu_statistics": counts(GOOD), **beams})
+    found = claim(NIC, "beam", tmp_path)
+    assert found.status == "pending"
+    assert "a beam of 20" in found.statement
+    assert "20:" not in claim(NIC, "width of the beam", tmp_path).detail
+
+
 def test_an_ensemble_that_is_no_better_is_undecided(tmp_path):
     run(tmp_path, "show_and_tell", "adam", {"bleu_statistics": counts(GOOD)})
     run(tmp_path, "show_and_tell", "adam-ensemble", {"bleu_statistics": counts(GOOD)})
