@@ -16,7 +16,16 @@ from capbench.kernels._triton import interpreted
 
 FILES = [
     str(Path(__file__).with_name(f"test_{name}.py"))
-    for name in ("maxsim", "chain", "attention_kernel", "ranking_loss", "ranks_kernel", "log_prob", "kernels")
+    for name in (
+        "maxsim",
+        "chain",
+        "attention_kernel",
+        "ranking_loss",
+        "ranks_kernel",
+        "exact_ranks",
+        "log_prob",
+        "kernels",
+    )
 ]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-k", "test_kernel_ or test_kernels_", *FILES]
 

@@ -1,0 +1,261 @@
+"""Ranks of embeddings are those of one exact score: against loops over exact sums, on every path, and where rows tie.
+
+The oracle scores each pair of distinct rows with math.fsum, which rounds once. The kernel runs on a GPU, or in Triton's
+interpreter in a process of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from capbench.kernels import ranks, ranks_exact
+from capbench.kernels._triton import interpreted
+from capbench.kernels.ranks import embedding_ranks
+from capbench.kernels.ranks_exact import exact_scores
+from capbench.processor import computes_bf16
+
+DEVICE = "cpu" if interpreted() else "cuda"
+MEASURES = ["cosine", "order"]
+CASES = 1000
+needs_triton = pytest.mark.skipif(
+    not (interpreted() or torch.cuda.is_available()), reason="needs a GPU; the interpreter has a test of its own"
+)
+INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of the bytes of a number
+
+
+@dataclass(frozen=True)
+class Case:
+    """Embeddings as rows of few distinct ones: `image` and `caption` say which row of the distinct ones each is."""
+
+    distinct_images: Tensor
+    distinct_captions: Tensor
+    image: Tensor
+    caption: Tensor
+    owner: Tensor
+    order: bool
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, bool]:
+        return self.distinct_images[self.image], self.distinct_captions[self.caption], self.owner, self.order
+
+    def expected(self) -> tuple[list[int], list[int]]:
+        """The definition of the ranks, over one score for each pair of distinct rows."""
+        v, c = self.distinct_images.double().tolist(), self.distinct_captions.double().tolist()
+        score = [[fsum_score(row, column, self.order) for column in c] for row in v]
+        image, caption, owner = self.image.tolist(), self.caption.tolist(), self.owner.tolist()
+        matched = [score[image[own]][caption[k]] for k, own in enumerate(owner)]
+        by_image = []
+        for i, row in enumerate(image):
+            best = max(m for m, own in zip(matched, owner, strict=True) if own == i)
+            by_image.append(sum(score[row][caption[k]] >= best for k, own in enumerate(owner) if own != i))
+        by_caption = [
+            sum(score[row][caption[k]] >= matched[k] for i, row in enumerate(image) if i != own)
+            for k, own in enumerate(owner)
+        ]
+        return by_image, by_caption
+
+    def check_alike(self, by_caption: list[int]) -> None:
+        """Equal captions of equal images have one rank."""
+        rank: dict[tuple[int, int], int] = {}
+        for k, own in enumerate(self.owner.tolist()):
+            alike = int(self.caption[k]), int(self.image[own])
+            assert rank.setdefault(alike, by_caption[k]) == by_caption[k]
+
+
+def fsum_score(v: list[float], c: list[float], order: bool) -> float:
+    if order:
+        return -math.sqrt(math.fsum(max(0.0, b - a) ** 2 for a, b in zip(v, c, strict=True)) + 1e-12)
+    return math.fsum(a * b for a, b in zip(v, c, strict=True))
+
+
+def nudged(row: Tensor, some: random.Random) -> Tensor:
+    """The row with one coordinate moved a little: to the next number of its type, or in float64 as little as float32.
+
+    A score is then nearly the same, but by more than float64 rounds.
+    """
+    row = row.clone()
+    step = some.choice([-1, 1]) * (2**29 if row.dtype is torch.float64 else 1)
+    row.view(INTEGER[row.element_size()])[some.randrange(len(row))] += step
+    return row
+
+
+def drawn(seed: int, most_images: int, most_dim: int, dtypes: list[torch.dtype]) -> Case:
+    """Rows of normal or whole numbers, some of them nearly equal, each used once or several times at random places."""
+    some, normal = random.Random(seed), torch.Generator().manual_seed(seed)
+    images, dim, dtype = some.randint(1, most_images), some.randint(1, most_dim), some.choice(dtypes)
+    captions, whole = images + some.randint(0, 2 * images), some.random() < 0.2
+    # Beyond and below what float32 can multiply: half precision cannot hold such numbers.
+    scale = 1.0 if whole or dtype.itemsize == 2 else some.choice([1.0, 1.0, 1.0, 1e-3, 1e25, 1e-30])
+
+    def rows(most: int) -> Tensor:
+        shape = some.randint(1, most), dim
+        if whole:
+            return torch.randint(-2, 3, shape, generator=normal).to(dtype)
+        found = list((scale * normalize(torch.randn(shape, generator=normal), dim=1)).to(dtype))
+        return torch.stack([*found, *(nudged(some.choice(found), some) for _ in range(some.randint(0, 3)))])
+
+    v, c = rows(images), rows(captions)
+    owner = torch.tensor([*range(images), *(some.randrange(images) for _ in range(captions - images))])
+    return Case(
+        v, c, torch.randint(len(v), (images,), generator=normal), torch.randint(len(c), (captions,), generator=normal),
+        owner[torch.randperm(captions, generator=normal)], some.random() < 0.4,
+    )  # fmt: skip
+
+
+def near_ties(dim: int, order: bool) -> Case:
+    """Unit embeddings; each image and each caption has some neighbours that float32 cannot tell from it by a score."""
+    some, normal = random.Random(dim), torch.Generator().manual_seed(dim)
+    v = list(normalize(torch.randn(6, dim, generator=normal), dim=1))
+    c = [normalize(row + 0.5 * torch.randn(dim, generator=normal) / dim**0.5, dim=0) for row in v for _ in range(2)]
+    v += [nudged(row, some) for row in v for _ in range(2)]
+    c += [nudged(row, some) for row in c]
+    image, caption = torch.randperm(len(v), generator=normal), torch.arange(2 * len(c)) % len(c)
+    owner = torch.cat([torch.arange(len(v)), torch.randint(len(v), (len(caption) - len(v),), generator=normal)])
+    return Case(torch.stack(v), torch.stack(c), image, caption, owner, order)
+
+
+def as_lists(counted: tuple[Tensor, Tensor]) -> tuple[list[int], list[int]]:
+    return counted[0].tolist(), counted[1].tolist()
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def path(monkeypatch: pytest.MonkeyPatch, some: random.Random) -> None:
+    """How a tile is cut, when open pairs are settled and what counts as crowded: none of it may change a rank."""
+    for name, values in (("CPU_STRIP", (40, 2**18)), ("OPEN", (0, 2**15)), ("CROWDED", (1, 16, 10**6))):
+        monkeypatch.setattr(ranks, name, some.choice(values))
+    monkeypatch.setattr(ranks_exact, "CPU_ELEMENTS", some.choice([100, 2**16]))
+
+
+@pytest.mark.skipif(interpreted(), reason="the interpreter serves the CPU too")
+def test_ranks_are_those_of_exact_scores_in_any_tiles_by_any_threads(monkeypatch, threads):
+    dtypes = [torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16]
+    for seed in range(CASES):
+        some, case = random.Random(-seed), drawn(seed, most_images=9, most_dim=30, dtypes=dtypes)
+        path(monkeypatch, some)
+        threads(some.choice([1, 2]))
+        found = as_lists(embedding_ranks(*case.inputs(), at_once=some.choice([None, 1, 3, 5, 9])))
+        assert found == case.expected(), seed
+        case.check_alike(found[1])
+
+
+@needs_triton
+def test_kernel_ranks_are_those_of_exact_scores_in_any_tiles(monkeypatch):
+    """On a GPU, too, the fallback tile by tile is chosen in some cases, where the list has no room."""
+    from capbench.kernels import ranks_triton
+
+    for seed in range(CASES):
+        some = random.Random(-seed)
+        case = drawn(seed, most_images=6, most_dim=20, dtypes=[torch.float32, torch.bfloat16, torch.float16])
+        monkeypatch.setattr(ranks_triton, "LISTED", some.choice([2, 2**22, 2**22]))
+        block = some.choice([16, 32, 64])
+
+        def shaped(embeddings: Tensor, order: bool, precision: str, block: int = block) -> dict[str, Any]:
+            precision = "ieee" if order else "widened" if interpreted() else precision
+            return {"order": order, "precision": precision, "block": block, "depth": 16, "num_warps": 4}
+
+        monkeypatch.setattr(ranks_triton, "tile_of", shaped)
+        v, c, owner, order = case.inputs()
+        found = as_lists(embedding_ranks(v.to(DEVICE), c.to(DEVICE), owner, order))
+        assert found == case.expected(), seed
+        case.check_alike(found[1])
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("dim", [300, 1024])
+def test_near_ties_are_told_apart_in_any_tiles_by_any_threads(dim, order, threads):
+    case = near_ties(dim, order)
+    expected = case.expected()
+    for count, at_once in ((1, None), (1, 1), (1, 7), (2, None)):
+        threads(count)
+        assert as_lists(embedding_ranks(*case.inputs(), at_once=at_once)) == expected
+    v, c, owner, _ = case.inputs()
+    assert as_lists(embedding_ranks(v.double(), c.double(), owner, order)) == expected
+
+
+@needs_triton
+@pytest.mark.parametrize(("order", "wide_from"), [(False, 1), (False, 2048), (True, 2048)])
+@pytest.mark.parametrize("dim", [300, 1024])
+def test_kernel_tells_near_ties_apart(dim, order, wide_from, monkeypatch):
+    monkeypatch.setattr("capbench.kernels.ranking_loss_triton.WIDE_FROM", wide_from)
+    case = near_ties(dim, order)
+    v, c, owner, _ = case.inputs()
+    assert as_lists(embedding_ranks(v.to(DEVICE), c.to(DEVICE), owner, order)) == case.expected()
+
+
+@needs_triton
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("room", [1, 2**22])
+def test_kernel_without_room_for_open_pairs_leaves_the_ranks_to_tiles(order, room, monkeypatch):
+    from capbench.kernels import ranks_triton
+
+    monkeypatch.setattr(ranks_triton, "LISTED", room)
+    case = near_ties(40, order)
+    v, c, owner, _ = case.inputs()
+    v, c, owner = v.to(DEVICE), c.to(DEVICE), owner.to(DEVICE)
+    counted = ranks_triton.counted(ranks_exact.Contest.of(v, c, owner, order))
+    assert (counted is None) == (room == 1)
+    assert as_lists(embedding_ranks(v, c, owner, order)) == case.expected()
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize(("at_once", "count"), [(None, 1), (5, 1), (9, 1), (None, 2)])
+def test_a_constant_model_ties_everywhere(at_once, count, order, threads):
+    """Not whole numbers: products of matrices differ in the last bit between places, on some processors."""
+    image, caption = normalize(torch.randn(2, 300, generator=torch.Generator().manual_seed(0)), dim=1)
+    owner = torch.arange(70).repeat_interleave(2)
+    threads(count)
+    found = embedding_ranks(image.expand(70, -1), caption.expand(140, -1), owner, order, at_once)
+    assert as_lists(found) == ([138] * 70, [69] * 140)
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("spread", [1e-3, 1e-6, 1e-8])
+def test_a_nearly_collapsed_model_is_ranked_by_what_is_left(spread, order):
+    """Where all scores are nearly equal float32 decides nothing; rows that the spread leaves equal tie."""
+    normal = torch.Generator().manual_seed(3)
+    center = normalize(torch.randn(64, generator=normal), dim=0)
+    v, c = (normalize(center + spread * torch.randn(n, 64, generator=normal), dim=1) for n in (30, 60))
+    owner = torch.arange(30).repeat_interleave(2)
+    case = Case(v, c, torch.arange(30), torch.arange(60), owner, order)
+    assert as_lists(embedding_ranks(v, c, owner, order, at_once=11)) == case.expected()
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("dim", [1, 2, 7, 64, 300])
+def test_a_pair_has_the_same_exact_score_beside_any_others(dim, measure, monkeypatch, threads):
+    normal = torch.Generator().manual_seed(dim)
+    v, c = torch.randn(20, dim, generator=normal), torch.randn(50, dim, generator=normal)
+    rows, columns = torch.randint(20, (300,), generator=normal), torch.randint(50, (300,), generator=normal)
+    together = exact_scores(v, c, rows, columns, measure == "order")
+    right = [fsum_score(v[r].tolist(), c[k].tolist(), measure == "order") for r, k in zip(rows, columns, strict=True)]
+    assert torch.allclose(together, torch.tensor(right, dtype=torch.float64), rtol=0, atol=1e-13 * dim)
+    threads(2)
+    monkeypatch.setattr(ranks_exact, "CPU_ELEMENTS", 5 * dim)
+    alone = [exact_scores(v, c, rows[i : i + 1], columns[i : i + 1], measure == "order") for i in range(300)]
+    assert torch.equal(torch.cat(alone), together)
+    assert torch.equal(exact_scores(v, c, rows.flip(0), columns.flip(0), measure == "order").flip(0), together)
+
+
+@pytest.mark.skipif(not computes_bf16(torch.device("cpu")), reason="this processor has no products in bf16")
+def test_products_of_float32_in_bf16_are_not_believed():
+    """A process may allow them (torch.set_float32_matmul_precision); ranks stay those of exact scores."""
+    before = torch.get_float32_matmul_precision()
+    case = near_ties(300, order=False)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert as_lists(embedding_ranks(*case.inputs())) == case.expected()
+    finally:
+        torch.set_float32_matmul_precision(before)
