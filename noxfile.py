@@ -27,6 +27,28 @@ ENVIRONMENT = ROOT / ".nox" / "capbench"
 PROGRAMS = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 MADE_FROM = ("requirements.lock", "pyproject.toml")
 
+# One test process a core, each with one thread, so that they do not wait for each other.
+PARALLEL = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal", "--durations=10")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# How a process is kept to the instructions that torch calls by this name: torch's own kernels, oneDNN, MKL, the
+# OpenBLAS of numpy, and numpy's own loops. The least comes last.
+LESSER = {
+    "AVX2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+    },
+    "DEFAULT": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+    },
+}
+
 
 def paper_names() -> list[str]:
     """The packages under reproductions/ that define PAPER, found without importing them."""
@@ -60,8 +82,30 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; words after `--` go to pytest (`-- tests/test_layout.py -k floor`)."""
-    run(session, "pytest", *session.posargs)
+    """Run all tests, one process a core; words after `--` go to pytest instead (`-- tests/test_layout.py -k floor`)."""
+    if session.posargs:
+        run(session, "pytest", *session.posargs)
+    else:
+        run(session, "pytest", *PARALLEL, **ONE_THREAD)
+
+
+@nox.session(name="tests-portable")
+@nox.parametrize("name", list(LESSER))
+def tests_portable(session: nox.Session, name: str) -> None:
+    """Run the numerical tests again, as a processor with lesser instructions computes them."""
+    here, known = instructions(session), ["AVX512", *LESSER]
+    if here not in known[: known.index(name)]:
+        session.skip(f"with {here}, torch computes with no more here")
+    if (found := instructions(session, **LESSER[name])) != name:
+        session.error(f"torch was told to keep to {name} and computes with {found}")
+    run(session, "pytest", *PARALLEL, "-m", "numerical", *session.posargs, **ONE_THREAD, **LESSER[name])
+
+
+def instructions(session: nox.Session, **variables: str) -> str:
+    """The instructions that torch computes with here."""
+    environment(session)
+    ask = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    return str(session.run(str(PROGRAMS / "python"), "-c", ask, env=variables, silent=True)).split()[-1]
 
 
 @nox.session
@@ -81,14 +125,14 @@ def lock(session: nox.Session) -> None:
     session.run(*uv(session), "pip", "compile", *form, *groups, *files, *session.posargs)
 
 
-def run(session: nox.Session, program: str, *words: str) -> None:
+def run(session: nox.Session, program: str, *words: str, **variables: str) -> None:
     """Run a program of the shared environment, which is also the first that its children find.
 
     Ctrl-C reaches the program too, and nox waits for it: a run that is stopped saves a checkpoint first.
     """
     environment(session)
     path = os.pathsep.join([str(PROGRAMS), os.environ.get("PATH", "")])
-    variables = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT)}
+    variables |= {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT)}
     session.run(str(PROGRAMS / program), *words, env=variables, interrupt_timeout=None)
 
 

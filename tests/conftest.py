@@ -10,6 +10,25 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["capbench", "reproductions"], "beartype.beartype")
 
+# Files of tests that compute what depends on the instructions of the processor: marked `numerical`, and run again by
+# `nox -s tests-portable` in processes that are kept to lesser ones.
+NUMERICAL = {
+    *("align", "alignment", "attention_kernel", "attention_objective", "chain", "decoding", "encoders", "exact_ranks"),
+    *("features", "gru", "images", "karpathy", "kernels", "log_prob", "maxsim", "memory_laws", "objective"),
+    *("processor", "ranking_loss", "ranks_kernel", "retrieval", "scenes", "scenes_trunk", "search"),
+    *("significance", "training"),
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "numerical: computes what depends on the instructions of the processor")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in NUMERICAL:
+            item.add_marker(pytest.mark.numerical)
+
 
 @pytest.fixture(autouse=True)
 def poison(request: pytest.FixtureRequest) -> Iterator[None]:

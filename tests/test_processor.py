@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -12,9 +13,21 @@ import torch
 from torch.nn import functional
 
 from capbench.processor import blas, computes_bf16, instruction_set
+from tests.conftest import NUMERICAL
 
 CPU = torch.device("cpu")
 RESTRICTED = "ATEN_CPU_CAPABILITY" in os.environ
+
+
+def lesser() -> dict[str, dict[str, str]]:
+    """What noxfile.py tells the processes of `nox -s tests-portable`."""
+    tree = ast.parse((Path(__file__).parents[1] / "noxfile.py").read_text(encoding="utf-8"))
+    (found,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "LESSER"]
+    return ast.literal_eval(found)
+
+
+LESSER = lesser()
+KNOWN = ["AVX512", *LESSER]  # those that restrictions are for, the least last
 
 
 def flags() -> set[str]:
@@ -35,17 +48,21 @@ def test_a_bf16_convolution_runs_where_it_is_said_to():
     assert torch.allclose(functional.conv2d(images, weight).float(), expected, atol=0.1, rtol=0.02)
 
 
-@pytest.mark.parametrize("capability", ["avx2", "default"])
-@pytest.mark.parametrize("operation", ["product", "convolution"])
-def test_a_process_with_lesser_instructions_takes_float32(capability, operation):
-    words = "import sys, torch; from capbench.processor import *;"
-    words += "print(instruction_set(), computes_bf16(torch.device('cpu'), sys.argv[1]))"
-    restricted = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": "AVX2"}
-    done = subprocess.run(
-        [sys.executable, "-c", words, operation], env=restricted, capture_output=True, text=True, check=True
-    )
-    assert "AVX512" not in done.stdout
-    assert done.stdout.split()[-1] == "False"
+@pytest.mark.parametrize("name", LESSER)
+def test_a_process_that_is_told_to_keep_to_lesser_instructions_does_and_takes_float32(name):
+    if instruction_set() not in KNOWN[: KNOWN.index(name) + 1]:
+        pytest.skip(f"the processor has no more than {name}")
+    words = "import torch; from capbench.processor import *; print(instruction_set(), "
+    words += "*(computes_bf16(torch.device('cpu'), operation) for operation in ('product', 'convolution')))"
+    environment = {**os.environ, **LESSER[name]}
+    told = subprocess.run([sys.executable, "-c", words], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [name, "False", "False"]
+
+
+@pytest.mark.skipif(not RESTRICTED, reason="the process is not restricted")
+@pytest.mark.skipif(instruction_set() not in KNOWN, reason="there is no restriction for this processor")
+def test_this_process_keeps_to_the_instructions_it_was_told_to():
+    assert instruction_set() == os.environ["ATEN_CPU_CAPABILITY"].upper()
 
 
 def test_a_device_without_an_answer_takes_float32():
@@ -55,3 +72,7 @@ def test_a_device_without_an_answer_takes_float32():
 def test_the_instructions_and_the_blas_have_names():
     assert instruction_set()
     assert blas() != "unknown"
+
+
+def test_the_files_of_numerical_tests_are_there():
+    assert {file.stem.removeprefix("test_") for file in Path(__file__).parent.glob("test_*.py")} >= NUMERICAL
