@@ -57,7 +57,7 @@ PRESETS = {"hard": Recipe(), "sum": Recipe("sum_of_hinges")}
 @pytest.fixture(autouse=True)
 def scenes_of_today(monkeypatch: pytest.MonkeyPatch) -> str:
     """A fingerprint that stands for the scenes of today, which take seconds to draw."""
-    monkeypatch.setattr(datasets, "_scenes_of_today", lambda: "5" * 64)
+    monkeypatch.setattr(datasets, "SCENES_FINGERPRINT", "5" * 64)
     return "5" * 64
 
 

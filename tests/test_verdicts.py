@@ -157,7 +157,7 @@ def test_runs_on_other_data_under_the_same_name_are_neither_judged_nor_take_the_
 
 
 def test_other_data_are_named_with_their_size_and_fingerprint(monkeypatch):
-    monkeypatch.setattr(datasets, "_scenes_of_today", lambda: "5" * 64)
+    monkeypatch.setattr(datasets, "SCENES_FINGERPRINT", "5" * 64)
     row: dict[str, Any] = {
         "paper": "p", "preset": "p", "dataset": "flickr8k", "split": "test", "protocol": "whole", "encoder": "e",
         "crop": "1C", "seed": 0, "metrics": {}, "validation": {}, "best_epoch": 0, "curve": [], "recipe": {},
