@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from capbench.kernels import gru as module
 from capbench.kernels.gru import (
     PrefixTree,
+    _times,
     _TreeGRU,
     last_hidden,
     prefix_tree_last_hidden,
@@ -105,6 +107,16 @@ def test_bf16_autocast_stays_close_to_single_precision():
     full = reference_last_hidden(gru, embedding, captions, lengths)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_large_weight_is_multiplied_in_every_type_packed_or_not(dtype, monkeypatch):
+    """oneDNN refuses to pack half precision on some processors, and float16 on all."""
+    monkeypatch.setattr(module, "PACK_FROM", 1)
+    x, weight = torch.randn(6, 64), torch.randn(96, 64)
+    torch.testing.assert_close(
+        _times(weight, dtype)(x), x @ weight.t(), atol=0.3 if dtype.itemsize == 2 else 1e-4, rtol=0
+    )
 
 
 def test_the_backward_pass_has_the_type_of_the_forward_pass():

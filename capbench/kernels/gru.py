@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from capbench.processor import computes_bf16
+
 Embedding = Callable[[Tensor], Tensor]  # word ids of any shape to their vectors, as nn.Embedding
 PACK_FROM = 2**19  # elements; a smaller weight costs more to hand to oneDNN than the product takes
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -237,14 +239,20 @@ def _gather(nodes: Tensor, level: Level) -> Tensor:
 def _times(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """x -> x @ weight.T for many x, multiplied in `dtype`; a large weight is packed once where oneDNN can."""
     typed = weight.detach().to(dtype)
-    if dtype is not torch.float64 and weight.numel() >= PACK_FROM and _can_pack():
+    if weight.numel() >= PACK_FROM and _can_pack(dtype):
         packed = torch.ops.mkldnn._reorder_linear_weight(typed.contiguous(), 128)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, None, "none", [], "").to(weight.dtype)
     return lambda x: (x.to(dtype) @ typed.t()).to(weight.dtype)
 
 
-def _can_pack() -> bool:
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this type here: bf16 where it has convolutions in it, float16 nowhere."""
+    supported = dtype is torch.float32 or (
+        dtype is torch.bfloat16 and computes_bf16(torch.device("cpu"), "convolution")
+    )
     ops = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    return (
+        supported
+        and torch.backends.mkldnn.is_available()
+        and all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
     )
