@@ -25,7 +25,7 @@ Scores = Callable[[slice, slice], Tensor]
 CPU_TILE, GPU_TILE = 5 * 2**18, 2**28  # similarities: 5 MB stay in a processor's cache, 1 GiB fills a GPU
 CPU_STRIP, GPU_STRIP = 2**18, 2**26  # similarities of a tile that are compared at once
 OPEN = 2**15  # pairs that wait for their exact scores
-CROWDED = 16  # where more than one of so many comparisons is open, a strip is made again in float64
+CROWDED = 16  # where more than one pair of so many is open, a strip is made again in float64
 log = logging.getLogger(__name__)
 
 
