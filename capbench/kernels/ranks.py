@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -84,15 +85,16 @@ def images_at_once(images: int, captions: int, device: torch.device) -> int:
     return max(1, math.isqrt(tile * images // max(1, captions)))
 
 
-class _Counts:
+class _Counts(ABC):
     """Counts for each image and caption, to which some images at a time add theirs."""
 
     def __init__(self, owner: Tensor, images: int) -> None:
         self.owner, self.images = owner, images
         self.by_image, self.by_caption = owner.new_zeros(images), torch.zeros_like(owner)
 
+    @abstractmethod
     def add(self, rows: slice) -> None:
-        raise NotImplementedError
+        """Count some images."""
 
     def add_all(self, at_once: int) -> None:
         """Add all images, in even parts of at most `at_once` or, when memory runs out, of fewer."""
