@@ -31,9 +31,10 @@ def exact_scores(
     columns: Int[Tensor, " pair"],
     order: bool = False,
 ) -> Float[Tensor, " pair"]:
-    """The dot product, or the order similarity, of images `rows` and captions `columns`, in float64.
+    """The dot product of images `rows` and captions `columns`, or for the order -||max(0, c - i)||^2, in float64.
 
-    The same two rows give the same bits on every processor. Memory: some pairs at once, and the scores.
+    The same two rows give the same bits on every processor: a root would not, and the square ranks as it does.
+    Memory: some pairs at once, and the scores.
     """
     scores = torch.empty(len(rows), dtype=torch.float64, device=images.device)
     at_once = max(1, min(len(rows), pairs_at_once(images)))
@@ -49,7 +50,7 @@ def exact_scores(
         for first, second in halves:
             first.add_(second)
         score.copy_(part[:, :1].sum(1))
-    return scores.add_(1e-12).sqrt_().neg_() if order else scores
+    return scores.neg_() if order else scores
 
 
 def _halves(terms: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -113,16 +114,17 @@ class Contest:
         product of parts leaves out. The order is off by half as large a share of itself, for it is a root. Where a
         tile may overflow all is open.
         """
-        dim = self.images.shape[1]
+        dim, best, matched = self.images.shape[1], self.best, self.matched
         first_order = (SLACK + (dim / 2 if self.order else dim)) * unit
         share = (first_order / (1 - 2 * first_order) if first_order < 0.5 else math.inf) + parts
         if self.order:
-            sizes, most = (self.best.abs(), self.matched.abs()), math.sqrt(torch.finfo(dtype).max) / 2
+            best, matched = (-(1e-12 - score).sqrt() for score in (best, matched))
+            sizes, most = (best.abs(), matched.abs()), math.sqrt(torch.finfo(dtype).max) / 2
         else:
             image, caption = _lengths(self.images), _lengths(self.captions)
             sizes, most = (image * caption.amax(), caption * image.amax()), torch.finfo(dtype).max / 4
-        of_image = _band(self.best, sizes[0] * share, sizes[0] < most, dtype)
-        return of_image, _band(self.matched, sizes[1] * share, sizes[1] < most, dtype)
+        of_image = _band(best, sizes[0] * share, sizes[0] < most, dtype)
+        return of_image, _band(matched, sizes[1] * share, sizes[1] < most, dtype)
 
     def over(
         self, rows: Int[Tensor, " pair"], columns: Int[Tensor, " pair"], repeated: bool = False
