@@ -8,11 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.bench import DEVICE
+from capbench.base.errors import CapbenchError
 from capbench.data.batches import length_grouped, padded, shuffled
 from capbench.data.captions import CaptionDataset
 from capbench.data.datasets import load_dataset
 from capbench.data.vocabulary import Vocabulary
-from capbench.errors import CapbenchError
 
 EPOCH = 4  # batches that stand for an epoch
 

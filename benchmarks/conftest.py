@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.bench import Case, Steps
 from benchmarks.session import Bench
-from capbench.errors import CapbenchError
-from capbench.files import check_writable
+from capbench.base.errors import CapbenchError
+from capbench.base.files import check_writable
 from capbench.timing import ROUNDS
 from capbench.timings import save_timings
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Steps, advance
 from benchmarks.parity import GRADIENT, TOLERANCE, check_small, near, prepared
-from capbench.processor import computes_bf16
+from capbench.base.processor import computes_bf16
 from capbench.timing import ROUNDS, Call, Ceilings, Timing, ceilings, measure, roofline_share
 from capbench.timings import TimingEntry, TimingRecord, entry, timing_provenance
 

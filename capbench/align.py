@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
 from capbench.data.batches import padded
 from capbench.data.images import decode
 from capbench.data.vocabulary import UNKNOWN, tokenize
-from capbench.errors import CapbenchError
 from capbench.kernels.chain import chain_labels
 from capbench.metrics.alignment import runs
 from capbench.pictures import save_figure

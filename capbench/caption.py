@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from capbench.base.errors import CapbenchError
 from capbench.captioning import Captioner, caption_images
 from capbench.data.features import Crop
 from capbench.data.images import decode, one_crop
 from capbench.data.vocabulary import END
-from capbench.errors import CapbenchError
 from capbench.pictures import literal, save_figure
 from capbench.trained import BATCH, Trained, find_run
 

@@ -15,8 +15,8 @@ import safetensors.torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from capbench.errors import CapbenchError
-from capbench.files import atomic_write
+from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write
 
 KEEP = 2  # the newest, and one to fall back on
 

@@ -23,8 +23,8 @@ from rich.progress import (
 from rich.table import Table
 
 from capbench import __version__, leaderboard
+from capbench.base.errors import CapbenchError
 from capbench.data.features import Crop
-from capbench.errors import CapbenchError
 from capbench.harness import DEFAULT_ENCODER, ENCODERS, Materials, Places, run
 from capbench.paper import Paper, joined, metric_of, paper, papers
 from capbench.records import load_results
@@ -238,8 +238,8 @@ def caption(
     run: the folder of a finished run; the newest of a captioner under `runs` if not given.
     runs: where runs are kept.
     """
+    from capbench.base.files import atomic_write
     from capbench.caption import captioner, captions_of, draw_attention, draw_sheet
-    from capbench.files import atomic_write
     from capbench.trained import pictures_in
 
     paths = pictures_in(pictures) if pictures.is_dir() else [pictures]
@@ -334,7 +334,7 @@ class _Session:
         return [job for job in self.jobs if job.name not in self.names]
 
     def add(self, job: Job, records: list[Path]) -> None:
-        from capbench.files import atomic_write
+        from capbench.base.files import atomic_write
 
         self.names.append(job.name)
         self.records += [record.name for record in records]

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 
 PADDING = 0
 _CHUNK = 32  # words; near the fastest for vocabularies of 1,000 to 30,000

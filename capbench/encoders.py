@@ -13,9 +13,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from capbench.errors import CapbenchError
-from capbench.files import fingerprint
-from capbench.processor import computes_bf16
+from capbench.base.errors import CapbenchError
+from capbench.base.files import fingerprint
+from capbench.base.processor import computes_bf16
 from capbench.weights import find_weights, fit, hash_tensors, load_weights
 
 Output = Literal["vector", "grid", "regions"]

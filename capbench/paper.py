@@ -14,11 +14,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset
 from capbench.data.features import Features
 from capbench.data.vocabulary import Vocabulary
 from capbench.encoders import Encoder
-from capbench.errors import CapbenchError
 from capbench.training import Experiment, Training
 from capbench.verdicts import Claim, Reported, read_reported
 

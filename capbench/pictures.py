@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from capbench.files import atomic_write
+from capbench.base.files import atomic_write
 
 DPI = 110
 

@@ -6,28 +6,24 @@ Nothing is overwritten: each record has a name of its own, however many processe
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
-import platform
 import re
 import secrets
-import subprocess
 import warnings
 import zipfile
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from capbench.errors import CapbenchError
-from capbench.files import atomic_write
-from capbench.processor import blas, instruction_set
+from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write
+from capbench.base.provenance import Moment
 
 SCHEMA_VERSION = 1
 
@@ -39,16 +35,6 @@ _BLANKS: dict[str, Any] = {
     "started": "1970-01-01T00:00:00+00:00", "wall_seconds": 0.0, "command": "",
 }  # fmt: skip
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|(^|_)(API|ACCESS|PRIVATE)?_?KEY(_|$)", re.I)
-
-
-def _utc(value: str) -> str:
-    moment = datetime.fromisoformat(value)
-    if moment.tzinfo is None:
-        raise ValueError("has no time zone; write UTC, as in 2024-05-01T12:00:00+00:00")
-    return moment.astimezone(UTC).isoformat(timespec="seconds")
-
-
-Moment = Annotated[str, AfterValidator(_utc)]  # ISO 8601, kept in UTC
 
 
 class Epoch(BaseModel):
@@ -180,43 +166,6 @@ def load_arrays(result: Result, folder: Path) -> dict[str, np.ndarray]:
         raise CapbenchError(f"cannot read the arrays {path}: {error}") from error
 
 
-def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Where a number comes from: the fields of a Result from commit to threads, instruction_set and blas.
-
-    `commit` is "unknown" when capbench is not run from its own git checkout. Changes below leaderboards/ do
-    not make a tree dirty, for runs write there. `instruction_set` and `blas` are blank where the device is no CPU.
-    Names no host, no user, and nothing of the environment.
-    """
-    commit, dirty = _commit()
-    on_cpu = torch.device(device).type == "cpu"
-    packages = ("capbench", "torch", "torchvision", "numpy")
-    return {
-        "commit": commit,
-        "dirty": dirty,
-        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
-        "device": _device_name(torch.device(device)),
-        "threads": torch.get_num_threads(),
-        "instruction_set": instruction_set() if on_cpu else "",
-        "blas": blas() if on_cpu else "",
-    }
-
-
-def tracked(folder: Path) -> frozenset[str] | None:
-    """The names of the files of a folder that git tracks; None without git, or outside any checkout.
-
-    The folder may not be there yet.
-    """
-    where = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
-    try:
-        words = ["git", "-C", str(where), "ls-files", "-z"]
-        run = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if run.returncode:
-        return None
-    return frozenset(run.stdout.split("\0")) - {""} if where == folder else frozenset()
-
-
 def _reserve(result: Result, folder: Path) -> str:
     """A stem that is ours alone: creating the array file fails for all processes but one."""
     stamp = datetime.fromisoformat(result.started).strftime("%Y%m%dT%H%M%SZ")
@@ -295,39 +244,3 @@ def _without_secrets(value: Any) -> Any:
         return item
 
     return clean(value)
-
-
-def _commit() -> tuple[str, bool]:
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
-        return run.stdout.strip() if run.returncode == 0 else ""
-
-    try:
-        top = git("rev-parse", "--show-toplevel")
-        if not top or Path(top).resolve() != root:
-            return "unknown", False
-        changes = git("status", "--porcelain", "--", ".", ":(exclude)leaderboards")
-        return git("rev-parse", "--verify", "--quiet", "HEAD") or "unknown", bool(changes)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown", False
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return str(device)
-    try:
-        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        model = None
-    return f"CPU, {model.group(1).strip() if model else platform.processor() or platform.machine()}"

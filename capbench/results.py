@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from capbench.base.errors import CapbenchError
 from capbench.data.datasets import NOT_PUBLISHED, known_fingerprint
-from capbench.errors import CapbenchError
 from capbench.metrics.captioning import Score, bleu, bootstrap_corpus
 from capbench.metrics.jars import meteor
 from capbench.metrics.significance import Interval, bootstrap

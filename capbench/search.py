@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write
 from capbench.data.batches import padded
 from capbench.data.images import decode
 from capbench.data.vocabulary import tokenize
-from capbench.errors import CapbenchError
-from capbench.files import atomic_write
 from capbench.trained import Trained, find_run, pictures_in
 
 TILE = 224

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 
 ROUNDS = 100
 FEWEST = 3  # rounds, however long one takes

@@ -29,9 +29,9 @@ from pydantic import (
     field_validator,
 )
 
-from capbench.errors import CapbenchError
-from capbench.files import atomic_write
-from capbench.records import Moment, provenance
+from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write
+from capbench.base.provenance import Moment, provenance
 from capbench.timing import Ceilings, Timing
 
 SCHEMA_VERSION = 1

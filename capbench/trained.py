@@ -16,12 +16,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from capbench import checkpoint
+from capbench.base.errors import CapbenchError
 from capbench.data.features import Crop, encode, stacked
 from capbench.data.images import decode
 from capbench.data.regions import boxes_of_picture
 from capbench.data.vocabulary import Vocabulary
 from capbench.encoders import Encoder
-from capbench.errors import CapbenchError
 from capbench.paper import paper
 from capbench.weights import fit
 

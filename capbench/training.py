@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from capbench import checkpoint
-from capbench.errors import CapbenchError
-from capbench.processor import computes_bf16
+from capbench.base.errors import CapbenchError
+from capbench.base.processor import computes_bf16
 from capbench.records import Epoch
 
 

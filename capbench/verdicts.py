@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.metrics.captioning import paired_bootstrap_corpus
 from capbench.metrics.significance import Interval, paired_bootstrap, seed_interval
 from capbench.results import Results, is_of_corpus

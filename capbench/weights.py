@@ -17,17 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from capbench.errors import CapbenchError
-from capbench.files import atomic_write
+from capbench.base.cache import cache_folder
+from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 TRIES = 3
 TIMEOUT = 30.0  # seconds without an answer
-
-
-def cache_folder() -> Path:
-    """$CAPBENCH_CACHE, or `.cache/capbench` in the home folder."""
-    return Path(os.environ.get("CAPBENCH_CACHE") or Path.home() / ".cache" / "capbench")
 
 
 def published_address(name: str) -> str:

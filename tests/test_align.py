@@ -24,9 +24,9 @@ from capbench.align import (
     draw_alignment,
     region_colours,
 )
+from capbench.base.errors import CapbenchError
 from capbench.data.images import decode
 from capbench.data.vocabulary import PAD, Vocabulary
-from capbench.errors import CapbenchError
 from capbench.trained import Job, Trained
 
 MEANING = {"a": (0.2, 0.1), "red": (2.0, 0.0), "ball": (3.0, 0.0), "of": (1.0, 1.5), "grass": (0.0, 4.0)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import Box, Phrase
 from capbench.data.scenes import scenes
-from capbench.errors import CapbenchError
 from capbench.metrics.alignment import f1, hits, locations_inside, overlaps, snippet_counts
 
 # The whole image of 8 x 8, a thing, its left half, a box that shares half of its union, and one elsewhere.

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from capbench import harness, trained
+from capbench.base.errors import CapbenchError
 from capbench.caption import captioner, captions_of, draw_attention, draw_sheet
 from capbench.captioning import Ensemble, caption_images, cross_entropy, maybe_joined, word_log_probs
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, UNKNOWN, Vocabulary
-from capbench.errors import CapbenchError
 from capbench.harness import Materials, Places, run
 from capbench.layers import AdditiveAttention, context
 from capbench.metrics import captioning, jars

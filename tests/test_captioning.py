@@ -21,7 +21,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.metrics import jars
 from capbench.metrics.captioning import (
     CaptionScorer,

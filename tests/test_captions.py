@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset, duplicates, one_line, protocol_line, stays_inside
 from capbench.data.scenes import scenes
-from capbench.errors import CapbenchError
 
 LINE_BREAKS = ("\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
 

@@ -10,7 +10,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.kernels._triton import interpreted
 from capbench.kernels.chain import chain_labels, viterbi
 

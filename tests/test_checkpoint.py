@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from capbench import checkpoint
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from tests.processes import begin
 
 

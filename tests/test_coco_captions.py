@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset, protocol_line
 from capbench.data.coco_captions import read_coco_captions
-from capbench.errors import CapbenchError
 
 
 def val2014() -> dict[str, Any]:

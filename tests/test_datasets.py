@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from capbench.base.errors import CapbenchError
 from capbench.data import datasets
 from capbench.data.captions import protocol_line
 from capbench.data.datasets import departure, describe, is_published, known_fingerprint, load_dataset
 from capbench.data.scenes import scenes
-from capbench.errors import CapbenchError
 
 PUBLISHED = {"train": 2, "val": 1, "test": 1, "restval": 3}
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from capbench import decoding
+from capbench.base.errors import CapbenchError
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN
 from capbench.decoding import Captions, Step, beam_search, ensemble, greedy, join_states, sample
-from capbench.errors import CapbenchError
 
 MARKS: dict[str, Any] = {"start": START, "end": END}
 

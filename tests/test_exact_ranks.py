@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from capbench.base.processor import computes_bf16
 from capbench.kernels import ranks, ranks_exact
 from capbench.kernels._triton import interpreted
 from capbench.kernels.ranks import embedding_ranks
 from capbench.kernels.ranks_exact import exact_scores
-from capbench.processor import computes_bf16
 
 DEVICE = "cpu" if interpreted() else "cuda"
 CASES = 1000

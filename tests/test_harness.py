@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from capbench import checkpoint, cli, harness, leaderboard, trained
+from capbench.base.errors import CapbenchError
+from capbench.base.processor import blas, computes_bf16, instruction_set
 from capbench.data import datasets
 from capbench.data.scenes import scenes
-from capbench.errors import CapbenchError
 from capbench.harness import Materials, Places, run
 from capbench.paper import Paper, paper, papers
-from capbench.processor import blas, computes_bf16, instruction_set
 from capbench.records import load_arrays, load_results, save_result
 from capbench.results import Results
 from capbench.trained import Job, finished_runs, load_run

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import Images
 from capbench.data.images import ImageFolder, decode, one_crop, random_crop, ten_crops
-from capbench.errors import CapbenchError
 
 
 def picture(height=40, width=60, seed=0):

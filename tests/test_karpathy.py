@@ -13,12 +13,12 @@ from torch.nn.functional import relu
 
 from capbench import harness
 from capbench.align import Aligner
+from capbench.base.errors import CapbenchError
 from capbench.captioning import Captioner, caption_images, word_log_probs
 from capbench.data.features import features
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, Vocabulary
 from capbench.encoders import Encoder
-from capbench.errors import CapbenchError
 from capbench.harness import Materials, Places, run
 from capbench.paper import Inputs, metric_of, paper
 from capbench.records import load_arrays, load_results

@@ -32,8 +32,7 @@ FLOORS = (
     {"data"},
     {"encoders", "checkpoint", "kernels", "decoding", "timing"},
     {"weights"},
-    {"files"},
-    {"errors", "processor"},
+    {"base"},
 )
 FLOOR = {part: level for level, parts in enumerate(FLOORS) for part in parts}
 # The imports that go up, each for a reason: the embedded encoder's network lives beside its data set.

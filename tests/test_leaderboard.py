@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from capbench import leaderboard
+from capbench.base.errors import CapbenchError
 from capbench.data import datasets
 from capbench.data.datasets import SOURCES
-from capbench.errors import CapbenchError
 from capbench.leaderboard.columns import columns
 from capbench.leaderboard.comparison import gather
 from capbench.leaderboard.markdown import code, code_block, escape, plain, table

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.kernels import maxsim as kernel
 from capbench.kernels._triton import interpreted
 from capbench.kernels.maxsim import maxsim, reference_maxsim

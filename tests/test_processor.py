@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from capbench.processor import blas, computes_bf16, instruction_set
+from capbench.base.processor import blas, computes_bf16, instruction_set
 from tests.conftest import NUMERICAL
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ def test_a_bf16_convolution_runs_where_it_is_said_to():
 def test_a_process_that_is_told_to_keep_to_lesser_instructions_does_and_takes_float32(name):
     if instruction_set() not in KNOWN[: KNOWN.index(name) + 1]:
         pytest.skip(f"the processor has no more than {name}")
-    words = "import torch; from capbench.processor import *; print(instruction_set(), "
+    words = "import torch; from capbench.base.processor import *; print(instruction_set(), "
     words += "*(computes_bf16(torch.device('cpu'), operation) for operation in ('product', 'convolution')))"
     environment = {**os.environ, **LESSER[name]}
     told = subprocess.run([sys.executable, "-c", words], env=environment, capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.kernels import ranking_loss as kernel
 from capbench.kernels._triton import interpreted
 from capbench.kernels.ranking_loss import DENSE_UP_TO, ranking_loss, reference_ranking_loss

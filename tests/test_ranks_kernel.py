@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.kernels import ranks as kernel
 from capbench.kernels._triton import interpreted
 from capbench.kernels.ranks import counted_ranks

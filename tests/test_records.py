@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from capbench import records
-from capbench.errors import CapbenchError
-from capbench.files import check_writable
-from capbench.processor import blas, instruction_set
-from capbench.records import Epoch, Result, load_arrays, load_results, provenance, save_result, tracked
+from capbench.base import provenance as origin
+from capbench.base.errors import CapbenchError
+from capbench.base.files import check_writable
+from capbench.base.processor import blas, instruction_set
+from capbench.base.provenance import provenance, tracked
+from capbench.records import Epoch, Result, load_arrays, load_results, save_result
 
 RANKS = {"image_to_caption": np.array([0, 3, 1]), "caption_to_image": np.arange(15)}
 
@@ -253,9 +254,9 @@ def test_git_tells_which_records_it_tracks(tmp_path):
 
 def test_a_checkout_of_another_project_is_not_taken_for_ours(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    (tmp_path / "site" / "capbench").mkdir(parents=True)
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "site" / "capbench" / "records.py"))
-    assert records._commit() == ("unknown", False)
+    (tmp_path / "site" / "capbench" / "base").mkdir(parents=True)
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "site" / "capbench" / "base" / "provenance.py"))
+    assert origin._commit() == ("unknown", False)
 
 
 def test_the_commit_and_a_change_are_seen_and_results_do_not_count_as_one(tmp_path, monkeypatch):
@@ -264,18 +265,18 @@ def test_the_commit_and_a_change_are_seen_and_results_do_not_count_as_one(tmp_pa
         run = subprocess.run(["git", "-C", str(tmp_path), *name, *words], check=True, capture_output=True)
         return run.stdout.decode().strip()
 
-    (tmp_path / "capbench").mkdir()
-    source = tmp_path / "capbench" / "records.py"
+    (tmp_path / "capbench" / "base").mkdir(parents=True)
+    source = tmp_path / "capbench" / "base" / "provenance.py"
     source.write_text("one")
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "first")
-    monkeypatch.setattr(records, "__file__", str(source))
+    monkeypatch.setattr(origin, "__file__", str(source))
     (tmp_path / "leaderboards").mkdir()
     (tmp_path / "leaderboards" / "new.json").write_text("{}")
-    assert records._commit() == (git("rev-parse", "HEAD"), False)
+    assert origin._commit() == (git("rev-parse", "HEAD"), False)
     source.write_text("two")
-    assert records._commit() == (git("rev-parse", "HEAD"), True)
+    assert origin._commit() == (git("rev-parse", "HEAD"), True)
 
 
 def test_a_number_that_is_not_finite_or_a_time_without_zone_is_refused():

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torchvision.models._api import WeightsEnum
 
 from capbench import harness
+from capbench.base.errors import CapbenchError
+from capbench.base.files import locked
 from capbench.data import regions
 from capbench.data.captions import CaptionDataset
 from capbench.data.features import features
@@ -25,7 +27,6 @@ from capbench.data.regions import GRID, PROVIDERS, boxes_of_picture, region_boxe
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import Vocabulary
 from capbench.encoders import DETECTORS, Encoder, load_detector
-from capbench.errors import CapbenchError
 from capbench.harness import Materials
 from capbench.trained import Job, Trained
 
@@ -284,7 +285,7 @@ def test_the_wait_for_another_process_that_detects_is_bounded(photos, tmp_path, 
     path.unlink()
     lock = path.with_suffix(".lock")
     with (
-        regions.locked(lock, 1.0),
+        locked(lock, 1.0),
         pytest.raises(CapbenchError, match=r"another process has held .*\.lock for 0\.1 s"),
     ):
         region_boxes(photos, "file", store=tmp_path)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.kernels.ranks import CPU_TILE
 from capbench.metrics import retrieval
 from capbench.metrics.retrieval import (

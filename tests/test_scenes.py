@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from capbench.base.errors import CapbenchError
 from capbench.data import scenes as module
 from capbench.data.batches import length_grouped
 from capbench.data.captions import CaptionDataset, Phrase
@@ -31,7 +32,6 @@ from capbench.data.scenes import (
     render,
     scenes,
 )
-from capbench.errors import CapbenchError
 
 NUMBERS = {"a": 1, "an": 1, "the": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 

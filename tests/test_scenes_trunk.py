@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
 from capbench.data import scenes_trunk
 from capbench.data.scenes import COLOURS, SETTINGS, SHAPES, SIZES, Dice, Scene, Thing, draw_scene
 from capbench.data.scenes_trunk import WEIGHTS, ScenesTrunk, load_scenes_trunk, pixels_of, train, truth
-from capbench.errors import CapbenchError
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.metrics.significance import bootstrap, paired_bootstrap, seed_interval
 
 

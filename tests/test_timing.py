@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from capbench import timing
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.timing import Ceilings, Timing, ceilings, limit, measure, peak_bytes, roofline_share, through
 from capbench.timings import (
     TimingEntry,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from capbench import checkpoint
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.training import (
     Evaluation,
     StoppedError,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from capbench.base.errors import CapbenchError
 from capbench.data import datasets
 from capbench.data.datasets import SOURCES
-from capbench.errors import CapbenchError
 from capbench.metrics.significance import Interval
 from capbench.paper import paper
 from capbench.records import Result, save_result

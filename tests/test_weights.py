@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from capbench import weights
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.weights import download, find_weights, fit, hash_tensors, load_weights, published_address
 
 

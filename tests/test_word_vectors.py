@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from capbench.base.errors import CapbenchError
+from capbench.base.files import sha256
 from capbench.data import word_vectors as module
 from capbench.data.vocabulary import Vocabulary
 from capbench.data.word_vectors import file_of, word_vectors
-from capbench.errors import CapbenchError
-from capbench.files import sha256
 
 VOCABULARY = Vocabulary((*(f"w{i}" for i in range(20)), "at"), (9,) * 21)
 BINARY = [("other", [7, 7, 7]), ("w3", [1, 2, 3]), ("w0", [-4, 0.5, 6])]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from capbench.errors import CapbenchError
-from capbench.files import fingerprint
+from capbench.base.errors import CapbenchError
+from capbench.base.files import fingerprint
 
 SPLITS = ("train", "val", "test")
 _SURROGATE = re.compile("[\ud800-\udfff]")

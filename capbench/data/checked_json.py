@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import one_line
-from capbench.errors import CapbenchError
 
 
 class Checked(BaseModel):

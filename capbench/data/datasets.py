@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset
 from capbench.data.karpathy_split import Restval, read_karpathy_split
 from capbench.data.scenes import scenes
-from capbench.errors import CapbenchError
 
 
 @dataclass(frozen=True)

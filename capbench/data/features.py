@@ -23,13 +23,14 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 
+from capbench.base.cache import cache_folder
+from capbench.base.errors import CapbenchError
+from capbench.base.files import check_writable, fingerprint, locked, sha256
+from capbench.base.progress import Report, reporter
 from capbench.data.captions import CaptionDataset
 from capbench.data.images import mirrored, one_crop, ten_crops, whole_image
-from capbench.data.regions import PROVIDERS, Boxes, Provider, Report, locked, region_boxes, reporter
+from capbench.data.regions import PROVIDERS, Boxes, Provider, region_boxes
 from capbench.encoders import Encoder, Output
-from capbench.errors import CapbenchError
-from capbench.files import check_writable, fingerprint, sha256
-from capbench.weights import cache_folder
 
 Crop = Literal["1C", "10C", "whole", "views"] | Provider
 

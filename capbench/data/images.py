@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
+from capbench.base.files import fingerprint
 from capbench.data.captions import stays_inside
-from capbench.errors import CapbenchError
-from capbench.files import fingerprint
 
 MAX_PIXELS = 50_000_000
 """A picture larger than this is refused before its pixels are decoded."""

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from pydantic import BeforeValidator, field_validator, model_validator
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset, duplicates, one_line, stays_inside
 from capbench.data.checked_json import Checked, Line, read_json
 from capbench.data.images import ImageFolder
-from capbench.errors import CapbenchError
 
 Restval = Literal["train", "drop", "error"]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -15,19 +13,19 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float32, Int64, UInt8
 from pydantic import PlainValidator, model_validator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from capbench.base.cache import cache_folder
+from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write, check_writable, fingerprint, locked
+from capbench.base.progress import Report, reporter
 from capbench.data.captions import Box, CaptionDataset
 from capbench.data.checked_json import Checked, read_json
 from capbench.data.images import ImageFolder
 from capbench.encoders import load_detector
-from capbench.errors import CapbenchError
-from capbench.files import atomic_write, check_writable, fingerprint
-from capbench.weights import cache_folder, hash_tensors
+from capbench.weights import hash_tensors
 
 Provider = Literal[
     "multiscale",
@@ -38,7 +36,6 @@ Provider = Literal[
     "fasterrcnn_mobilenet_v3_large_fpn",
     "retinanet_resnet50_fpn_v2",
 ]
-Report = Callable[[int, int], None]
 
 PROVIDERS: tuple[str, ...] = get_args(Provider)
 REGIONS = 20
@@ -322,36 +319,3 @@ def _read(path: Path, provider: str, images: int) -> Boxes | None:
         return None
     right = array.shape == (images, REGIONS, 4) and array.dtype == np.float32
     return _named(array, count, provider) if right and count.shape == (images,) else None
-
-
-@contextmanager
-def locked(path: Path, seconds: float) -> Iterator[None]:
-    """A lock between processes, waited for with a limit. The system frees the lock of a process that died."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=seconds)
-    except Timeout as error:
-        raise CapbenchError(
-            f"another process has held {path} for {seconds:g} s; wait for it or end it, and if there is "
-            "none, delete the file"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def reporter(progress: Report | bool | None, what: str) -> Iterator[Report]:
-    """A function to call with (images done, images): the one given, or one that draws a bar (True) or does nothing."""
-    if callable(progress):
-        yield progress
-        return
-    start = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    speed = TextColumn("{task.fields[speed]:.0f} images/s")
-    with Progress(*columns, speed, disable=not progress) as bar:
-        task = bar.add_task(what, total=None, speed=0.0)
-        yield lambda done, total: bar.update(
-            task, completed=done, total=total, speed=done / (time.perf_counter() - start)
-        )

@@ -28,9 +28,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from capbench.base.errors import CapbenchError
+from capbench.base.files import fingerprint
 from capbench.data.captions import Box, CaptionDataset, Phrase
-from capbench.errors import CapbenchError
-from capbench.files import fingerprint
 
 CANVAS = 64
 CAPTIONS = 5

@@ -26,8 +26,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from capbench.base.files import atomic_write
 from capbench.data.scenes import CANVAS, COLOURS, SETTINGS, SHAPES, SIZES, Dice, Scene, draw_scene, render
-from capbench.files import atomic_write
 from capbench.weights import fit, load_weights
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")

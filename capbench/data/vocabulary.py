@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pydantic import NonNegativeInt
 
+from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write, fingerprint
 from capbench.data.captions import duplicates
 from capbench.data.checked_json import Checked, parse_json
-from capbench.errors import CapbenchError
-from capbench.files import atomic_write, fingerprint
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
+from capbench.base.files import sha256
 from capbench.data.vocabulary import Vocabulary
-from capbench.errors import CapbenchError
-from capbench.files import sha256
 
 LONGEST = 1 << 20  # bytes of a line, or of a word in a binary file
 CHUNK = 1 << 20

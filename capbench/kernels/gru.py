@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from capbench.processor import computes_bf16
+from capbench.base.processor import computes_bf16
 
 Embedding = Callable[[Tensor], Tensor]  # word ids of any shape to their vectors, as nn.Embedding
 PACK_FROM = 2**19  # elements; a smaller weight costs more to hand to oneDNN than the product takes

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.kernels._scratch import scratch
 from capbench.kernels._triton import runs_triton
 from capbench.kernels.ranks_exact import Band, Contest, pairs_at_once, refuse_nan

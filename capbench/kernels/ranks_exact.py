@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.kernels._scratch import scratch
 
 CPU_ELEMENTS, GPU_ELEMENTS = 2**16, 2**24  # of [pair, dim] at once: 512 KB of terms stay in a processor's cache

@@ -13,8 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape as rich_escape
 from rich.table import Table
 
-from capbench.errors import CapbenchError
-from capbench.files import atomic_write
+from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write
 from capbench.leaderboard import index, kernels
 from capbench.leaderboard.agreement import Agreement, Earlier, compare, sentences, setting
 from capbench.leaderboard.columns import columns

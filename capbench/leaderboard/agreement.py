@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from capbench.base.provenance import tracked
 from capbench.leaderboard.cells import seeds
 from capbench.leaderboard.columns import Metric, metric
 from capbench.leaderboard.comparison import SETTING, changes
 from capbench.leaderboard.markdown import plain
 from capbench.metrics.significance import seed_interval
-from capbench.records import Result, tracked
+from capbench.records import Result
 from capbench.results import Results
 from capbench.verdicts import tolerance
 

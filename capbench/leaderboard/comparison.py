@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from capbench import checkpoint
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.metrics.significance import Interval, seed_interval
 from capbench.paper import Paper, metric_of
 from capbench.records import SCHEMA_VERSION, Result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 from capbench.leaderboard import cells, provenance, reported
 from capbench.leaderboard.columns import columns, explained
 from capbench.leaderboard.comparison import Runs, by_metric

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from capbench.files import fingerprint
+from capbench.base.files import fingerprint
 from capbench.leaderboard.columns import metric as known_metric
 from capbench.leaderboard.markdown import plain
 from capbench.metrics.alignment import BETAS

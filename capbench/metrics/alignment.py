@@ -9,8 +9,8 @@ from itertools import groupby
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import Box, Phrase
-from capbench.errors import CapbenchError
 
 BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # affinities of neighbouring words for which snippets are scored
 

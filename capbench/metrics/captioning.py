@@ -20,9 +20,9 @@ from pycocoevalcap.cider import cider_scorer
 from pycocoevalcap.rouge.rouge import Rouge
 from pydantic import model_validator
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import duplicates
 from capbench.data.checked_json import Checked, Line, read_json
-from capbench.errors import CapbenchError
 from capbench.metrics.jars import (
     TIME_LIMIT,
     find_java,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from capbench.base.errors import CapbenchError
 from capbench.data.vocabulary import tokenize
-from capbench.errors import CapbenchError
 from capbench.metrics.captioning import bleu, bleu_statistics
 
 

@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from pycocoevalcap.tokenizer import ptbtokenizer
 
+from capbench.base.errors import CapbenchError
 from capbench.data.captions import one_line
-from capbench.errors import CapbenchError
 
 PYCOCOEVALCAP = Path(ptbtokenizer.__file__).parents[1]
 TIME_LIMIT = 1800.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from capbench.errors import CapbenchError
+from capbench.base.errors import CapbenchError
 
 # The 97.5 % point of Student's t for 1 to 30 degrees of freedom.
 _T975 = (

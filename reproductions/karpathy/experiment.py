@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
 from capbench.data.batches import distinct, padded, shuffled
 from capbench.data.captions import Split
 from capbench.data.vocabulary import PAD
 from capbench.data.word_vectors import file_of, word_vectors
-from capbench.errors import CapbenchError
 from capbench.kernels.chain import chain_labels
 from capbench.kernels.maxsim import maxsim
 from capbench.metrics.alignment import BETAS, f1, hits, overlaps, pointing, snippet_counts

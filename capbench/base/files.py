@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and the hashes that name them."""
+"""Files that are either whole or absent, the hashes that name them, and locks between processes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from capbench.errors import CapbenchError
+from filelock import FileLock, Timeout
+
+from capbench.base.errors import CapbenchError
 
 
 def atomic_write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -51,6 +54,23 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise CapbenchError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+
+
+@contextmanager
+def locked(path: Path, seconds: float) -> Iterator[None]:
+    """A lock between processes, waited for with a limit. The system frees the lock of a process that died."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise CapbenchError(
+            f"another process has held {path} for {seconds:g} s; wait for it or end it, and if there is "
+            "none, delete the file"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sha256(path: Path) -> str:

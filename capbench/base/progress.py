@@ -1,0 +1,27 @@
+"""How far a long work is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Report = Callable[[int, int], None]
+
+
+@contextmanager
+def reporter(progress: Report | bool | None, what: str) -> Iterator[Report]:
+    """A function to call with (images done, images): the one given, or one that draws a bar (True) or does nothing."""
+    if callable(progress):
+        yield progress
+        return
+    start = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    speed = TextColumn("{task.fields[speed]:.0f} images/s")
+    with Progress(*columns, speed, disable=not progress) as bar:
+        task = bar.add_task(what, total=None, speed=0.0)
+        yield lambda done, total: bar.update(
+            task, completed=done, total=total, speed=done / (time.perf_counter() - start)
+        )

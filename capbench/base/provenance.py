@@ -1,0 +1,99 @@
+"""Where a number comes from: the commit, the versions, the device, the moment; and what git tracks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator
+
+from capbench.base.processor import blas, instruction_set
+
+
+def _utc(value: str) -> str:
+    moment = datetime.fromisoformat(value)
+    if moment.tzinfo is None:
+        raise ValueError("has no time zone; write UTC, as in 2024-05-01T12:00:00+00:00")
+    return moment.astimezone(UTC).isoformat(timespec="seconds")
+
+
+Moment = Annotated[str, AfterValidator(_utc)]  # ISO 8601, kept in UTC
+
+
+def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Where a number comes from: the fields of a Result from commit to threads, instruction_set and blas.
+
+    `commit` is "unknown" when capbench is not run from its own git checkout. Changes below leaderboards/ do
+    not make a tree dirty, for runs write there. `instruction_set` and `blas` are blank where the device is no CPU.
+    Names no host, no user, and nothing of the environment.
+    """
+    commit, dirty = _commit()
+    on_cpu = torch.device(device).type == "cpu"
+    packages = ("capbench", "torch", "torchvision", "numpy")
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+        "device": _device_name(torch.device(device)),
+        "threads": torch.get_num_threads(),
+        "instruction_set": instruction_set() if on_cpu else "",
+        "blas": blas() if on_cpu else "",
+    }
+
+
+def tracked(folder: Path) -> frozenset[str] | None:
+    """The names of the files of a folder that git tracks; None without git, or outside any checkout.
+
+    The folder may not be there yet.
+    """
+    where = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    try:
+        words = ["git", "-C", str(where), "ls-files", "-z"]
+        run = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if run.returncode:
+        return None
+    return frozenset(run.stdout.split("\0")) - {""} if where == folder else frozenset()
+
+
+def _commit() -> tuple[str, bool]:
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        return run.stdout.strip() if run.returncode == 0 else ""
+
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        if not top or Path(top).resolve() != root:
+            return "unknown", False
+        changes = git("status", "--porcelain", "--", ".", ":(exclude)leaderboards")
+        return git("rev-parse", "--verify", "--quiet", "HEAD") or "unknown", bool(changes)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown", False
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    try:
+        model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        model = None
+    return f"CPU, {model.group(1).strip() if model else platform.processor() or platform.machine()}"
