@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Way, rows
-from capbench.kernels.attention import attention_step, reference_attention_step
+from capbench.kernels.attention import attention_step
+from capbench.kernels.attention.reference import reference_attention_step
 
 LOCATIONS, DIM = 196, 512
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32

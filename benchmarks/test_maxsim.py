@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Way, rows
-from capbench.kernels.maxsim import maxsim, reference_maxsim
+from capbench.kernels.maxsim import maxsim
+from capbench.kernels.maxsim.reference import reference_maxsim
 
 REGIONS, WORDS, DIM = 20, 16, 1024
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32

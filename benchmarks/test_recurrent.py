@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Way, rows, through_all, training_dtype
 from benchmarks.captions import EPOCH, batches, encoded
 from benchmarks.parity import near
-from capbench.kernels.gru import last_hidden, reference_last_hidden
+from capbench.kernels.gru import last_hidden
+from capbench.kernels.gru.reference import reference_last_hidden
 from capbench.timing import Call
 from capbench.training import bf16_where_native
 

@@ -32,11 +32,11 @@ from benchmarks.captions import EPOCH, batches, encoded
 from benchmarks.parity import near
 from capbench.captioning import cross_entropy
 from capbench.data.vocabulary import PAD
-from capbench.kernels.attention import reference_attention_step
-from capbench.kernels.gru import reference_last_hidden
-from capbench.kernels.log_prob import reference_target_log_probs
-from capbench.kernels.maxsim import reference_maxsim
-from capbench.kernels.ranking_loss import reference_ranking_loss
+from capbench.kernels.attention.reference import reference_attention_step
+from capbench.kernels.gru.reference import reference_last_hidden
+from capbench.kernels.log_prob.reference import reference_target_log_probs
+from capbench.kernels.maxsim.reference import reference_maxsim
+from capbench.kernels.ranking_loss.reference import reference_ranking_loss
 from capbench.paper import paper
 from capbench.timing import Call
 from capbench.training import bf16_where_native, make_optimizer

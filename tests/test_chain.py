@@ -12,7 +12,8 @@ import torch
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels._triton import interpreted
-from capbench.kernels.chain import chain_labels, viterbi
+from capbench.kernels.chain import chain_labels
+from capbench.kernels.chain.cpu import viterbi
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_kernel = pytest.mark.skipif(

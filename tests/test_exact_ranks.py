@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from capbench.base.processor import computes_bf16
-from capbench.kernels import ranks, ranks_exact
 from capbench.kernels._triton import interpreted
-from capbench.kernels.ranks import embedding_ranks
-from capbench.kernels.ranks_exact import exact_scores
+from capbench.kernels.ranks import counts, embedding_ranks, exact
+from capbench.kernels.ranks.exact import exact_scores
 
 DEVICE = "cpu" if interpreted() else "cuda"
 CASES = 1000
@@ -135,8 +134,8 @@ def threads():
 def path(monkeypatch: pytest.MonkeyPatch, some: random.Random) -> None:
     """How a tile is cut, when open pairs are settled and what counts as crowded: none of it may change a rank."""
     for name, values in (("CPU_STRIP", (40, 2**18)), ("OPEN", (0, 2**15)), ("CROWDED", (1, 16, 10**6))):
-        monkeypatch.setattr(ranks, name, some.choice(values))
-    monkeypatch.setattr(ranks_exact, "CPU_ELEMENTS", some.choice([100, 2**16]))
+        monkeypatch.setattr(counts, name, some.choice(values))
+    monkeypatch.setattr(exact, "CPU_ELEMENTS", some.choice([100, 2**16]))
 
 
 @pytest.mark.skipif(interpreted(), reason="the interpreter serves the CPU too")
@@ -154,7 +153,7 @@ def test_ranks_are_those_of_exact_scores_in_any_tiles_by_any_threads(monkeypatch
 @needs_triton
 def test_kernel_ranks_are_those_of_exact_scores_in_any_tiles(monkeypatch):
     """On a GPU, too, the fallback tile by tile is chosen in some cases, where the list has no room."""
-    from capbench.kernels import ranks_triton
+    from capbench.kernels.ranks import triton as ranks_triton
 
     for seed in range(CASES):
         some = random.Random(-seed)
@@ -189,7 +188,7 @@ def test_near_ties_are_told_apart_in_any_tiles_by_any_threads(dim, order, thread
 @pytest.mark.parametrize(("order", "wide_from"), [(False, 1), (False, 2048), (True, 2048)])
 @pytest.mark.parametrize("dim", [300, 1024])
 def test_kernel_tells_near_ties_apart(dim, order, wide_from, monkeypatch):
-    monkeypatch.setattr("capbench.kernels.ranking_loss_triton.WIDE_FROM", wide_from)
+    monkeypatch.setattr("capbench.kernels.ranking_loss.triton.WIDE_FROM", wide_from)
     case = near_ties(dim, order)
     v, c, owner, _ = case.inputs()
     assert as_lists(embedding_ranks(v.to(DEVICE), c.to(DEVICE), owner, order)) == case.expected()
@@ -199,13 +198,13 @@ def test_kernel_tells_near_ties_apart(dim, order, wide_from, monkeypatch):
 @pytest.mark.parametrize("order", [False, True])
 @pytest.mark.parametrize("room", [1, 2**22])
 def test_kernel_without_room_for_open_pairs_leaves_the_ranks_to_tiles(order, room, monkeypatch):
-    from capbench.kernels import ranks_triton
+    from capbench.kernels.ranks import triton as ranks_triton
 
     monkeypatch.setattr(ranks_triton, "LISTED", room)
     case = near_ties(40, order)
     v, c, owner, _ = case.inputs()
     v, c, owner = v.to(DEVICE), c.to(DEVICE), owner.to(DEVICE)
-    counted = ranks_triton.counted(ranks_exact.Contest.of(v, c, owner, order))
+    counted = ranks_triton.counted(exact.Contest.of(v, c, owner, order))
     assert (counted is None) == (room == 1)
     assert as_lists(embedding_ranks(v, c, owner, order)) == case.expected()
 
@@ -243,7 +242,7 @@ def test_exact_scores_have_the_bits_of_a_loop_beside_any_others(dim, order, monk
     expected = [added_in_halves(v[r].tolist(), c[k].tolist(), order) for r, k in zip(rows, columns, strict=True)]
     assert exact_scores(v, c, rows, columns, order).tolist() == expected
     threads(2)
-    monkeypatch.setattr(ranks_exact, "CPU_ELEMENTS", 5 * dim)
+    monkeypatch.setattr(exact, "CPU_ELEMENTS", 5 * dim)
     assert exact_scores(v, c, rows, columns, order).tolist() == expected
     alone = [exact_scores(v, c, rows[i : i + 1], columns[i : i + 1], order) for i in range(300)]
     assert torch.cat(alone).tolist() == expected

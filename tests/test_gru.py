@@ -9,15 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from capbench.kernels import gru as module
-from capbench.kernels.gru import (
-    PrefixTree,
-    _times,
-    _TreeGRU,
-    last_hidden,
-    prefix_tree_last_hidden,
-    reference_last_hidden,
-)
+from capbench.kernels.gru import cpu as module
+from capbench.kernels.gru import last_hidden
+from capbench.kernels.gru.cpu import PrefixTree, _times, _TreeGRU, prefix_tree_last_hidden
+from capbench.kernels.gru.reference import reference_last_hidden
 
 captions_of_small_words = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6), min_size=1, max_size=8)
 

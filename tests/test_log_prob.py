@@ -12,7 +12,8 @@ import torch
 
 from capbench.kernels import log_prob
 from capbench.kernels._triton import interpreted
-from capbench.kernels.log_prob import reference_target_log_probs, target_log_probs
+from capbench.kernels.log_prob import target_log_probs
+from capbench.kernels.log_prob.reference import reference_target_log_probs
 
 SHAPES = [(1, 1), (1, 7), (5, 2), (33, 130), (64, 1000)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -58,7 +59,7 @@ def test_values_and_gradients_are_those_of_float64(shape, dtype, at_once, monkey
 @pytest.mark.parametrize("shape", SHAPES[:4])
 @pytest.mark.parametrize("width", [64, 4096])
 def test_kernel_values_and_gradients_are_those_of_float64(shape, dtype, width, monkeypatch):
-    monkeypatch.setattr("capbench.kernels.log_prob_triton.WIDEST", width)
+    monkeypatch.setattr("capbench.kernels.log_prob.triton.WIDEST", width)
     compare(shape, dtype, "cpu" if interpreted() else "cuda")
 
 

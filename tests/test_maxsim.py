@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from capbench.base.errors import CapbenchError
-from capbench.kernels import maxsim as kernel
 from capbench.kernels._triton import interpreted
-from capbench.kernels.maxsim import maxsim, reference_maxsim
+from capbench.kernels.maxsim import cpu as kernel
+from capbench.kernels.maxsim import maxsim
+from capbench.kernels.maxsim.reference import reference_maxsim
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 20, 4, 7, 16), (2, 5, 6, 1, 3), (7, 19, 5, 16, 33)]
 KERNEL_SHAPES = [(1, 1, 1, 1, 1), (3, 20, 4, 7, 16), (35, 3, 6, 9, 70), (2, 35, 4, 5, 17)]
@@ -184,7 +185,7 @@ def test_kernel_similarities_and_gradients_are_those_of_the_equation(shape, dtyp
 @needs_kernel
 @pytest.mark.parametrize("form", ["max", "sum"])
 def test_kernel_with_large_blocks_agrees_with_small_ones(form, monkeypatch):
-    from capbench.kernels import maxsim_triton
+    from capbench.kernels.maxsim import triton as maxsim_triton
 
     v, s, lengths = inputs(70, 3, 30, 6, 20)
     v, s = (tensor.to(DEVICE, torch.float32).requires_grad_() for tensor in (v, s))

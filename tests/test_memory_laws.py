@@ -10,9 +10,17 @@ from functools import partial
 import pytest
 import torch
 
-from capbench.kernels import attention, log_prob, maxsim, ranking_loss, ranks
-from capbench.kernels.attention import attention_step, reference_attention_step
-from capbench.kernels.log_prob import reference_target_log_probs, target_log_probs
+from capbench.kernels import log_prob
+from capbench.kernels.attention import attention_step
+from capbench.kernels.attention import cpu as attention
+from capbench.kernels.attention.reference import reference_attention_step
+from capbench.kernels.log_prob import target_log_probs
+from capbench.kernels.log_prob.reference import reference_target_log_probs
+from capbench.kernels.maxsim import cpu as blocks_of_maxsim
+from capbench.kernels.maxsim import maxsim
+from capbench.kernels.ranking_loss import ranking_loss
+from capbench.kernels.ranking_loss.reference import ELEMENTS_AT_ONCE
+from capbench.kernels.ranks.counts import CPU_TILE
 from capbench.metrics.retrieval import embedding_ranks
 from capbench.timing import peak_bytes
 
@@ -30,8 +38,8 @@ def backward(function, *inputs):
 def test_a_ranking_loss_holds_rows_and_a_block(pairs, negatives, rows, blocks):
     dim, owner = 32, torch.arange(pairs)
     images, captions = (torch.nn.functional.normalize(torch.randn(pairs, dim), dim=1) for _ in range(2))
-    law = FLOAT * (rows * pairs * dim + 40 * pairs + blocks * ranking_loss.ELEMENTS_AT_ONCE)
-    loss = partial(ranking_loss.ranking_loss, owner=owner, margin=0.2, negatives=negatives)
+    law = FLOAT * (rows * pairs * dim + 40 * pairs + blocks * ELEMENTS_AT_ONCE)
+    loss = partial(ranking_loss, owner=owner, margin=0.2, negatives=negatives)
     held = peak_bytes(backward(loss, images, captions), "cpu")
     assert held < law
     if pairs == 6000:
@@ -42,7 +50,7 @@ def test_a_ranking_loss_holds_rows_and_a_block(pairs, negatives, rows, blocks):
 def test_ranks_hold_a_tile_and_some_numbers_for_each_item(images):
     owner = torch.arange(images).repeat_interleave(5)
     v, c = torch.randn(images, 16), torch.randn(5 * images, 16)
-    law = 3 * FLOAT * ranks.CPU_TILE + 8 * 12 * len(owner)
+    law = 3 * FLOAT * CPU_TILE + 8 * 12 * len(owner)
     assert peak_bytes(partial(embedding_ranks, v, c, owner), "cpu") < law
     if images == 4000:
         assert law < FLOAT * images * len(owner) / 10
@@ -53,10 +61,10 @@ def test_ranks_hold_a_tile_and_some_numbers_for_each_item(images):
 def test_maxsim_holds_a_tile_and_the_winner_of_each_image_and_word(captions, gradient):
     images, regions, words, dim = 60, 20, 12, 16
     v, s, lengths = torch.randn(images, regions, dim), torch.randn(captions, words, dim), torch.full((captions,), words)
-    score = partial(maxsim.maxsim, lengths=lengths)
+    score = partial(maxsim, lengths=lengths)
     call = backward(score, v, s) if gradient else torch.no_grad()(partial(score, v, s))
     pairs, items = images * captions, images * regions * dim + captions * words * dim
-    law = FLOAT * (maxsim.ELEMENTS_AT_ONCE + 3 * pairs + (4 * items + 5 * pairs * words if gradient else 0))
+    law = FLOAT * (blocks_of_maxsim.ELEMENTS_AT_ONCE + 3 * pairs + (4 * items + 5 * pairs * words if gradient else 0))
     assert peak_bytes(call, "cpu") < law
 
 

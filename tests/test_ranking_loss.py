@@ -15,9 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from capbench.base.errors import CapbenchError
-from capbench.kernels import ranking_loss as kernel
 from capbench.kernels._triton import interpreted
-from capbench.kernels.ranking_loss import DENSE_UP_TO, ranking_loss, reference_ranking_loss
+from capbench.kernels.ranking_loss import cpu as kernel
+from capbench.kernels.ranking_loss import ranking_loss
+from capbench.kernels.ranking_loss.cpu import DENSE_UP_TO
+from capbench.kernels.ranking_loss.reference import reference_ranking_loss
 
 MARGIN = 0.2
 WAYS = [(negatives, similarity) for negatives in ("hardest", "sum") for similarity in ("cosine", "order")]
@@ -282,7 +284,7 @@ def test_kernels_equal_the_equations(shape, negatives, similarity, dtype):
 @needs_triton
 @pytest.mark.parametrize(("negatives", "similarity"), WAYS)
 def test_kernels_reduce_over_several_blocks_of_rows(negatives, similarity, monkeypatch):
-    from capbench.kernels import ranking_loss_triton
+    from capbench.kernels.ranking_loss import triton as ranking_loss_triton
 
     monkeypatch.setattr(ranking_loss_triton, "PARTIAL_BYTES", 1)
     monkeypatch.setattr(ranking_loss_triton, "WEIGHT_BYTES", 1)
@@ -295,7 +297,7 @@ def test_kernels_reduce_over_several_blocks_of_rows(negatives, similarity, monke
 @needs_triton
 @pytest.mark.parametrize("negatives", ["hardest", "sum"])
 def test_kernels_agree_with_the_tile_of_a_large_batch(negatives, monkeypatch):
-    from capbench.kernels import ranking_loss_triton
+    from capbench.kernels.ranking_loss import triton as ranking_loss_triton
 
     monkeypatch.setattr(ranking_loss_triton, "WIDE_FROM", 1)
     batch = inputs(150, 9)
@@ -309,7 +311,7 @@ def test_kernels_agree_with_the_tile_of_a_large_batch(negatives, monkeypatch):
 @pytest.mark.parametrize("negatives", ["hardest", "sum"])
 @pytest.mark.parametrize("block", [16, 32, 64])
 def test_kernels_of_the_order_agree_whatever_the_tile(block, negatives, monkeypatch):
-    from capbench.kernels import ranking_loss_triton
+    from capbench.kernels.ranking_loss import triton as ranking_loss_triton
 
     monkeypatch.setattr(ranking_loss_triton, "ORDER_BLOCKS", (block,))
     batch = inputs(67, 21)

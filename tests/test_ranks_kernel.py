@@ -83,7 +83,7 @@ def test_kernel_counts_equal_the_definition(measure, shape, dtype):
 @pytest.mark.parametrize("wide_from", [1, 2048])
 def test_kernel_counts_equal_embeddings_as_ties(measure, wide_from, monkeypatch):
     """Not whole numbers: the right pair and its copies must come out of the same arithmetic, in any tile."""
-    monkeypatch.setattr("capbench.kernels.ranking_loss_triton.WIDE_FROM", wide_from)
+    monkeypatch.setattr("capbench.kernels.ranking_loss.triton.WIDE_FROM", wide_from)
     random = torch.Generator().manual_seed(0)
     image, caption = (torch.nn.functional.normalize(torch.randn(300, generator=random), dim=0) for _ in range(2))
     owner = torch.arange(70, device=DEVICE).repeat_interleave(2)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.kernels.ranks import CPU_TILE
+from capbench.kernels.ranks.counts import CPU_TILE
 from capbench.metrics import retrieval
 from capbench.metrics.retrieval import (
     Ranks,

@@ -1,1 +1,1 @@
-"""The compute core: one operation a file, each with a reference, the fast paths, and one function that dispatches."""
+"""The compute core: an operation a folder, each with a reference, the fast paths, and one function that dispatches."""

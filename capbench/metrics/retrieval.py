@@ -16,7 +16,8 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels import ranks as kernel
-from capbench.kernels.ranking_loss import MEASURES
+from capbench.kernels.ranking_loss.reference import MEASURES
+from capbench.kernels.ranks.counts import Scores, images_at_once
 
 PROTOCOLS = ("whole", "1K", "5-fold 1K", "5K")
 FOLD = 1000
@@ -172,8 +173,8 @@ def _by_image(image_of_caption: Tensor) -> tuple[Tensor | None, Tensor]:
     return order, owner
 
 
-def _ranks(scores: kernel.Scores, order: Tensor | None, owner: Tensor, images: int, chunk: int | None = None) -> Ranks:
-    at_once = chunk or kernel.images_at_once(images, len(owner), owner.device)
+def _ranks(scores: Scores, order: Tensor | None, owner: Tensor, images: int, chunk: int | None = None) -> Ranks:
+    at_once = chunk or images_at_once(images, len(owner), owner.device)
     by_image, by_caption = kernel.counted_ranks(scores, owner, images, at_once)
     if order is not None:
         by_caption = torch.empty_like(by_caption).index_copy_(0, order, by_caption)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.captioning import cross_entropy
-from capbench.kernels.ranking_loss import matched_pairs, sum_of_hinges
+from capbench.kernels.ranking_loss.reference import matched_pairs, sum_of_hinges
 
 
 def structured_margin(

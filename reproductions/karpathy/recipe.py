@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from capbench.kernels.maxsim import Form
+from capbench.kernels.maxsim.reference import Form
 from capbench.training import Training
 
 HEADLINE = ("sum-form", "bag", "brnn", "rnn", "rnn-regions")

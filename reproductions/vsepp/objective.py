@@ -7,13 +7,13 @@ embeddings, and never holds the matrix of a large batch.
 
 from __future__ import annotations
 
-from capbench.kernels.ranking_loss import (
+from capbench.kernels.ranking_loss import ranking_loss
+from capbench.kernels.ranking_loss.reference import (
     Negatives,
     cosine_similarity,
     matched_pairs,
     max_of_hinges,
     order_similarity,
-    ranking_loss,
     sum_of_hinges,
 )
 

@@ -3,7 +3,7 @@
 E(a) = sum_j score[j, a_j] + beta sum_j [a_j = a_{j+1}], maximised over the labels a (Karpathy & Fei-Fei, CVPR 2015,
 equations 10 to 12, with the sign of a reward). Since only agreement counts, the best way to a label comes either from
 the same label or from the best one of all, and a step costs as much as there are labels, not their square. A GPU runs
-the whole program in one launch (chain_triton), with the same operations and so the same result.
+the whole program in one launch (triton.py), with the same operations and so the same result.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels._triton import runs_triton
+from capbench.kernels.chain.cpu import viterbi
 
 
 def chain_labels(
@@ -37,38 +38,10 @@ def chain_labels(
         raise CapbenchError(f"lengths must lie in 0..{places}, the places that each chain has")
     lengths, scores = lengths.to(scores.device), scores.to(torch.promote_types(scores.dtype, torch.float32))
     if runs_triton(scores):
-        from capbench.kernels.chain_triton import viterbi as program
+        from capbench.kernels.chain.triton import viterbi as program
     else:
         program = viterbi
     found, energy = program(scores, lengths, beta)
     if not capturing and bool(energy.isnan().any()):
         raise CapbenchError("the scores hold NaN: has the model diverged?")
     return found, energy
-
-
-def viterbi(scores: Tensor, lengths: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """`chain_labels`, unchecked, place by place on any device: the CPU program."""
-    chains, places, labels = scores.shape
-    best = scores.new_zeros(chains, labels)  # of all ways that end in each label at the place before
-    came_from = []
-    for place in range(places):
-        top, at = _first_best(best)
-        stay = best + beta
-        leave = top[:, None] > stay
-        came_from.append(torch.where(leave, at[:, None], torch.arange(labels, device=scores.device)))
-        ahead = torch.where(leave, top[:, None], stay) if place else best
-        best = torch.where((lengths > place)[:, None], ahead + scores[:, place], best)
-    energy, label = _first_best(best)
-    found = torch.full((chains, places), -1, dtype=torch.int64, device=scores.device)
-    for place in range(places - 1, -1, -1):
-        inside = lengths > place
-        found[:, place] = torch.where(inside, label, -1)
-        before = came_from[place].gather(1, label[:, None])[:, 0]
-        label = torch.where(inside, before, label)
-    return found, torch.where(lengths > 0, energy, 0.0)
-
-
-def _first_best(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of each row and where it first stands."""
-    top = values.amax(1)
-    return top, (values == top[:, None]).int().argmax(1)

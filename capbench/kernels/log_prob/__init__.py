@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.kernels._triton import runs_triton
+from capbench.kernels.log_prob.reference import wide
 
 ELEMENTS_AT_ONCE = 2**19  # 2 MiB in float32
 
@@ -30,14 +31,6 @@ def target_log_probs(scores: Float[Tensor, "word vocabulary"], target: Int[Tenso
     return log_probs
 
 
-def reference_target_log_probs(
-    scores: Float[Tensor, "word vocabulary"], target: Int[Tensor, " word"]
-) -> Float[Tensor, " word"]:
-    """The same as its equation: the oracle."""
-    log_p: Tensor = scores.to(_wide(scores)).log_softmax(1)
-    return log_p.gather(1, target[:, None])[:, 0]
-
-
 class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, target: Tensor) -> Tensor:
@@ -45,12 +38,12 @@ class _TargetLogProbs(torch.autograd.Function):
         ctx.kept = owner is None or owner.is_leaf
         scores = scores.contiguous()
         if runs_triton(scores):
-            from capbench.kernels import log_prob_triton
+            from capbench.kernels.log_prob import triton as log_prob_triton
 
             log_probs, log_sum = log_prob_triton.forward(scores, target)
             ctx.save_for_backward(scores, target, log_sum)
             return log_probs
-        log_probs = scores.new_empty(len(scores), dtype=_wide(scores))
+        log_probs = scores.new_empty(len(scores), dtype=wide(scores))
         for part in _parts(scores):
             log_p = scores[part].to(log_probs.dtype).log_softmax(1)
             log_probs[part] = log_p.gather(1, target[part, None])[:, 0]
@@ -63,7 +56,7 @@ class _TargetLogProbs(torch.autograd.Function):
         scores, target, *by_triton = ctx.saved_tensors
         result = torch.empty_like(scores) if ctx.kept else scores
         if by_triton:
-            from capbench.kernels import log_prob_triton
+            from capbench.kernels.log_prob import triton as log_prob_triton
 
             log_prob_triton.backward(scores, target, by_triton[0], gradient, result)
             torch.autograd.graph.increment_version(result)
@@ -78,7 +71,3 @@ class _TargetLogProbs(torch.autograd.Function):
 def _parts(scores: Tensor) -> Iterator[slice]:
     rows = max(1, ELEMENTS_AT_ONCE // max(1, scores.shape[1]))
     yield from (slice(start, start + rows) for start in range(0, len(scores), rows))
-
-
-def _wide(scores: Tensor) -> torch.dtype:
-    return torch.promote_types(scores.dtype, torch.float32)

@@ -15,9 +15,9 @@ import torch
 import triton
 from torch import Tensor
 
-from capbench.kernels import ranking_loss_tiles as tiles
 from capbench.kernels._triton import interpreted
-from capbench.kernels.ranking_loss_order import add_violations
+from capbench.kernels.ranking_loss import tiles
+from capbench.kernels.ranking_loss.order import add_violations
 
 PARTIAL_BYTES = 2**22  # of each direction's partial maxima
 WEIGHT_BYTES = 2**26  # of the weights of a block of rows in the sum's backward pass

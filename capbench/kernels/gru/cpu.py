@@ -1,13 +1,4 @@
-"""Last hidden state of a GRU over a batch of captions: the reference, cuDNN, and a prefix tree for the CPU.
-
-Captions share their beginnings ("<start> a dog ..."), and a recurrent state depends only on the words before it, so
-a batch has fewer distinct states than words. The CPU path runs the cell once for each distinct prefix (80 % of the
-words of a Flickr8K batch), multiplies by the recurrent weights once for each prefix that goes on (72 %), projects each
-distinct word once (26 %), makes the weight gradient in one product, and leaves captions whose gradient is exactly zero
-out of the backward pass: under the max of hinges these are all captions that no active hinge points at.
-The result is that of the reference up to rounding; forward and backward are deterministic for a given
-number of threads.
-"""
+"""The last hidden state by a tree of the distinct prefixes of a batch."""
 
 from __future__ import annotations
 
@@ -21,42 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from capbench.base.processor import computes_bf16
+from capbench.kernels.gru.reference import Embedding
 
-Embedding = Callable[[Tensor], Tensor]  # word ids of any shape to their vectors, as nn.Embedding
 PACK_FROM = 2**19  # elements; a smaller weight costs more to hand to oneDNN than the product takes
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
-def last_hidden(
-    gru: nn.GRU,
-    embedding: Embedding,
-    captions: Int[Tensor, "caption length"],
-    lengths: Int[Tensor, " caption"],
-) -> Float[Tensor, "caption hidden"]:
-    """State of a one-layer, one-direction `gru` after the last word of each caption.
-
-    `captions` holds word ids, padded at the end; `lengths` (on the CPU) how many of them count, at least one each.
-    The prefix tree serves the CPU, cuDNN the rest. The tree asks `embedding` for each distinct word once, so that
-    dropout in it takes the same coordinates from a word wherever it stands in the batch.
-    """
-    if captions.device.type == "cpu":
-        return prefix_tree_last_hidden(gru, embedding, captions, lengths)
-    return reference_last_hidden(gru, embedding, captions, lengths)
-
-
-def reference_last_hidden(
-    gru: nn.GRU,
-    embedding: Embedding,
-    captions: Int[Tensor, "caption length"],
-    lengths: Int[Tensor, " caption"],
-) -> Float[Tensor, "caption hidden"]:
-    """The same through torch's packed sequences: cuDNN on a GPU, the oracle everywhere."""
-    packed = pack_padded_sequence(embedding(captions), lengths, batch_first=True, enforce_sorted=False)
-    _, hidden = gru(packed)
-    return hidden[0]
 
 
 def prefix_tree_last_hidden(

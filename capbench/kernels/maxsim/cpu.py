@@ -1,79 +1,33 @@
-"""How well a caption fits an image, word by word and region by region: the reference, Triton, and a blocked CPU path.
-
-S_kl = sum_t max_i v_i . s_t over the words t of caption l and the regions i of image k (Karpathy & Fei-Fei, CVPR 2015,
-equation 8), or sum_t sum_i max(0, v_i . s_t), the earlier form (equation 7). The tensor [image, caption, region, word]
-is never whole: images and words are taken some at a time, and what the backward pass needs is the winning region of
-each image and word, whose rows alone it adds, or is computed again. A GPU has its own kernels (maxsim_triton). Forward
-and backward are deterministic: in Triton always, on a CPU for a given number of threads.
-"""
+"""maxsim in blocks: products of some images and some words at a time, and the gradient by the rows that won."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from capbench.base.errors import CapbenchError
 from capbench.kernels._scratch import scratch
-from capbench.kernels._triton import runs_triton
+from capbench.kernels.maxsim.reference import Form
 
-Form = Literal["max", "sum"]
 ELEMENTS_AT_ONCE = 2**21  # of the product of regions and words: 8 MiB in float32, and as fast as all at once
 WIDE = 960  # words of a product: 1,024, a power of two, take a tenth longer
 EVEN = 32  # products of a multiple of as many words are the fastest
 GATHER_FROM = 8  # regions; of fewer, a product with the weights is as fast as a sum over the winners
 
 
-def maxsim(
-    regions: Float[Tensor, "image region dim"],
-    words: Float[Tensor, "caption word dim"],
-    lengths: Int[Tensor, " caption"],
-    form: Form = "max",
-) -> Float[Tensor, "image caption"]:
-    """S of every image and caption. `lengths` says how many words of each caption count; the rest may be anything.
-
-    A caption without a word scores 0. Of regions that are equally good the first has the gradient. Half-precision
-    inputs, and float32 under autocast, are multiplied in half precision and summed in float32, which S then has. Triton
-    makes a float32 product of three in TF32, which keeps about the precision of float32. Nothing waits for a GPU when
-    `lengths` lies on the CPU, or while a graph is captured, when lengths on the GPU go unchecked. Raises CapbenchError
-    for an unknown form, without a region, or for a length outside the words.
-    """
-    _check(regions, words, lengths, form)
-    kind = regions.device.type
-    if torch.is_autocast_enabled(kind) and regions.dtype is torch.float32:
-        regions, words = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (regions, words))
-    if runs_triton(regions):
-        from capbench.kernels.maxsim_triton import TritonMaxSim
-
-        by_caption: Tensor = TritonMaxSim.apply(regions, words, lengths.to(words.device), form == "max")
-        return by_caption.T
+def maxsim(regions: Tensor, words: Tensor, lengths: Tensor, form: Form) -> Tensor:
+    """`capbench.kernels.maxsim.maxsim`, unchecked, on any device."""
     present = torch.arange(words.shape[1], device=words.device) < lengths[:, None].to(words.device)
     caption = torch.arange(len(words), device=words.device)[:, None].expand_as(present)[present]
     kept = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
     counted = words.flatten(0, 1) if bool(present.all()) else words[present]
     similarity: Tensor = _MaxSim.apply(regions, counted, caption, len(words), form, kept)
     return similarity
-
-
-def reference_maxsim(
-    regions: Float[Tensor, "image region dim"],
-    words: Float[Tensor, "caption word dim"],
-    lengths: Int[Tensor, " caption"],
-    form: Form = "max",
-) -> Float[Tensor, "image caption"]:
-    """The same as its equation, with the whole tensor [image, caption, region, word]: the oracle."""
-    _check(regions, words, lengths, form)
-    wide = torch.promote_types(regions.dtype, torch.float32)
-    products = torch.einsum("kid,ltd->klit", regions.to(wide), words.to(wide))
-    present = torch.arange(words.shape[1], device=words.device) < lengths[:, None].to(words.device)
-    best = products.amax(2) if form == "max" else products.clamp(min=0).sum(2)
-    return best.masked_fill(~present, 0).sum(2)
 
 
 class _MaxSim(torch.autograd.Function):
@@ -178,13 +132,3 @@ def _at_once(each: int) -> int:
 
 def _parts(length: int, step: int) -> Iterator[slice]:
     yield from (slice(start, min(start + step, length)) for start in range(0, length, step))
-
-
-def _check(regions: Tensor, words: Tensor, lengths: Tensor, form: str) -> None:
-    if form not in ("max", "sum"):
-        raise CapbenchError(f"the form is max or sum, not {form!r}")
-    if not 1 <= regions.shape[1] < 2**15:
-        raise CapbenchError(f"an image needs 1 to {2**15 - 1} regions, and has {regions.shape[1]}")
-    capturing = lengths.is_cuda and torch.cuda.is_current_stream_capturing()
-    if len(lengths) and not capturing and not 0 <= int(lengths.min()) <= int(lengths.max()) <= words.shape[1]:
-        raise CapbenchError(f"lengths must lie in 0..{words.shape[1]}, the words that each caption has room for")

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from capbench.kernels.ranking_loss_tiles import tile_of_similarities
-from capbench.kernels.ranking_loss_triton import tile_of
-from capbench.kernels.ranks_exact import Contest
+from capbench.kernels.ranking_loss.tiles import tile_of_similarities
+from capbench.kernels.ranking_loss.triton import tile_of
+from capbench.kernels.ranks.exact import Contest
 
 PRECISION = "bf16x3"
 LISTED = 2**22  # pairs, at most

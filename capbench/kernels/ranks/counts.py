@@ -1,9 +1,4 @@
-"""Ranks of matched images and captions, by counting the scores that are at least as high: no sort, and ties count.
-
-Scores are made tile by tile, each tile once, and counted while they lie in the processor's cache; on a GPU a Triton
-kernel makes and counts those of embeddings and stores none. Ranks of embeddings are those of exact scores: a tile
-decides the pairs that are clear of its rounding, and the exact score of a pair the others.
-"""
+"""Ranks counted tile by tile, on any device: from embeddings, or from any scores."""
 
 from __future__ import annotations
 
@@ -14,13 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels._scratch import scratch
-from capbench.kernels._triton import runs_triton
-from capbench.kernels.ranks_exact import Band, Contest, pairs_at_once, refuse_nan
+from capbench.kernels.ranks.exact import Band, Contest, pairs_at_once
 
 Scores = Callable[[slice, slice], Tensor]
 CPU_TILE, GPU_TILE = 5 * 2**18, 2**28  # similarities: 5 MB stay in a processor's cache, 1 GiB fills a GPU
@@ -28,55 +21,6 @@ CPU_STRIP, GPU_STRIP = 2**18, 2**26  # similarities of a tile that are compared 
 OPEN = 2**15  # pairs that wait for their exact scores
 CROWDED = 16  # where more than one pair of so many is open, a strip is made again in float64
 log = logging.getLogger(__name__)
-
-
-def embedding_ranks(
-    images: Float[Tensor, "image dim"],
-    captions: Float[Tensor, "caption dim"],
-    image_of_caption: Int[Tensor, " caption"],
-    order: bool = False,
-    at_once: int | None = None,
-) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
-    """Rank of each image's best caption and of each caption's image, 0 first, by dot products or the order similarity.
-
-    Every image has a caption; captions come in any order. The ranks are those of the exact scores of
-    `capbench.kernels.ranks_exact`, so that equal embeddings tie, and neither tile nor threads nor device change a rank.
-    A Triton kernel serves a GPU, and holds no tile. Elsewhere, in float64, and where too much is too close for the
-    kernel, memory is one tile of `at_once` images and as large a share of the captions, which is halved when memory
-    runs out, some numbers for each image and caption, and float64 copies of a tile's embeddings where most scores are
-    nearly equal. Raises CapbenchError for NaN, or when one image at a time does not fit in memory.
-    """
-    owner = image_of_caption.to(images.device).long()
-    if not len(owner):
-        return owner.new_zeros(len(images)), owner
-    contest = Contest.of(images.detach(), captions.detach(), owner, order)
-    if runs_triton(images) and runs_triton(captions):
-        from capbench.kernels import ranks_triton
-
-        counted = ranks_triton.counted(contest)
-        if counted is not None:
-            return counted
-    counts = _Tiles(contest)
-    counts.add_all(at_once or images_at_once(len(images), len(captions), images.device))
-    return counts.by_image, counts.by_caption
-
-
-def counted_ranks(
-    scores: Scores, image_of_caption: Int[Tensor, " caption"], images: int, at_once: int
-) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
-    """The same from any scores, on the device of `image_of_caption`.
-
-    `scores(rows, columns)` gives the similarities of a slice of the images and a slice of the captions, which come in
-    the order of their images; every image has one. What it gave may be gone when it is called again. An image's rank
-    counts the captions of other images that score at least as high as the best of its own; a caption's rank counts the
-    other images that score at least as high as its own. Memory: one tile of `at_once` images and their captions, which
-    is halved when memory runs out, and five numbers for each image and caption. Deterministic.
-    Raises CapbenchError when a similarity is NaN, or when one image at a time does not fit in memory.
-    """
-    counts = _Square(scores, image_of_caption, images)
-    counts.add_all(at_once)
-    refuse_nan(bool(counts.nan))
-    return counts.by_image, counts.by_caption
 
 
 def images_at_once(images: int, captions: int, device: torch.device) -> int:
@@ -116,7 +60,7 @@ class _Counts(ABC):
                 log.warning("out of memory in evaluation: going on by %d images at a time", at_once)
 
 
-class _Tiles(_Counts):
+class Tiles(_Counts):
     """Counts from embeddings: the scores to beat are known, so that tiles may come in any order."""
 
     def __init__(self, contest: Contest) -> None:
@@ -237,7 +181,7 @@ class _Block:
     matched: Tensor
 
 
-class _Square(_Counts):
+class Square(_Counts):
     """Counts from any scores: the square of blocks grows block by block, so that matched scores are known."""
 
     def __init__(self, scores: Scores, owner: Tensor, images: int) -> None:

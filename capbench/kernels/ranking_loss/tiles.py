@@ -11,7 +11,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from capbench.kernels.ranking_loss_order import signed_violation, tile_of_orders
+from capbench.kernels.ranking_loss.order import signed_violation, tile_of_orders
 
 
 @triton.jit
