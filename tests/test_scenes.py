@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from capbench.base.errors import CapbenchError
-from capbench.data import scenes as module
 from capbench.data.batches import length_grouped
 from capbench.data.captions import CaptionDataset, Phrase
 from capbench.data.scenes import (
@@ -32,6 +31,7 @@ from capbench.data.scenes import (
     render,
     scenes,
 )
+from capbench.data.scenes import dataset as module
 
 NUMBERS = {"a": 1, "an": 1, "the": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 

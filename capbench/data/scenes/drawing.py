@@ -1,0 +1,171 @@
+"""What is on a scene, and its pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capbench.data.captions import Box
+from capbench.data.scenes.dice import Dice
+from capbench.data.scenes.words import COLOURS, SETTINGS, SHAPES, SIZES
+
+CANVAS = 64
+RENDER_VERSION = 2  # raise it when `render` draws other pixels: it is part of the fingerprint
+
+_RGB = {
+    "red": (212, 45, 48),
+    "blue": (52, 108, 214),
+    "green": (52, 158, 78),
+    "yellow": (236, 200, 44),
+    "purple": (142, 72, 178),
+    "orange": (238, 132, 36),
+    "pink": (240, 140, 190),
+    "brown": (122, 76, 44),
+    "turquoise": (40, 178, 176),
+}
+_BACKGROUNDS = {
+    "snow": (242, 244, 246),
+    "sand": (228, 212, 176),
+    "night": (40, 44, 58),
+    "water": (178, 208, 236),
+    "grass": (196, 222, 172),
+    "stone": (168, 168, 172),
+}
+_RADII = {"small": (5, 6), "medium": (8, 9), "large": (12, 13)}
+_SHAPE_ODDS, _COLOUR_ODDS = (5, 5, 4, 4, 4, 4, 3, 3, 3, 3, 3, 3), (6, 5, 5, 4, 4, 4, 3, 3, 3)
+_SIZE_ODDS = (3, 4, 3)
+_COUNT_ODDS = (4, 4, 2)  # two, three or four things
+_ALIKE_ODDS = (11, 4, 4, 1)  # a new kind; the shape, the colour, or both of an earlier thing
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawn shape: centre (x, y) and radius (half the side of its cell) in pixels, and its RGB."""
+
+    shape: str
+    colour: str
+    size: str
+    x: int
+    y: int
+    radius: int
+    rgb: tuple[int, int, int]
+
+    @property
+    def box(self) -> Box:
+        """The smallest box x0, y0, x1, y1 (x1, y1 outside) around the pixels that the thing touches."""
+        left, top, right, bottom = _extent(self.shape, self.radius)
+        x, y = self.x - self.radius, self.y - self.radius
+        return (float(x + left), float(y + top), float(x + right), float(y + bottom))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The setting, the RGB that it has here, and the things on it."""
+
+    setting: str
+    background: tuple[int, int, int]
+    things: tuple[Thing, ...]
+
+
+@lru_cache(maxsize=256)
+def _coverage(shape: str, radius: int) -> NDArray[np.int64]:
+    """Of the 8 x 8 parts of each pixel of its cell, how many a shape covers: int64 [2 radius, 2 radius]."""
+    side = 16 * radius
+    u = (2 * np.arange(side) + 1 - side)[None, :] * 1000 // side  # -1000..1000 rightwards over the cell
+    v = u.T  # downwards
+    if shape == "circle":
+        inside = u * u + v * v <= 1000 * 1000
+    elif shape == "square":
+        edge = (7 * radius + 4) // 8 * 1000 // radius  # whole pixels: a sharp edge
+        inside = (abs(u) <= edge) & (abs(v) <= edge)
+    elif shape == "triangle":
+        inside = (abs(u) * 1850 <= 1000 * (v + 1000)) & (v <= 850)
+    elif shape == "cross":
+        inside = (abs(u) <= 340) | (abs(v) <= 340)
+    elif shape == "heart":
+        lobes = (abs(u) - 480) ** 2 + (v + 380) ** 2 <= 510 * 510
+        point = (abs(u) * 1150 <= 930 * (960 - v)) & (v >= -190)
+        inside = lobes | point
+    elif shape == "diamond":
+        inside = abs(u) * 1350 + abs(v) * 1000 <= 1000 * 1000
+    elif shape == "ring":
+        distance = u * u + v * v
+        inside = (distance <= 1000 * 1000) & (distance >= 560 * 560)
+    elif shape == "arrow":
+        head = (abs(u) <= v + 1000) & (v <= -100)
+        inside = head | ((abs(u) <= 300) & (v >= -100))
+    elif shape == "moon":
+        inside = (u * u + v * v <= 1000 * 1000) & (u * u + (v + 620) ** 2 > 900 * 900)
+    elif shape == "bar":
+        inside = (abs(u) <= 1000) & (abs(v) <= 330)
+    elif shape == "cup":
+        inside = (abs(u) * 1000 <= 1000 * 1000 - 450 * (v + 500)) & (abs(v) <= 500)
+    elif shape == "star":
+        # The sides of a regular pentagon, made longer: a point of the star is outside one of them only.
+        sides = ((0, 1000), (951, 309), (588, -809), (-588, -809), (-951, 309))
+        inside = np.sum([a * u + b * (v - 50) > 1000 * 325 for a, b in sides], axis=0) <= 1
+    else:
+        raise AssertionError(f"no such shape: {shape}")
+    covered: NDArray[np.int64] = inside.reshape(2 * radius, 8, 2 * radius, 8).sum((1, 3), dtype=np.int64)
+    return covered
+
+
+@lru_cache(maxsize=256)
+def _extent(shape: str, radius: int) -> tuple[int, int, int, int]:
+    rows, columns = _coverage(shape, radius).nonzero()
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def render(scene: Scene) -> NDArray[np.uint8]:
+    """The scene as uint8 [64, 64, 3] RGB, edges smoothed by exact integer coverage."""
+    canvas = np.empty((CANVAS, CANVAS, 3), np.int64)
+    canvas[:] = scene.background
+    for thing in scene.things:
+        cover = _coverage(thing.shape, thing.radius)[:, :, None]
+        top, left, side = thing.y - thing.radius, thing.x - thing.radius, 2 * thing.radius
+        cell = canvas[top : top + side, left : left + side]
+        cell[:] = (cell * (64 - cover) + np.array(thing.rgb) * cover + 32) // 64
+    return canvas.astype(np.uint8)
+
+
+def draw_scene(dice: Dice) -> Scene:
+    """A scene of two to four things with at least two pixels between their cells."""
+    setting = dice.pick(list(SETTINGS))
+    background = _tint(dice, _BACKGROUNDS[setting], 6)
+    while True:
+        kinds = _draw_kinds(dice)
+        things: list[Thing] = []
+        for shape, colour, size in kinds:
+            rgb = _tint(dice, _RGB[colour], 14)
+            for _ in range(60):
+                radius = dice.pick(_RADII[size])
+                x, y = (radius + 1 + dice.below(CANVAS - 2 * radius - 1) for _ in range(2))
+                if all(max(abs(x - t.x), abs(y - t.y)) >= radius + t.radius + 2 for t in things):
+                    things.append(Thing(shape, colour, size, x, y, radius, rgb))
+                    break
+        if len(things) == len(kinds):
+            return Scene(setting, background, tuple(things))
+
+
+def _draw_kinds(dice: Dice) -> list[tuple[str, str, str]]:
+    """Shape, colour and size of two to four things, not all of one shape and colour."""
+    kinds: list[tuple[str, str, str]] = []
+    count = dice.pick((2, 3, 4), _COUNT_ODDS)
+    while len(kinds) < count:
+        shape, colour = dice.pick(list(SHAPES), _SHAPE_ODDS), dice.pick(list(COLOURS), _COLOUR_ODDS)
+        if kinds:
+            before = dice.pick(kinds)
+            alike = ((shape, colour), (before[0], colour), (shape, before[1]), before[:2])
+            shape, colour = dice.pick(alike, _ALIKE_ODDS)
+        kinds.append((shape, colour, dice.pick(list(SIZES), _SIZE_ODDS)))
+        if len(kinds) == count and len({kind[:2] for kind in kinds}) == 1:
+            kinds.pop()
+    return kinds
+
+
+def _tint(dice: Dice, rgb: tuple[int, int, int], spread: int) -> tuple[int, int, int]:
+    red, green, blue = (value + dice.below(2 * spread + 1) - spread for value in rgb)
+    return red, green, blue
