@@ -14,11 +14,11 @@ from PIL import Image
 
 from capbench.base.errors import CapbenchError
 from capbench.captioning import Captioner, caption_images
-from capbench.data.features import Crop
 from capbench.data.images import decode, one_crop
 from capbench.data.vocabulary import END
 from capbench.pictures import literal, save_figure
 from capbench.trained import BATCH, Trained, find_run
+from capbench.vision.features import Crop
 
 COLUMNS = 5  # panels in a row of a picture of attention
 ON_A_SHEET = 200

@@ -24,12 +24,12 @@ from rich.table import Table
 
 from capbench import __version__, leaderboard
 from capbench.base.errors import CapbenchError
-from capbench.data.features import Crop
 from capbench.harness import DEFAULT_ENCODER, ENCODERS, Materials, Places, run
 from capbench.paper import Paper, joined, metric_of, paper, papers
 from capbench.records import load_results
 from capbench.trained import Job
 from capbench.training import State, StoppedError
+from capbench.vision.features import Crop
 
 BAD_INPUT, STOPPED = 2, 75
 
@@ -64,9 +64,9 @@ def features(dataset: str, *, encoder: str = DEFAULT_ENCODER, crop: Crop = "1C",
     tolerant: leave out images that cannot be decoded, and list them, instead of stopping at the first.
     """
     from capbench.data.datasets import load_dataset
-    from capbench.data.features import features as extract
-    from capbench.data.regions import PROVIDERS
-    from capbench.encoders import Encoder
+    from capbench.vision.encoders import Encoder
+    from capbench.vision.features import features as extract
+    from capbench.vision.regions import PROVIDERS
 
     network = Encoder(ENCODERS.get(dataset, encoder), "regions" if crop in PROVIDERS else "vector")
     found = extract(load_dataset(dataset), network, crop, tolerant=tolerant)

@@ -23,14 +23,14 @@ from capbench.base.processor import computes_bf16
 from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, protocol_line
 from capbench.data.datasets import is_published, load_dataset
-from capbench.data.features import Crop, Features, features
 from capbench.data.vocabulary import Vocabulary
-from capbench.encoders import Encoder
 from capbench.paper import Inputs, Paper, joined, metric_of, paper, warmup
 from capbench.records import Epoch, Result, save_result
 from capbench.trained import Job, load_run
 from capbench.training import Evaluation, State, Training, fit, peak_memory_bytes, restart_peak_memory
-from capbench.weights import hash_tensors
+from capbench.vision.encoders import Encoder
+from capbench.vision.features import Crop, Features, features
+from capbench.vision.weights import hash_tensors
 
 ENCODERS = {"scenes": "scenes"}
 DEFAULT_ENCODER = "mobilenet_v2"

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from capbench.data.images import one_crop, random_crop
-from capbench.encoders import Encoder
 from capbench.paper import Inputs
+from capbench.vision.encoders import Encoder
 
 PICTURES_AT_ONCE = 64
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from capbench import checkpoint
 from capbench.base.errors import CapbenchError
-from capbench.data.features import Crop, encode, stacked
 from capbench.data.images import decode
-from capbench.data.regions import boxes_of_picture
 from capbench.data.vocabulary import Vocabulary
-from capbench.encoders import Encoder
 from capbench.paper import paper
-from capbench.weights import fit
+from capbench.vision.encoders import Encoder
+from capbench.vision.features import Crop, encode, stacked
+from capbench.vision.regions import boxes_of_picture
+from capbench.vision.weights import fit
 
 PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"}
 BATCH = 32

@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from capbench import encoders
 from capbench.base.errors import CapbenchError
 from capbench.base.processor import computes_bf16
-from capbench.encoders import Encoder
+from capbench.vision import encoders
+from capbench.vision.encoders import Encoder
 
 LAYERS = {  # vector and grid as torchvision's own tool takes them out, before pooling over locations
     "alexnet": ("classifier.5", "features.11"),

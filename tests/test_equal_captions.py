@@ -19,13 +19,13 @@ import torch
 from capbench.captioning import CaptioningExperiment
 from capbench.data.batches import distinct, padded
 from capbench.data.datasets import load_dataset
-from capbench.data.features import features
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import Vocabulary
-from capbench.encoders import Encoder, Output
 from capbench.metrics.retrieval import embedding_ranks
 from capbench.paper import Inputs, paper
 from capbench.training import Evaluation
+from capbench.vision.encoders import Encoder, Output
+from capbench.vision.features import features
 from reproductions.show_and_tell.ranking import likelihoods, normalised
 from reproductions.vsepp.model import VSE
 from reproductions.vsepp.recipe import VSEPP

@@ -16,14 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-import capbench.data.features as store
+import capbench.vision.features as store
 from capbench.base.errors import CapbenchError
 from capbench.base.files import fingerprint
 from capbench.base.processor import computes_bf16
 from capbench.data.captions import CaptionDataset
-from capbench.data.features import Crop, Features, features
 from capbench.data.images import ImageFolder, one_crop, ten_crops, whole_image
-from capbench.encoders import Encoder, Output
+from capbench.vision.encoders import Encoder, Output
+from capbench.vision.features import Crop, Features, features
 from tests.processes import begin
 
 COUNT = 11  # more than a batch

@@ -146,7 +146,7 @@ def test_fine_tuning_starts_from_the_fixed_model_and_moves_the_encoder(few, tmp_
     (path,) = run(job("vsepp-ft"), places(tmp_path), Materials(), silent)
     assert sorted(r.preset for r in load_results(path.parent)) == ["vsepp", "vsepp-ft"]
     loaded = load_run(places(tmp_path).folder(job("vsepp-ft")))
-    from capbench.encoders import Encoder
+    from capbench.vision.encoders import Encoder
 
     fresh = Encoder("scenes").state_dict()
     assert any(not np.array_equal(fresh[name].numpy(), value.numpy()) for name, value in loaded.encoder_weights.items())

@@ -15,15 +15,15 @@ from capbench import harness
 from capbench.align import Aligner
 from capbench.base.errors import CapbenchError
 from capbench.captioning import Captioner, caption_images, word_log_probs
-from capbench.data.features import features
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, Vocabulary
-from capbench.encoders import Encoder
 from capbench.harness import Materials, Places, run
 from capbench.paper import Inputs, metric_of, paper
 from capbench.records import load_arrays, load_results
 from capbench.trained import Job
 from capbench.training import StoppedError
+from capbench.vision.encoders import Encoder
+from capbench.vision.features import features
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.experiment import VECTORS, AlignmentExperiment
 from reproductions.karpathy.generation import GeneratorExperiment

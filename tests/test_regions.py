@@ -19,16 +19,16 @@ from torchvision.models._api import WeightsEnum
 from capbench import harness
 from capbench.base.errors import CapbenchError
 from capbench.base.files import locked
-from capbench.data import regions
 from capbench.data.captions import CaptionDataset
-from capbench.data.features import features
 from capbench.data.images import ImageFolder, whole_image
-from capbench.data.regions import GRID, PROVIDERS, boxes_of_picture, region_boxes
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import Vocabulary
-from capbench.encoders import DETECTORS, Encoder, load_detector
 from capbench.harness import Materials
 from capbench.trained import Job, Trained
+from capbench.vision import regions
+from capbench.vision.encoders import DETECTORS, Encoder, load_detector
+from capbench.vision.features import features
+from capbench.vision.regions import GRID, PROVIDERS, boxes_of_picture, region_boxes
 
 SIZES = ((50, 40), (30, 60), (64, 64))  # width, height
 WHOLE = [0.0, 0.0, 1.0, 1.0]

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.data import scenes_trunk
 from capbench.data.scenes import COLOURS, SETTINGS, SHAPES, SIZES, Dice, Scene, Thing, draw_scene
-from capbench.data.scenes_trunk import WEIGHTS, ScenesTrunk, load_scenes_trunk, pixels_of, train, truth
+from capbench.vision import scenes_trunk
+from capbench.vision.scenes_trunk import WEIGHTS, ScenesTrunk, load_scenes_trunk, pixels_of, train, truth
 
 
 @cache
@@ -58,7 +58,7 @@ def test_the_shipped_weights_are_small_and_say_how_they_were_made():
     assert WEIGHTS.stat().st_size < 1_500_000
     with safe_open(WEIGHTS, "pt") as file:
         metadata = file.metadata()
-    assert metadata["command"] == "python -m capbench.data.scenes_trunk --out scenes_trunk.safetensors --seed 0"
+    assert metadata["command"] == "python -m capbench.vision.scenes_trunk --out scenes_trunk.safetensors --seed 0"
     assert metadata["seed"] == "0"
 
 

@@ -13,10 +13,10 @@ from capbench import harness, search, trained
 from capbench.base.errors import CapbenchError
 from capbench.data.images import whole_image
 from capbench.data.scenes import scenes
-from capbench.encoders import Encoder
 from capbench.harness import Materials, Places
 from capbench.paper import paper
 from capbench.trained import Job
+from capbench.vision.encoders import Encoder
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from capbench import weights
 from capbench.base.errors import CapbenchError
-from capbench.weights import download, find_weights, fit, hash_tensors, load_weights, published_address
+from capbench.vision import weights
+from capbench.vision.weights import download, find_weights, fit, hash_tensors, load_weights, published_address
 
 
 @pytest.fixture

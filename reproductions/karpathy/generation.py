@@ -14,11 +14,11 @@ from torch import Tensor
 from capbench.captioning import CAPTIONS_AT_ONCE, CaptioningExperiment, caption_images
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
-from capbench.data.regions import Boxes
 from capbench.data.vocabulary import Vocabulary
 from capbench.metrics.captioning import bleu, bleu_statistics
 from capbench.paper import Inputs
 from capbench.training import Evaluation, bf16_where_native
+from capbench.vision.regions import Boxes
 from reproductions.karpathy.experiment import WHOLE, AlignmentExperiment
 from reproductions.karpathy.generator import MultimodalRNN
 from reproductions.karpathy.objective import negative_log_likelihood

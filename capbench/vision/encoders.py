@@ -16,7 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from capbench.base.errors import CapbenchError
 from capbench.base.files import fingerprint
 from capbench.base.processor import computes_bf16
-from capbench.weights import find_weights, fit, hash_tensors, load_weights
+from capbench.vision.scenes_trunk import ScenesTrunk, load_scenes_trunk
+from capbench.vision.weights import find_weights, fit, hash_tensors, load_weights
 
 Output = Literal["vector", "grid", "regions"]
 
@@ -86,9 +87,6 @@ def _load(name: str, weights: str | Path) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if name == "scenes":
-            # The trunk lies with its data set, above this floor: not at import.
-            from capbench.data.scenes_trunk import ScenesTrunk, load_scenes_trunk
-
             model: nn.Module = load_scenes_trunk() if weights == "auto" else ScenesTrunk()
         else:
             model = getattr(torchvision.models, name)(weights=None)
@@ -123,7 +121,7 @@ def load_detector(name: str, weights: str | Path = "auto") -> nn.Module:
 class Encoder(nn.Module):
     """A convolutional network cut before its classifier, frozen and in eval mode.
 
-    `name` is one of `ENCODERS`. `weights` is "auto" (see `capbench.weights.find_weights`), "random" (the same
+    `name` is one of `ENCODERS`. `weights` is "auto" (see `capbench.vision.weights.find_weights`), "random" (the same
     each time) or a file. `output` says what `forward` gives:
 
     - "vector" [n, dim]: fc7 after its ReLU for alexnet and vgg, the average over the last map for the others;

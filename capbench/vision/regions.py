@@ -24,8 +24,8 @@ from capbench.base.progress import Report, reporter
 from capbench.data.captions import Box, CaptionDataset
 from capbench.data.checked_json import Checked, read_json
 from capbench.data.images import ImageFolder
-from capbench.encoders import load_detector
-from capbench.weights import hash_tensors
+from capbench.vision.encoders import load_detector
+from capbench.vision.weights import hash_tensors
 
 Provider = Literal[
     "multiscale",
@@ -78,8 +78,8 @@ def region_boxes(
     and right), then 4 x 4 boxes of two fifths of its width and height, one fifth apart, row by row. "objects" are the
     distinct true boxes of the phrases of all an image's captions, the largest first: what a perfect detector would
     find, and so an upper bound. "file" reads `regions.json` beside the data set's split file (see `read_regions`). The
-    others are torchvision's detectors with its COCO weights (see `capbench.encoders.load_detector`): the distinct boxes
-    of the highest scores, of those that torchvision reports by default.
+    others are torchvision's detectors with its COCO weights (see `capbench.vision.encoders.load_detector`): the
+    distinct boxes of the highest scores, of those that torchvision reports by default.
 
     Boxes of a file or a detector are kept in `<store>/boxes/<fingerprint>.npz` (`store` as for features), keyed by
     the images, the file or the weights, the kind of device and the version of this code. Damaged ones are made again,

@@ -2,7 +2,7 @@
 
 It stands where an ImageNet network stands for photographs, and is trained on scenes that no split contains to
 say what is in each cell of its grid and, from the vector, which kinds are there and where. Its weights come with
-the package; `python -m capbench.data.scenes_trunk --out FILE` makes them again (seven minutes on one core). The seed
+the package; `python -m capbench.vision.scenes_trunk --out FILE` makes them again (seven minutes on one core). The seed
 fixes the scenes and the first weights; the last bits depend on the machine's arithmetic.
 
 Linear probes fitted on the 3,000 training scenes and measured on the 500 test scenes of seed 0: of the cells with
@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from capbench.base.files import atomic_write
 from capbench.data.scenes import CANVAS, COLOURS, SETTINGS, SHAPES, SIZES, Dice, Scene, draw_scene, render
-from capbench.weights import fit, load_weights
+from capbench.vision.weights import fit, load_weights
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 CELLS = 8  # the grid is 8 x 8, a cell 8 x 8 pixels
@@ -157,12 +157,12 @@ def train(seed: int = 0, count: int = SCENES, epochs: int = EPOCHS) -> ScenesTru
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m capbench.data.scenes_trunk", description=train.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m capbench.vision.scenes_trunk", description=train.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     state = {name: value.contiguous() for name, value in train(chosen.seed).state_dict().items()}
-    command = f"python -m capbench.data.scenes_trunk --out {chosen.out.name} --seed {chosen.seed}"
+    command = f"python -m capbench.vision.scenes_trunk --out {chosen.out.name} --seed {chosen.seed}"
     metadata = {"command": command, "seed": str(chosen.seed), "torch": torch.__version__}
     atomic_write(chosen.out, save(state, metadata))
 

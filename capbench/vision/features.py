@@ -29,8 +29,8 @@ from capbench.base.files import check_writable, fingerprint, locked, sha256
 from capbench.base.progress import Report, reporter
 from capbench.data.captions import CaptionDataset
 from capbench.data.images import mirrored, one_crop, ten_crops, whole_image
-from capbench.data.regions import PROVIDERS, Boxes, Provider, region_boxes
-from capbench.encoders import Encoder, Output
+from capbench.vision.encoders import Encoder, Output
+from capbench.vision.regions import PROVIDERS, Boxes, Provider, region_boxes
 
 Crop = Literal["1C", "10C", "whole", "views"] | Provider
 
@@ -76,7 +76,7 @@ def features(
 
     "1C" is the centre crop, "10C" the mean of the vectors of ten crops, "whole" the whole image squeezed
     to a square, "views" the mean of its vectors at two sizes, as it is and mirrored. For an encoder of regions the crop
-    is the provider of their boxes (see `capbench.data.regions.region_boxes`): the features are [image, 20, dim], the
+    is the provider of their boxes (see `capbench.vision.regions.region_boxes`): the features are [image, 20, dim], the
     vectors of the whole image and of 19 boxes in it, taken out of one map of the squeezed image. They lie in
     `<store>/features/<fingerprint>/`, where `store` defaults to $CAPBENCH_CACHE or `~/.cache/capbench`; the
     fingerprint covers the images, the weights, the layer, the crop, the boxes, the number format and the version of
