@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from capbench.timing import Call
+from capbench.timing.measure import Call
 from capbench.training import bf16_where_native
 
 Run = Callable[..., Tensor | tuple[Tensor, ...]]

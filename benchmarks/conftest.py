@@ -11,8 +11,8 @@ from benchmarks.bench import Case, Steps
 from benchmarks.session import Bench
 from capbench.base.errors import CapbenchError
 from capbench.base.files import check_writable
-from capbench.timing import ROUNDS
-from capbench.timings import save_timings
+from capbench.timing.measure import ROUNDS
+from capbench.timing.records import save_timings
 
 BENCH = pytest.StashKey[Bench]()
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Run, Way
-from capbench.timing import Call, through
+from capbench.timing.measure import Call, through
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the norm of what is wanted
 # Of a gradient at the timed size: of two that are nearly equal, a max of rounded scores may take the other.

@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Steps, advance
 from benchmarks.parity import GRADIENT, TOLERANCE, check_small, near, prepared
 from capbench.base.processor import computes_bf16
-from capbench.timing import ROUNDS, Call, Ceilings, Timing, ceilings, measure, roofline_share
-from capbench.timings import TimingEntry, TimingRecord, entry, timing_provenance
+from capbench.timing.measure import ROUNDS, Call, Ceilings, Timing, ceilings, measure, roofline_share
+from capbench.timing.records import TimingEntry, TimingRecord, entry, timing_provenance
 
 SECONDS = 4.0  # a measurement takes for each step of a call, unless three rounds take longer
 

@@ -22,7 +22,7 @@ from benchmarks.bench import Steps, Way, rows
 from benchmarks.captions import dataset
 from capbench.metrics.captioning import CaptionScorer
 from capbench.metrics.jars import find_java
-from capbench.timing import Call
+from capbench.timing.measure import Call
 
 IMAGES, CHECKED = 1000, 100
 Captions = tuple[list[str], list[list[str]]]

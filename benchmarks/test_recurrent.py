@@ -21,7 +21,7 @@ from benchmarks.captions import EPOCH, batches, encoded
 from benchmarks.parity import near
 from capbench.kernels.gru import last_hidden
 from capbench.kernels.gru.reference import reference_last_hidden
-from capbench.timing import Call
+from capbench.timing.measure import Call
 from capbench.training import bf16_where_native
 
 Layer = Callable[..., Tensor]  # recurrence, embedding, captions, lengths -> states

@@ -38,7 +38,7 @@ from capbench.kernels.log_prob.reference import reference_target_log_probs
 from capbench.kernels.maxsim.reference import reference_maxsim
 from capbench.kernels.ranking_loss.reference import reference_ranking_loss
 from capbench.paper import paper
-from capbench.timing import Call
+from capbench.timing.measure import Call
 from capbench.training import bf16_where_native, make_optimizer
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.objective import structured_margin

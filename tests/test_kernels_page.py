@@ -11,8 +11,8 @@ from pathlib import Path
 from capbench import leaderboard
 from capbench.leaderboard.kernels import _exponent, by_device, render
 from capbench.leaderboard.targets import TARGETS, Target, duration, factor, memory, state
-from capbench.timing import Ceilings, Timing
-from capbench.timings import TimingEntry, TimingRecord, comparisons, entry, load_timings, save_timings
+from capbench.timing.measure import Ceilings, Timing
+from capbench.timing.records import TimingEntry, TimingRecord, comparisons, entry, load_timings, save_timings
 from tests.test_leaderboard import NASTY, fake
 from tests.test_plots import words
 
@@ -308,7 +308,7 @@ def test_the_same_records_give_the_same_bytes_in_another_process_with_another_ha
     here = render(load_timings(tmp_path))
     assert render(load_timings(tmp_path)) == here
     program = "import sys; from pathlib import Path; from capbench.leaderboard.kernels import render; "
-    program += "from capbench.timings import load_timings; files = render(load_timings(Path(sys.argv[1]))); "
+    program += "from capbench.timing.records import load_timings; files = render(load_timings(Path(sys.argv[1]))); "
     program += "[sys.stdout.buffer.write(name.encode() + files[name]) for name in sorted(files)]"
     environment = {**os.environ, "PYTHONHASHSEED": "4242", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program, str(tmp_path)]

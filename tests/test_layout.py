@@ -26,7 +26,7 @@ FLOORS = (
     {"sources"},
     {"paper"},
     {"training", "verdicts"},
-    {"results", "timings"},
+    {"results"},
     {"records"},
     {"layers", "metrics", "pictures", "vision"},
     {"data"},

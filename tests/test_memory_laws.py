@@ -22,7 +22,7 @@ from capbench.kernels.ranking_loss import ranking_loss
 from capbench.kernels.ranking_loss.reference import ELEMENTS_AT_ONCE
 from capbench.kernels.ranks.counts import CPU_TILE
 from capbench.metrics.retrieval import embedding_ranks
-from capbench.timing import peak_bytes
+from capbench.timing.measure import peak_bytes
 
 FLOAT = 4
 

@@ -26,7 +26,7 @@ from capbench.metrics.retrieval import (
     match_ranks,
     retrieval_metrics,
 )
-from capbench.timing import peak_bytes
+from capbench.timing.measure import peak_bytes
 
 
 def brute_force(similarity: np.ndarray, owner: np.ndarray) -> tuple[list[int], list[int]]:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from capbench import timing
+import capbench.timing.measure as timing
 from capbench.base.errors import CapbenchError
-from capbench.timing import Ceilings, Timing, ceilings, limit, measure, peak_bytes, roofline_share, through
-from capbench.timings import (
+from capbench.timing.measure import Ceilings, Timing, ceilings, limit, measure, peak_bytes, roofline_share, through
+from capbench.timing.records import (
     TimingEntry,
     TimingRecord,
     comparisons,
@@ -229,7 +229,7 @@ def test_records_are_read_back_and_none_replaces_another(tmp_path):
 
 def test_a_taken_name_is_left_alone(tmp_path, monkeypatch):
     tokens = count()
-    monkeypatch.setattr("capbench.timings.secrets.token_hex", lambda _: f"{next(tokens) // 2:06x}")
+    monkeypatch.setattr("capbench.timing.records.secrets.token_hex", lambda _: f"{next(tokens) // 2:06x}")
     first, second = save_timings(record(threads=1), tmp_path), save_timings(record(threads=2), tmp_path)
     assert first != second
     assert sorted(each.threads for each in load_timings(tmp_path)) == [1, 2]

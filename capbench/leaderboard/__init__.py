@@ -25,7 +25,7 @@ from capbench.leaderboard.plots import SWEEPS, Line, heat_map, learning_curves, 
 from capbench.paper import Paper
 from capbench.records import Result, load_arrays
 from capbench.results import Results
-from capbench.timings import TimingRecord, load_timings
+from capbench.timing.records import TimingRecord, load_timings
 
 __all__ = [
     "Agreement", "Earlier", "Row", "check", "compare", "render", "rows", "rows_as_json", "sentences",

@@ -11,7 +11,7 @@ from capbench.leaderboard.markdown import DASH, code_block, escape, table
 from capbench.leaderboard.page import GENERATED, VERDICTS, verdict_of
 from capbench.paper import Paper
 from capbench.results import Results
-from capbench.timings import TimingRecord
+from capbench.timing.records import TimingRecord
 
 
 def page(papers: Mapping[str, Paper], results: Results, timings: Sequence[TimingRecord] = ()) -> str:

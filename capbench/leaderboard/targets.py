@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from capbench.leaderboard.markdown import escape
-from capbench.timing import limit
-from capbench.timings import Comparison, Ratio, TimingEntry, ratio
+from capbench.timing.measure import limit
+from capbench.timing.records import Comparison, Ratio, TimingEntry, ratio
 
 _SPACE = "\u00a0"
 NEAR = 0.95  # of a rival, where the interval of a tie must begin

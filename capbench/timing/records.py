@@ -32,7 +32,7 @@ from pydantic import (
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 from capbench.base.provenance import Moment, provenance
-from capbench.timing import Ceilings, Timing
+from capbench.timing.measure import Ceilings, Timing
 
 SCHEMA_VERSION = 1
 

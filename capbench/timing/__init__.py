@@ -1,0 +1,1 @@
+"""How long an operation takes and how much memory it needs, measured and recorded."""
