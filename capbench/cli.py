@@ -24,9 +24,9 @@ from rich.table import Table
 
 from capbench import __version__, leaderboard
 from capbench.base.errors import CapbenchError
+from capbench.evidence.records import load_results
 from capbench.harness import DEFAULT_ENCODER, ENCODERS, Materials, Places, run
 from capbench.paper import Paper, joined, metric_of, paper, papers
-from capbench.records import load_results
 from capbench.trained import Job
 from capbench.training import State, StoppedError
 from capbench.vision.features import Crop

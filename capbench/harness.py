@@ -24,8 +24,8 @@ from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, protocol_line
 from capbench.data.datasets import is_published, load_dataset
 from capbench.data.vocabulary import Vocabulary
+from capbench.evidence.records import Epoch, Result, save_result
 from capbench.paper import Inputs, Paper, joined, metric_of, paper, warmup
-from capbench.records import Epoch, Result, save_result
 from capbench.trained import Job, load_run
 from capbench.training import Evaluation, State, Training, fit, peak_memory_bytes, restart_peak_memory
 from capbench.vision.encoders import Encoder

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset
 from capbench.data.vocabulary import Vocabulary
+from capbench.evidence.verdicts import Claim, Reported, read_reported
 from capbench.training import Experiment, Training
-from capbench.verdicts import Claim, Reported, read_reported
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import Features
 

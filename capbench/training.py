@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from capbench import checkpoint
 from capbench.base.errors import CapbenchError
 from capbench.base.processor import computes_bf16
-from capbench.records import Epoch
+from capbench.evidence.records import Epoch
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from rich.console import Console
 from scipy.stats import t
 
 from capbench import leaderboard
+from capbench.evidence.records import Result, load_results, save_result
+from capbench.evidence.verdicts import RANK_TOLERANCE, RECALL_TOLERANCE, tolerance
 from capbench.leaderboard.agreement import Earlier, compare, margin, sentences
-from capbench.records import Result, load_results, save_result
-from capbench.verdicts import RANK_TOLERANCE, RECALL_TOLERANCE, tolerance
 from tests.test_leaderboard import fake, record
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from capbench.data.datasets import SOURCES
+from capbench.evidence.records import Result, save_result
+from capbench.evidence.results import Results
+from capbench.evidence.verdicts import advantage, judge
 from capbench.metrics.captioning import bleu, bleu_statistics, bootstrap_corpus
 from capbench.paper import papers
-from capbench.records import Result, save_result
-from capbench.results import Results
-from capbench.verdicts import advantage, judge
 from reproductions.karpathy import PAPER as DVSA
 from reproductions.show_and_tell import PAPER as NIC
 from reproductions.show_attend_tell import PAPER as SAT

@@ -16,12 +16,12 @@ from capbench.caption import captioner, captions_of, draw_attention, draw_sheet
 from capbench.captioning import Ensemble, caption_images, cross_entropy, maybe_joined, word_log_probs
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, UNKNOWN, Vocabulary
+from capbench.evidence.records import load_arrays, load_results
 from capbench.harness import Materials, Places, run
 from capbench.layers import AdditiveAttention, context
 from capbench.metrics import captioning, jars
 from capbench.metrics.jars import find_java
 from capbench.paper import joined, paper
-from capbench.records import load_arrays, load_results
 from capbench.trained import Job
 from capbench.training import StoppedError
 from reproductions.show_and_tell import make_model as show_and_tell

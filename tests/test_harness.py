@@ -20,10 +20,10 @@ from capbench.base.errors import CapbenchError
 from capbench.base.processor import blas, computes_bf16, instruction_set
 from capbench.data import datasets
 from capbench.data.scenes import scenes
+from capbench.evidence.records import load_arrays, load_results, save_result
+from capbench.evidence.results import Results
 from capbench.harness import Materials, Places, run
 from capbench.paper import Paper, paper, papers
-from capbench.records import load_arrays, load_results, save_result
-from capbench.results import Results
 from capbench.trained import Job, finished_runs, load_run
 from capbench.training import StoppedError
 

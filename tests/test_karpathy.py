@@ -17,9 +17,9 @@ from capbench.base.errors import CapbenchError
 from capbench.captioning import Captioner, caption_images, word_log_probs
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, Vocabulary
+from capbench.evidence.records import load_arrays, load_results
 from capbench.harness import Materials, Places, run
 from capbench.paper import Inputs, metric_of, paper
-from capbench.records import load_arrays, load_results
 from capbench.trained import Job
 from capbench.training import StoppedError
 from capbench.vision.encoders import Encoder

@@ -23,16 +23,16 @@ from capbench import leaderboard
 from capbench.base.errors import CapbenchError
 from capbench.data import datasets
 from capbench.data.datasets import SOURCES
+from capbench.evidence.records import Epoch, Result, load_results, save_result
+from capbench.evidence.results import Results
+from capbench.evidence.verdicts import Claim, Outcome, Reported
 from capbench.leaderboard.columns import columns
 from capbench.leaderboard.comparison import gather
 from capbench.leaderboard.markdown import code, code_block, escape, plain, table
 from capbench.leaderboard.page import page
 from capbench.metrics.significance import Interval
 from capbench.paper import Paper
-from capbench.records import Epoch, Result, load_results, save_result
-from capbench.results import Results
 from capbench.training import Training
-from capbench.verdicts import Claim, Outcome, Reported
 
 ROOT = Path(__file__).resolve().parents[1]
 NASTY = "a|b\n<script>alert(1)</script> `c` **d** [e](f) \u2028 $g$ \x00"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from capbench.evidence.records import Epoch, Result
 from capbench.leaderboard import plots
 from capbench.leaderboard.plots import (
     DEPTHS,
@@ -23,7 +24,6 @@ from capbench.leaderboard.plots import (
     recall_curves,
     sweep_curves,
 )
-from capbench.records import Epoch, Result
 from tests.test_leaderboard import record, three_seeds
 
 SPACE = "{http://www.w3.org/2000/svg}"

@@ -21,7 +21,7 @@ from capbench.base.errors import CapbenchError
 from capbench.base.files import check_writable
 from capbench.base.processor import blas, instruction_set
 from capbench.base.provenance import provenance, tracked
-from capbench.records import Epoch, Result, load_arrays, load_results, save_result
+from capbench.evidence.records import Epoch, Result, load_arrays, load_results, save_result
 
 RANKS = {"image_to_caption": np.array([0, 3, 1]), "caption_to_image": np.arange(15)}
 
@@ -84,7 +84,7 @@ def test_a_name_that_is_taken_is_drawn_again(tmp_path, monkeypatch, arrays):
 def test_two_processes_share_one_folder(tmp_path):
     save_result(example(), RANKS, tmp_path)
     code = (
-        "import sys, numpy as np; from pathlib import Path; from capbench.records import *\n"
+        "import sys, numpy as np; from pathlib import Path; from capbench.evidence.records import *\n"
         "folder = Path(sys.argv[1]); result = load_results(folder)[0]; print('ready', flush=True)\n"
         "for _ in range(40): save_result(result, {'a': np.arange(9)}, folder)"
     )

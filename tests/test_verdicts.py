@@ -11,11 +11,11 @@ import pytest
 from capbench.base.errors import CapbenchError
 from capbench.data import datasets
 from capbench.data.datasets import SOURCES
+from capbench.evidence.records import Result, save_result
+from capbench.evidence.results import Results, data_name, query_values
+from capbench.evidence.verdicts import Reported, difference, judge, read_reported, verdict
 from capbench.metrics.significance import Interval
 from capbench.paper import paper
-from capbench.records import Result, save_result
-from capbench.results import Results, data_name, query_values
-from capbench.verdicts import Reported, difference, judge, read_reported, verdict
 from reproductions.vsepp.claims import larger_sets_help
 
 TABLE = Path(__file__).parent.parent / "reproductions" / "vsepp" / "reported.csv"

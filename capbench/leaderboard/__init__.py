@@ -15,6 +15,8 @@ from rich.table import Table
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
+from capbench.evidence.records import Result, load_arrays
+from capbench.evidence.results import Results
 from capbench.leaderboard import index, kernels
 from capbench.leaderboard.agreement import Agreement, Earlier, compare, sentences, setting
 from capbench.leaderboard.columns import columns
@@ -23,8 +25,6 @@ from capbench.leaderboard.markdown import DASH, plain
 from capbench.leaderboard.page import page
 from capbench.leaderboard.plots import SWEEPS, Line, heat_map, learning_curves, recall_curves, slug, sweep_curves
 from capbench.paper import Paper
-from capbench.records import Result, load_arrays
-from capbench.results import Results
 from capbench.timing.records import TimingRecord, load_timings
 
 __all__ = [

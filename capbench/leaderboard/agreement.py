@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from capbench.base.provenance import tracked
+from capbench.evidence.records import Result
+from capbench.evidence.results import Results
+from capbench.evidence.verdicts import tolerance
 from capbench.leaderboard.cells import seeds
 from capbench.leaderboard.columns import Metric, metric
 from capbench.leaderboard.comparison import SETTING, changes
 from capbench.leaderboard.markdown import plain
 from capbench.metrics.significance import seed_interval
-from capbench.records import Result
-from capbench.results import Results
-from capbench.verdicts import tolerance
 
 HEADLINES = ("bleu4", "rsum", "perplexity", "pointing")  # compared is the first that all records have
 Status = Literal["agrees", "differs", "changed", "alone"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from capbench.evidence.verdicts import Status, Verdict
 from capbench.leaderboard.columns import Metric
 from capbench.leaderboard.comparison import Runs, marks
 from capbench.leaderboard.markdown import DASH, Notes, code, escape
 from capbench.metrics.significance import Interval
 from capbench.paper import Paper
-from capbench.verdicts import Status, Verdict
 
 SIGNS: dict[Status, str] = {"exceeds": "▲", "reproduced": "=", "close": "≈", "short": "▼"}
 COMPUTED_WITH = {  # fields of a record on which the last digits of a number hang, in words

@@ -9,11 +9,11 @@ from typing import Any
 
 from capbench import checkpoint
 from capbench.base.errors import CapbenchError
+from capbench.evidence.records import SCHEMA_VERSION, Result
+from capbench.evidence.results import Results, data_name, is_canonical
+from capbench.evidence.verdicts import Reported, Verdict, judge, verdict
 from capbench.metrics.significance import Interval, seed_interval
 from capbench.paper import Paper, metric_of
-from capbench.records import SCHEMA_VERSION, Result
-from capbench.results import Results, data_name, is_canonical
-from capbench.verdicts import Reported, Verdict, judge, verdict
 
 EMBEDDED = frozenset({"scenes"})  # data sets that no paper has; never set against a paper's number
 SETTING = ("preset", "dataset", "dataset_fingerprint", "split", "protocol", "encoder", "crop")
@@ -95,7 +95,7 @@ class Runs:
 class Row:
     """One number: of ours beside a reported one, of ours alone, or a reported one that still waits for ours.
 
-    `verdict` is a status of `capbench.verdicts`, or "not reported". Without a run our fields are empty.
+    `verdict` is a status of `capbench.evidence.verdicts`, or "not reported". Without a run our fields are empty.
     """
 
     paper: str

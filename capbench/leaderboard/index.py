@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from capbench.evidence.results import Results
 from capbench.leaderboard import cells
 from capbench.leaderboard.comparison import gather, set_beside
 from capbench.leaderboard.markdown import DASH, code_block, escape, table
 from capbench.leaderboard.page import GENERATED, VERDICTS, verdict_of
 from capbench.paper import Paper
-from capbench.results import Results
 from capbench.timing.records import TimingRecord
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
+from capbench.evidence.records import Result
+from capbench.evidence.results import Results, data_name
 from capbench.leaderboard import cells
 from capbench.leaderboard.comparison import Runs, marks
 from capbench.leaderboard.markdown import DASH, code, code_block, escape, plain, table
 from capbench.paper import Paper
-from capbench.records import Result
-from capbench.results import Results, data_name
 
 _HEAD = (
     "#", "record", "data set, protocol", "seed", "best epoch", "wall time", "energy", "memory",

@@ -7,13 +7,13 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from capbench.evidence.results import Results
+from capbench.evidence.verdicts import Reported, Verdict, judge
 from capbench.leaderboard import cells
 from capbench.leaderboard.columns import Metric, columns
 from capbench.leaderboard.comparison import Runs, set_beside
 from capbench.leaderboard.markdown import DASH, Notes, code, code_block, details, escape, table
 from capbench.paper import Paper
-from capbench.results import Results
-from capbench.verdicts import Reported, Verdict, judge
 
 _TABLE_AND_ROW = re.compile(r"(Table \S+), row (.+)")
 _CONFIDENCE = {"memory": "†", "one-source": "°"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from capbench.evidence.results import Results
+from capbench.evidence.verdicts import Claim, Outcome, advantage, beats, decided, points_at_what_is_named
 from capbench.metrics.significance import seed_interval
-from capbench.results import Results
-from capbench.verdicts import Claim, Outcome, advantage, beats, decided, points_at_what_is_named
 
 DIRECTIONS = ("image_to_caption_r1", "caption_to_image_r1")
 

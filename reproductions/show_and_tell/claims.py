@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from capbench.results import Results
-from capbench.verdicts import Claim, Outcome, advantage, decided, difference
+from capbench.evidence.results import Results
+from capbench.evidence.verdicts import Claim, Outcome, advantage, decided, difference
 
 WIDTHS = (*range(1, 10), 20)  # of the beam; a test set is searched with 1 to 9 and with the recipe's own
 

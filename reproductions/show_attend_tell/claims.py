@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capbench.verdicts import Claim, beats, points_at_what_is_named
+from capbench.evidence.verdicts import Claim, beats, points_at_what_is_named
 
 CLAIMS = (
     Claim(

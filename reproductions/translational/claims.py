@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from capbench.results import Results
-from capbench.verdicts import Claim, Outcome, advantage, decided
+from capbench.evidence.results import Results
+from capbench.evidence.verdicts import Claim, Outcome, advantage, decided
 
 
 def gru_against_lstm(results: Results) -> Outcome:

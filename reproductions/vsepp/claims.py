@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from capbench.evidence.results import Results
+from capbench.evidence.verdicts import Claim, Outcome, difference
 from capbench.metrics.significance import Interval
-from capbench.results import Results
-from capbench.verdicts import Claim, Outcome, difference
 
 SETS = (1, 4, 16, 64)
 DIRECTIONS = ("image_to_caption_r1", "caption_to_image_r1")

@@ -12,10 +12,10 @@ import numpy as np
 
 from capbench.base.errors import CapbenchError
 from capbench.data.datasets import NOT_PUBLISHED, known_fingerprint
+from capbench.evidence.records import Result, load_arrays, load_results
 from capbench.metrics.captioning import Score, bleu, bootstrap_corpus
 from capbench.metrics.jars import meteor
 from capbench.metrics.significance import Interval, bootstrap
-from capbench.records import Result, load_arrays, load_results
 
 MOST_TELLING = ("coco", "flickr30k", "flickr8k", "scenes")  # of the data sets that a claim may be tested on
 _PER_QUERY = re.compile(

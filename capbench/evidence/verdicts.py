@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from capbench.base.errors import CapbenchError
+from capbench.evidence.results import Results, is_of_corpus
 from capbench.metrics.captioning import paired_bootstrap_corpus
 from capbench.metrics.significance import Interval, paired_bootstrap, seed_interval
-from capbench.results import Results, is_of_corpus
 
 Status = Literal["exceeds", "reproduced", "close", "short", "pending", "not comparable"]
 Role = Literal["target", "baseline", "context"]
