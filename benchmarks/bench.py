@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from capbench.timing.measure import Call
-from capbench.training import bf16_where_native
+from capbench.training.machine import bf16_where_native
 
 Run = Callable[..., Tensor | tuple[Tensor, ...]]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

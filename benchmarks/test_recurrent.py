@@ -22,7 +22,7 @@ from benchmarks.parity import near
 from capbench.kernels.gru import last_hidden
 from capbench.kernels.gru.reference import reference_last_hidden
 from capbench.timing.measure import Call
-from capbench.training import bf16_where_native
+from capbench.training.machine import bf16_where_native
 
 Layer = Callable[..., Tensor]  # recurrence, embedding, captions, lengths -> states
 LIBRARY = "cuDNN" if ON_GPU else "torch"

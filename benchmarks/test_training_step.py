@@ -39,7 +39,8 @@ from capbench.kernels.maxsim.reference import reference_maxsim
 from capbench.kernels.ranking_loss.reference import reference_ranking_loss
 from capbench.paper import paper
 from capbench.timing.measure import Call
-from capbench.training import bf16_where_native, make_optimizer
+from capbench.training.loop import make_optimizer
+from capbench.training.machine import bf16_where_native
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.objective import structured_margin
 from reproductions.show_and_tell.model import ShowAndTell

@@ -28,7 +28,7 @@ from capbench.evidence.records import load_results
 from capbench.harness import DEFAULT_ENCODER, ENCODERS, Materials, Places, run
 from capbench.paper import Paper, joined, metric_of, paper, papers
 from capbench.trained import Job
-from capbench.training import State, StoppedError
+from capbench.training.loop import State, StoppedError
 from capbench.vision.features import Crop
 
 BAD_INPUT, STOPPED = 2, 75

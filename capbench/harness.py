@@ -16,7 +16,6 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from capbench import checkpoint
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write, check_writable
 from capbench.base.processor import computes_bf16
@@ -25,9 +24,12 @@ from capbench.data.captions import CaptionDataset, protocol_line
 from capbench.data.datasets import is_published, load_dataset
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.records import Epoch, Result, save_result
-from capbench.paper import Inputs, Paper, joined, metric_of, paper, warmup
+from capbench.paper import Paper, joined, metric_of, paper, warmup
 from capbench.trained import Job, load_run
-from capbench.training import Evaluation, State, Training, fit, peak_memory_bytes, restart_peak_memory
+from capbench.training import checkpoint
+from capbench.training.experiment import Evaluation, Inputs, Training
+from capbench.training.loop import State, fit
+from capbench.training.machine import peak_memory_bytes, restart_peak_memory
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import Crop, Features, features
 from capbench.vision.weights import hash_tensors

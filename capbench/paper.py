@@ -6,21 +6,18 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from capbench.base.errors import CapbenchError
-from capbench.data.captions import CaptionDataset
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.verdicts import Claim, Reported, read_reported
-from capbench.training import Experiment, Training
-from capbench.vision.encoders import Encoder
-from capbench.vision.features import Features
+from capbench.training.experiment import Experiment, Inputs, Training
 
 
 @runtime_checkable
@@ -37,29 +34,6 @@ class Recipe(Protocol):
     def start_from(self) -> str | None: ...
     @property
     def training(self) -> Training: ...
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What an experiment is made from.
-
-    `features` has a row for each image of the whole data set; `start` are the snapshots that a preset with `start_from`
-    goes on from, by parameter name: one, or as many as an ensemble has members.
-    """
-
-    dataset: CaptionDataset
-    encoder: Encoder
-    features: Features
-    vocabulary: Vocabulary
-    start: tuple[Mapping[str, Tensor], ...] = ()
-    _encoded: dict[str, list[list[int]]] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def encoded(self, split: str) -> list[list[int]]:
-        """The captions of a split as word numbers, START to END; made once."""
-        if split not in self._encoded:
-            tokens = self.dataset.split(split).tokens
-            self._encoded[split] = [self.vocabulary.encode(words) for words in tokens]
-        return self._encoded[split]
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from capbench import checkpoint
 from capbench.base.errors import CapbenchError
 from capbench.data.images import decode
 from capbench.data.vocabulary import Vocabulary
 from capbench.paper import paper
+from capbench.training import checkpoint
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import Crop, encode, stacked
 from capbench.vision.regions import boxes_of_picture

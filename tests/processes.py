@@ -12,7 +12,7 @@ from pathlib import Path
 def begin(work: Callable[[Path, Connection], None], folder: Path) -> tuple[BaseProcess, Connection]:
     """A process that does `work`, a function of a module, in `folder`; and what it sends."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["capbench.training", "capbench.vision.features"])
+    context.set_forkserver_preload(["capbench.training.loop", "capbench.vision.features"])
     heard, told = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(folder, told))
     process.start()

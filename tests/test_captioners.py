@@ -23,7 +23,7 @@ from capbench.metrics import captioning, jars
 from capbench.metrics.jars import find_java
 from capbench.paper import joined, paper
 from capbench.trained import Job
-from capbench.training import StoppedError
+from capbench.training.loop import StoppedError
 from reproductions.show_and_tell import make_model as show_and_tell
 from reproductions.show_and_tell.ranking import likelihoods, normalised
 from reproductions.show_and_tell.recipe import presets as nic_presets

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from capbench import checkpoint
 from capbench.base.errors import CapbenchError
+from capbench.training import checkpoint
 from tests.processes import begin
 
 

@@ -22,8 +22,8 @@ from capbench.data.datasets import load_dataset
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import Vocabulary
 from capbench.metrics.retrieval import embedding_ranks
-from capbench.paper import Inputs, paper
-from capbench.training import Evaluation
+from capbench.paper import paper
+from capbench.training.experiment import Evaluation, Inputs
 from capbench.vision.encoders import Encoder, Output
 from capbench.vision.features import features
 from reproductions.show_and_tell.ranking import likelihoods, normalised

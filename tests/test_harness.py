@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from capbench import checkpoint, cli, harness, leaderboard, trained
+from capbench import cli, harness, leaderboard, trained
 from capbench.base.errors import CapbenchError
 from capbench.base.processor import blas, computes_bf16, instruction_set
 from capbench.data import datasets
@@ -25,7 +25,8 @@ from capbench.evidence.results import Results
 from capbench.harness import Materials, Places, run
 from capbench.paper import Paper, paper, papers
 from capbench.trained import Job, finished_runs, load_run
-from capbench.training import StoppedError
+from capbench.training import checkpoint
+from capbench.training.loop import StoppedError
 
 ROOT = Path(__file__).parent.parent
 

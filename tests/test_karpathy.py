@@ -19,9 +19,10 @@ from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, Vocabulary
 from capbench.evidence.records import load_arrays, load_results
 from capbench.harness import Materials, Places, run
-from capbench.paper import Inputs, metric_of, paper
+from capbench.paper import metric_of, paper
 from capbench.trained import Job
-from capbench.training import StoppedError
+from capbench.training.experiment import Inputs
+from capbench.training.loop import StoppedError
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import features
 from reproductions.karpathy.alignment import AlignmentModel

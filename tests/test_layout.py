@@ -23,13 +23,12 @@ FLOORS = (
     {"harness", "leaderboard"},
     {"trained"},
     {"captioning"},
-    {"sources"},
     {"paper"},
     {"training"},
     {"evidence"},
     {"layers", "metrics", "pictures", "vision"},
     {"data"},
-    {"checkpoint", "kernels", "decoding", "timing"},
+    {"kernels", "decoding", "timing"},
     {"base"},
 )
 FLOOR = {part: level for level, parts in enumerate(FLOORS) for part in parts}

@@ -32,7 +32,7 @@ from capbench.leaderboard.markdown import code, code_block, escape, plain, table
 from capbench.leaderboard.page import page
 from capbench.metrics.significance import Interval
 from capbench.paper import Paper
-from capbench.training import Training
+from capbench.training.experiment import Training
 
 ROOT = Path(__file__).resolve().parents[1]
 NASTY = "a|b\n<script>alert(1)</script> `c` **d** [e](f) \u2028 $g$ \x00"

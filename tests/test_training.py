@@ -14,16 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from capbench import checkpoint
 from capbench.base.errors import CapbenchError
-from capbench.training import (
-    Evaluation,
-    StoppedError,
-    Training,
-    finished,
-    fit,
-    learning_rate,
-)
+from capbench.training import checkpoint
+from capbench.training.experiment import Evaluation, Training
+from capbench.training.loop import StoppedError, finished, fit, learning_rate
 from tests.processes import begin
 
 TRAINING = Training(epochs=4, batch_size=8, learning_rate=0.05, decay_every=2, clip_norm=1.0)

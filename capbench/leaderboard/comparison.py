@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from capbench import checkpoint
 from capbench.base.errors import CapbenchError
 from capbench.evidence.records import SCHEMA_VERSION, Result
 from capbench.evidence.results import Results, data_name, is_canonical
 from capbench.evidence.verdicts import Reported, Verdict, judge, verdict
 from capbench.metrics.significance import Interval, seed_interval
 from capbench.paper import Paper, metric_of
+from capbench.training import checkpoint
 
 EMBEDDED = frozenset({"scenes"})  # data sets that no paper has; never set against a paper's number
 SETTING = ("preset", "dataset", "dataset_fingerprint", "split", "protocol", "encoder", "crop")

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from capbench.data.vocabulary import Vocabulary
-from capbench.paper import Inputs, Paper
-from capbench.training import Experiment
+from capbench.paper import Paper
+from capbench.training.experiment import Experiment, Inputs
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.claims import CLAIMS
 from reproductions.karpathy.experiment import AlignmentExperiment

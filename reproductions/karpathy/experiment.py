@@ -18,9 +18,8 @@ from capbench.kernels.chain import chain_labels
 from capbench.kernels.maxsim import maxsim
 from capbench.metrics.alignment import BETAS, f1, hits, overlaps, pointing, snippet_counts
 from capbench.metrics.retrieval import evaluate_protocol
-from capbench.paper import Inputs
-from capbench.sources import FeatureSource
-from capbench.training import Evaluation
+from capbench.training.experiment import Evaluation, Inputs
+from capbench.training.sources import FeatureSource
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.objective import structured_margin
 from reproductions.karpathy.recipe import Alignment

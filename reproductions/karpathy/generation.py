@@ -16,8 +16,8 @@ from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
 from capbench.data.vocabulary import Vocabulary
 from capbench.metrics.captioning import bleu, bleu_statistics
-from capbench.paper import Inputs
-from capbench.training import Evaluation, bf16_where_native
+from capbench.training.experiment import Evaluation, Inputs
+from capbench.training.machine import bf16_where_native
 from capbench.vision.regions import Boxes
 from reproductions.karpathy.experiment import WHOLE, AlignmentExperiment
 from reproductions.karpathy.generator import MultimodalRNN

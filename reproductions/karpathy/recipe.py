@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from capbench.kernels.maxsim.reference import Form
-from capbench.training import Training
+from capbench.training.experiment import Training
 
 HEADLINE = ("sum-form", "bag", "brnn", "rnn", "rnn-regions")
 ALIGNING = Training(epochs=15, batch_size=100, learning_rate=1e-5, optimizer="sgd", momentum=0.9, clip_value=5.0)

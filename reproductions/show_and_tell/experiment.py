@@ -10,8 +10,7 @@ from capbench.captioning import CaptioningExperiment, MakeModel
 from capbench.data.batches import distinct, padded
 from capbench.data.captions import Split
 from capbench.metrics.retrieval import match_ranks, retrieval_metrics
-from capbench.paper import Inputs
-from capbench.training import Evaluation
+from capbench.training.experiment import Evaluation, Inputs
 from reproductions.show_and_tell.objective import objective
 from reproductions.show_and_tell.ranking import likelihoods, normalised
 

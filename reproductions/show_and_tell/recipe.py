@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from capbench.training import Training
+from capbench.training.experiment import Training
 
 HEADLINE = ("sgd", "adam", "adam-ensemble")
 PUBLISHED = Training(

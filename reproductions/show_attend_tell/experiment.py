@@ -10,8 +10,7 @@ import torch
 from capbench.captioning import CaptioningExperiment
 from capbench.data.captions import Split
 from capbench.metrics.alignment import locations_inside, pointing
-from capbench.paper import Inputs
-from capbench.training import Evaluation
+from capbench.training.experiment import Evaluation, Inputs
 from reproductions.show_attend_tell.model import ShowAttendTell
 from reproductions.show_attend_tell.objective import objective
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from capbench.training import Training
+from capbench.training.experiment import Training
 
 HEADLINE = ("soft", "hard", "none")
 ADAM = Training(epochs=8, batch_size=128, learning_rate=8e-4, decay_every=5, clip_norm=5.0, patience=3, average=0.998)

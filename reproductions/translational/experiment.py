@@ -12,8 +12,7 @@ from capbench.captioning import CaptioningExperiment, cross_entropy
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, PAD
 from capbench.data.word_vectors import file_of, word_vectors
-from capbench.paper import Inputs
-from capbench.training import Evaluation
+from capbench.training.experiment import Evaluation, Inputs
 from reproductions.translational.model import Translator
 
 GLOVE = "CAPBENCH_GLOVE"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from capbench.training import Training
+from capbench.training.experiment import Training
 
 HEADLINE = ("lstm", "gru")
 ADAM = Training(epochs=4, batch_size=64, learning_rate=1e-3, plateau=1, decay=0.3, clip_norm=10.0, patience=2)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from capbench.data.batches import distinct, length_grouped, padded
 from capbench.metrics.retrieval import evaluate_protocol
-from capbench.paper import Inputs
-from capbench.sources import FeatureSource
-from capbench.training import Evaluation
+from capbench.training.experiment import Evaluation, Inputs
+from capbench.training.sources import FeatureSource
 from reproductions.vsepp import objective
 from reproductions.vsepp.model import VSE
 from reproductions.vsepp.recipe import Recipe

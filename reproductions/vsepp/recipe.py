@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from capbench.training import Training
+from capbench.training.experiment import Training
 
 HEADLINE = ("vse0", "vsepp", "vsepp-small")
 NEGATIVES = (1, 4, 16, 64)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from capbench.data.images import one_crop, random_crop
-from capbench.paper import Inputs
+from capbench.training.experiment import Inputs
 from capbench.vision.encoders import Encoder
 
 PICTURES_AT_ONCE = 64

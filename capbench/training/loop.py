@@ -7,78 +7,22 @@ and started again makes the same steps as one that was not.
 from __future__ import annotations
 
 import math
-import re
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capbench import checkpoint
 from capbench.base.errors import CapbenchError
-from capbench.base.processor import computes_bf16
 from capbench.evidence.records import Epoch
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a model is fitted. Learning rates are per step, schedules count epochs.
-
-    decay_every: multiply the rate by `decay` after so many epochs; plateau: after so many without a better snapshot;
-    patience: stop after so many without one; clip_norm: largest norm of the whole gradient; clip_value: largest
-    absolute value of an element; average: how much of the running average of the weights a step keeps, where it is that
-    average that is scored and kept (Polyak and Juditsky 1992), 0 for the weights themselves; precision: "auto" computes
-    in bf16 where the device has it, "full" in fp32.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    optimizer: Literal["adam", "sgd", "rmsprop"] = "adam"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    decay_every: int | None = None
-    plateau: int | None = None
-    decay: float = 0.1
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    patience: int | None = None
-    average: float = 0.0
-    precision: Literal["auto", "full"] = "auto"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics by name, the arrays they were counted from (ranks by query), and why a metric is missing."""
-
-    metrics: Mapping[str, float]
-    arrays: Mapping[str, np.ndarray]
-    notes: tuple[str, ...] = ()
-
-
-@runtime_checkable
-class Experiment(Protocol):
-    """One model of one paper on one data set, as the training loop and the harness see it."""
-
-    @property
-    def model(self) -> nn.Module: ...
-
-    def batches(self, epoch: int) -> Sequence[np.ndarray]:
-        """The batches of an epoch, as caption indices: a pure function of the seed and the epoch."""
-
-    def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
-        """The scalar to be minimised on a batch."""
-
-    def evaluate(self, split: str, protocol: str) -> Evaluation:
-        """Scores on a split under a protocol; the model is in evaluation mode and no gradient is kept."""
+from capbench.training import checkpoint
+from capbench.training.experiment import Experiment, Training
+from capbench.training.machine import bf16_where_native, energy_joules, stop_requests
 
 
 class StoppedError(Exception):
@@ -198,34 +142,6 @@ def make_optimizer(training: Training, parameters: Sequence[nn.Parameter]) -> to
     return torch.optim.RMSprop(parameters, rate, momentum=training.momentum, weight_decay=decay)
 
 
-def bf16_where_native(device: torch.device, precision: Literal["auto", "full"]) -> AbstractContextManager[Any]:
-    """Autocast to bf16 where the device multiplies in it natively and the recipe allows; else full precision."""
-    native = precision == "auto" and computes_bf16(device)
-    return torch.autocast(device.type, torch.bfloat16) if native else nullcontext()
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM, SIGUSR1 and the first SIGINT only set what the function returns; a second SIGINT leaves."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and signal.SIGINT in seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    before = {number: signal.signal(number, note) for number in signals}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _step(
     experiment: Experiment,
     training: Training,
@@ -313,34 +229,6 @@ class _Work:
         state.seconds += spent
         if energy is not None and self.energy is not None and energy >= self.energy:
             state.joules = (state.joules or 0.0) + energy - self.energy
-
-
-def energy_joules() -> float | None:
-    """The processor packages' energy counters, where the system shows them (Linux powercap)."""
-    counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))
-    try:
-        return sum(int(counter.read_text()) for counter in counters) / 1e6 if counters else None
-    except OSError:
-        return None
-
-
-def restart_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_bytes` count from here on."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most that was held at once: of a GPU's memory by torch, else by this process (on Linux)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        return None
-    return 1024 * int(found[1]) if found else None
 
 
 def _save(

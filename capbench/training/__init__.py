@@ -1,0 +1,1 @@
+"""How a model is fitted: the one loop, what it is given, and what it keeps."""
