@@ -37,7 +37,7 @@ from capbench.kernels.gru.reference import reference_last_hidden
 from capbench.kernels.log_prob.reference import reference_target_log_probs
 from capbench.kernels.maxsim.reference import reference_maxsim
 from capbench.kernels.ranking_loss.reference import reference_ranking_loss
-from capbench.paper import paper
+from capbench.runs.paper import paper
 from capbench.timing.measure import Call
 from capbench.training.loop import make_optimizer
 from capbench.training.machine import bf16_where_native

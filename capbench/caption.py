@@ -17,7 +17,7 @@ from capbench.captioning import Captioner, caption_images
 from capbench.data.images import decode, one_crop
 from capbench.data.vocabulary import END
 from capbench.pictures import literal, save_figure
-from capbench.trained import BATCH, Trained, find_run
+from capbench.runs.loaded import BATCH, Trained, find_run
 from capbench.vision.features import Crop
 
 COLUMNS = 5  # panels in a row of a picture of attention

@@ -19,7 +19,7 @@ from capbench.decoding import Captions, State, Step, beam_search, ensemble, gree
 from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
 from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
-from capbench.paper import joined
+from capbench.runs.paper import joined
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.machine import bf16_where_native
 from capbench.training.sources import FeatureSource

@@ -25,9 +25,9 @@ from rich.table import Table
 from capbench import __version__, leaderboard
 from capbench.base.errors import CapbenchError
 from capbench.evidence.records import load_results
-from capbench.harness import DEFAULT_ENCODER, ENCODERS, Materials, Places, run
-from capbench.paper import Paper, joined, metric_of, paper, papers
-from capbench.trained import Job
+from capbench.runs.harness import DEFAULT_ENCODER, ENCODERS, Materials, Places, run
+from capbench.runs.job import Job
+from capbench.runs.paper import Paper, joined, metric_of, paper, papers
 from capbench.training.loop import State, StoppedError
 from capbench.vision.features import Crop
 
@@ -240,7 +240,7 @@ def caption(
     """
     from capbench.base.files import atomic_write
     from capbench.caption import captioner, captions_of, draw_attention, draw_sheet
-    from capbench.trained import pictures_in
+    from capbench.runs.loaded import pictures_in
 
     paths = pictures_in(pictures) if pictures.is_dir() else [pictures]
     if attention is not None and len(paths) != 1:

@@ -15,7 +15,7 @@ from capbench.base.files import atomic_write
 from capbench.data.batches import padded
 from capbench.data.images import decode
 from capbench.data.vocabulary import tokenize
-from capbench.trained import Trained, find_run, pictures_in
+from capbench.runs.loaded import Trained, find_run, pictures_in
 
 TILE = 224
 

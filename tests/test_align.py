@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from capbench import cli, trained
+from capbench import cli
 from capbench.align import (
     Aligned,
     Aligner,
@@ -27,7 +27,9 @@ from capbench.align import (
 from capbench.base.errors import CapbenchError
 from capbench.data.images import decode
 from capbench.data.vocabulary import PAD, Vocabulary
-from capbench.trained import Job, Trained
+from capbench.runs import loaded
+from capbench.runs.job import Job
+from capbench.runs.loaded import Trained
 
 MEANING = {"a": (0.2, 0.1), "red": (2.0, 0.0), "ball": (3.0, 0.0), "of": (1.0, 1.5), "grass": (0.0, 4.0)}
 VOCABULARY = Vocabulary(tuple(MEANING), (9,) * len(MEANING))
@@ -177,8 +179,8 @@ def test_only_a_run_that_aligns_is_taken(run, monkeypatch, tmp_path):
     assert not isinstance(nn.Linear(2, 2), Aligner)
     other = Fake(Job("vsepp", "vsepp", "scenes", "scenes", 0), None, VOCABULARY, nn.Linear(2, 2), {}, {})
     runs = {"other": other, "own": run}
-    monkeypatch.setattr(trained, "finished_runs", lambda folder: [folder / name for name in runs])
-    monkeypatch.setattr(trained, "load_run", lambda folder: runs[folder.name])
+    monkeypatch.setattr(loaded, "finished_runs", lambda folder: [folder / name for name in runs])
+    monkeypatch.setattr(loaded, "load_run", lambda folder: runs[folder.name])
     assert aligner(None, tmp_path) is run
     assert aligner(tmp_path / "own", tmp_path) is run
     with pytest.raises(CapbenchError, match=r"other.*is no alignment model"):

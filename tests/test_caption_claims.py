@@ -13,7 +13,7 @@ from capbench.evidence.records import Result, save_result
 from capbench.evidence.results import Results
 from capbench.evidence.verdicts import advantage, judge
 from capbench.metrics.captioning import bleu, bleu_statistics, bootstrap_corpus
-from capbench.paper import papers
+from capbench.runs.paper import papers
 from reproductions.karpathy import PAPER as DVSA
 from reproductions.show_and_tell import PAPER as NIC
 from reproductions.show_attend_tell import PAPER as SAT

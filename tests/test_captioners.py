@@ -10,19 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from capbench import harness, trained
 from capbench.base.errors import CapbenchError
 from capbench.caption import captioner, captions_of, draw_attention, draw_sheet
 from capbench.captioning import Ensemble, caption_images, cross_entropy, maybe_joined, word_log_probs
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, UNKNOWN, Vocabulary
 from capbench.evidence.records import load_arrays, load_results
-from capbench.harness import Materials, Places, run
 from capbench.layers import AdditiveAttention, context
 from capbench.metrics import captioning, jars
 from capbench.metrics.jars import find_java
-from capbench.paper import joined, paper
-from capbench.trained import Job
+from capbench.runs import harness, loaded
+from capbench.runs.harness import Materials, Places, run
+from capbench.runs.job import Job
+from capbench.runs.paper import joined, paper
 from capbench.training.loop import StoppedError
 from reproductions.show_and_tell import make_model as show_and_tell
 from reproductions.show_and_tell.ranking import likelihoods, normalised
@@ -169,7 +169,7 @@ def places(monkeypatch, tmp_path, few) -> Places:
 
         return replace(original, presets=presets)
 
-    for module in (harness, trained):
+    for module in (harness, loaded):
         monkeypatch.setattr(module, "paper", tiny)
     for module in (jars, captioning):  # Java starts cost more than the runs; one test below has it
         monkeypatch.setattr(module, "find_java", lambda: None)

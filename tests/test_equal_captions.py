@@ -22,7 +22,7 @@ from capbench.data.datasets import load_dataset
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import Vocabulary
 from capbench.metrics.retrieval import embedding_ranks
-from capbench.paper import paper
+from capbench.runs.paper import paper
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.vision.encoders import Encoder, Output
 from capbench.vision.features import features

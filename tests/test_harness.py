@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from capbench import cli, harness, leaderboard, trained
+from capbench import cli, leaderboard
 from capbench.base.errors import CapbenchError
 from capbench.base.processor import blas, computes_bf16, instruction_set
 from capbench.data import datasets
 from capbench.data.scenes import scenes
 from capbench.evidence.records import load_arrays, load_results, save_result
 from capbench.evidence.results import Results
-from capbench.harness import Materials, Places, run
-from capbench.paper import Paper, paper, papers
-from capbench.trained import Job, finished_runs, load_run
+from capbench.runs import harness, loaded
+from capbench.runs.harness import Materials, Places, run
+from capbench.runs.job import Job
+from capbench.runs.loaded import finished_runs, load_run
+from capbench.runs.paper import Paper, paper, papers
 from capbench.training import checkpoint
 from capbench.training.loop import StoppedError
 
@@ -53,7 +55,7 @@ def few(monkeypatch, tmp_path, small_scenes) -> Paper:
         return replace(recipe, embedding=16, word=8, training=training, warmup=recipe.warmup // 2)
 
     small = replace(original, presets=presets)
-    for module in (harness, trained):
+    for module in (harness, loaded):
         monkeypatch.setattr(module, "paper", lambda name: small)
     monkeypatch.setattr(harness, "load_dataset", lambda name: small_scenes)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch.nn.functional import relu
 
-from capbench import harness
 from capbench.align import Aligner
 from capbench.base.errors import CapbenchError
 from capbench.captioning import Captioner, caption_images, word_log_probs
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, Vocabulary
 from capbench.evidence.records import load_arrays, load_results
-from capbench.harness import Materials, Places, run
-from capbench.paper import metric_of, paper
-from capbench.trained import Job
+from capbench.runs import harness
+from capbench.runs.harness import Materials, Places, run
+from capbench.runs.job import Job
+from capbench.runs.paper import metric_of, paper
 from capbench.training.experiment import Inputs
 from capbench.training.loop import StoppedError
 from capbench.vision.encoders import Encoder
@@ -306,7 +306,7 @@ def short(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("reproductions.karpathy.generation.presets", lambda dataset: shorter)
     owner = replace(paper("karpathy"), presets=lambda dataset: shorter)
     monkeypatch.setattr(harness, "paper", lambda name: owner)
-    monkeypatch.setattr("capbench.trained.paper", lambda name: owner)
+    monkeypatch.setattr("capbench.runs.loaded.paper", lambda name: owner)
 
 
 @pytest.mark.parametrize("preset", ["brnn", "rnn-regions"])

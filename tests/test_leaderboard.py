@@ -31,7 +31,7 @@ from capbench.leaderboard.comparison import gather
 from capbench.leaderboard.markdown import code, code_block, escape, plain, table
 from capbench.leaderboard.page import page
 from capbench.metrics.significance import Interval
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 from capbench.training.experiment import Training
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,15 +16,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models._api import WeightsEnum
 
-from capbench import harness
 from capbench.base.errors import CapbenchError
 from capbench.base.files import locked
 from capbench.data.captions import CaptionDataset
 from capbench.data.images import ImageFolder, whole_image
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import Vocabulary
-from capbench.harness import Materials
-from capbench.trained import Job, Trained
+from capbench.runs import harness
+from capbench.runs.harness import Materials
+from capbench.runs.job import Job
+from capbench.runs.loaded import Trained
 from capbench.vision import regions
 from capbench.vision.encoders import DETECTORS, Encoder, load_detector
 from capbench.vision.features import features

@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from capbench import harness, search, trained
+from capbench import search
 from capbench.base.errors import CapbenchError
 from capbench.data.images import whole_image
 from capbench.data.scenes import scenes
-from capbench.harness import Materials, Places
-from capbench.paper import paper
-from capbench.trained import Job
+from capbench.runs import harness, loaded
+from capbench.runs.harness import Materials, Places
+from capbench.runs.job import Job
+from capbench.runs.paper import paper
 from capbench.vision.encoders import Encoder
 
 
@@ -34,7 +35,7 @@ def runs(tmp_path_factory, small):
         return {"vsepp-small": replace(recipe, embedding=16, word=8, training=replace(recipe.training, epochs=2))}
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (harness, trained):
+        for module in (harness, loaded):
             patch.setattr(module, "paper", lambda name: replace(original, presets=tiny))
         patch.setattr(harness, "load_dataset", lambda name: small)
         patch.setenv("CAPBENCH_CACHE", str(folder / "cache"))

@@ -15,7 +15,7 @@ from capbench.evidence.records import Result, save_result
 from capbench.evidence.results import Results, data_name, query_values
 from capbench.evidence.verdicts import Reported, difference, judge, read_reported, verdict
 from capbench.metrics.significance import Interval
-from capbench.paper import paper
+from capbench.runs.paper import paper
 from reproductions.vsepp.claims import larger_sets_help
 
 TABLE = Path(__file__).parent.parent / "reproductions" / "vsepp" / "reported.csv"

@@ -24,7 +24,7 @@ from capbench.leaderboard.comparison import Row, Runs, by_metric, gather, rows
 from capbench.leaderboard.markdown import DASH, plain
 from capbench.leaderboard.page import page
 from capbench.leaderboard.plots import SWEEPS, Line, heat_map, learning_curves, recall_curves, slug, sweep_curves
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 from capbench.timing.records import TimingRecord, load_timings
 
 __all__ = [

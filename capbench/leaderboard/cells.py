@@ -10,7 +10,7 @@ from capbench.leaderboard.columns import Metric
 from capbench.leaderboard.comparison import Runs, marks
 from capbench.leaderboard.markdown import DASH, Notes, code, escape
 from capbench.metrics.significance import Interval
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 
 SIGNS: dict[Status, str] = {"exceeds": "▲", "reproduced": "=", "close": "≈", "short": "▼"}
 COMPUTED_WITH = {  # fields of a record on which the last digits of a number hang, in words

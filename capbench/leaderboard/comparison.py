@@ -12,7 +12,7 @@ from capbench.evidence.records import SCHEMA_VERSION, Result
 from capbench.evidence.results import Results, data_name, is_canonical
 from capbench.evidence.verdicts import Reported, Verdict, judge, verdict
 from capbench.metrics.significance import Interval, seed_interval
-from capbench.paper import Paper, metric_of
+from capbench.runs.paper import Paper, metric_of
 from capbench.training import checkpoint
 
 EMBEDDED = frozenset({"scenes"})  # data sets that no paper has; never set against a paper's number

@@ -10,7 +10,7 @@ from capbench.leaderboard import cells
 from capbench.leaderboard.comparison import gather, set_beside
 from capbench.leaderboard.markdown import DASH, code_block, escape, table
 from capbench.leaderboard.page import GENERATED, VERDICTS, verdict_of
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 from capbench.timing.records import TimingRecord
 
 

@@ -10,7 +10,7 @@ from capbench.evidence.results import Results, data_name
 from capbench.leaderboard import cells
 from capbench.leaderboard.comparison import Runs, marks
 from capbench.leaderboard.markdown import DASH, code, code_block, escape, plain, table
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 
 _HEAD = (
     "#", "record", "data set, protocol", "seed", "best epoch", "wall time", "energy", "memory",

@@ -13,7 +13,7 @@ from capbench.leaderboard import cells
 from capbench.leaderboard.columns import Metric, columns
 from capbench.leaderboard.comparison import Runs, set_beside
 from capbench.leaderboard.markdown import DASH, Notes, code, code_block, details, escape, table
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 
 _TABLE_AND_ROW = re.compile(r"(Table \S+), row (.+)")
 _CONFIDENCE = {"memory": "†", "one-source": "°"}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from capbench.data.vocabulary import Vocabulary
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 from capbench.training.experiment import Experiment, Inputs
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.claims import CLAIMS

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from capbench.captioning import maybe_joined
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 from reproductions.show_and_tell.claims import CLAIMS
 from reproductions.show_and_tell.experiment import ShowAndTellExperiment
 from reproductions.show_and_tell.model import ShowAndTell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 from reproductions.show_attend_tell.claims import CLAIMS
 from reproductions.show_attend_tell.experiment import AttentionExperiment
 from reproductions.show_attend_tell.model import ShowAttendTell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 from reproductions.translational.claims import CLAIMS
 from reproductions.translational.experiment import TranslationalExperiment
 from reproductions.translational.model import Translator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from capbench.paper import Paper
+from capbench.runs.paper import Paper
 from reproductions.vsepp.claims import CLAIMS
 from reproductions.vsepp.experiment import VSEExperiment
 from reproductions.vsepp.model import VSE

@@ -24,8 +24,9 @@ from capbench.data.captions import CaptionDataset, protocol_line
 from capbench.data.datasets import is_published, load_dataset
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.records import Epoch, Result, save_result
-from capbench.paper import Paper, joined, metric_of, paper, warmup
-from capbench.trained import Job, load_run
+from capbench.runs.job import Job
+from capbench.runs.loaded import load_run
+from capbench.runs.paper import Paper, joined, metric_of, paper, warmup
 from capbench.training import checkpoint
 from capbench.training.experiment import Evaluation, Inputs, Training
 from capbench.training.loop import State, fit

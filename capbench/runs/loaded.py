@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from capbench.base.errors import CapbenchError
 from capbench.data.images import decode
 from capbench.data.vocabulary import Vocabulary
-from capbench.paper import paper
+from capbench.runs.job import Job
+from capbench.runs.paper import paper
 from capbench.training import checkpoint
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import Crop, encode, stacked
@@ -27,31 +27,6 @@ from capbench.vision.weights import fit
 
 PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"}
 BATCH = 32
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: a preset of a paper on a data set with an encoder and a seed."""
-
-    paper: str
-    preset: str
-    dataset: str
-    encoder: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.paper} {self.preset} on {self.dataset}, {self.encoder}, seed {self.seed}"
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return f"{self.preset}-{self.dataset}-{self.encoder}-s{self.seed}"
-
-    @property
-    def command(self) -> str:
-        """What to type to make this run again."""
-        words = ["capbench", "run", self.paper.replace("_", "-"), "--preset", self.preset, "--dataset", self.dataset]
-        return shlex.join([*words, "--encoder", self.encoder, "--seed", str(self.seed)])
 
 
 @dataclass(frozen=True)
