@@ -2,7 +2,7 @@
 
 H = 512, V = 10,000; one word in twenty is padding, which counts for nothing. FLOP: the product, 2 x words x H x V,
 and one for each of both gradients. Bytes: hidden states and weight, read once, and their gradients. Ours is what the
-captioners call: a linear layer, then `capbench.captioning.cross_entropy`. The libraries run on a GPU alone.
+captioners call: a linear layer, then `capbench.captioners.experiment.cross_entropy`. The libraries run on a GPU alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Way, rows
-from capbench.captioning import cross_entropy
+from capbench.captioners.experiment import cross_entropy
 from capbench.data.vocabulary import PAD
 
 HIDDEN, VOCABULARY, STEPS, CHUNK = 512, 10_000, 20, 1024

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from benchmarks.bench import DEVICE, Case, Way, rows
-from capbench.captioning import IMAGES_AT_ONCE, LONGEST, caption_images
+from capbench.captioners.decoding import State
+from capbench.captioners.experiment import IMAGES_AT_ONCE, LONGEST, caption_images
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN
-from capbench.decoding import State
 from reproductions.show_attend_tell.model import ShowAttendTell
 from reproductions.show_attend_tell.recipe import presets
 

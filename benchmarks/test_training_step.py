@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Way, rows, through_all, training_dtype
 from benchmarks.captions import EPOCH, batches, encoded
 from benchmarks.parity import near
-from capbench.captioning import cross_entropy
+from capbench.captioners.experiment import cross_entropy
 from capbench.data.vocabulary import PAD
 from capbench.kernels.attention.reference import reference_attention_step
 from capbench.kernels.gru.reference import reference_last_hidden
@@ -102,8 +102,8 @@ RANKED = Trained(
     plain={"reproductions.vsepp.model.last_hidden": reference_last_hidden,
            "reproductions.vsepp.objective.ranking_loss": reference_ranking_loss},
 )  # fmt: skip
-WORDS = {"capbench.captioning.target_log_probs": reference_target_log_probs}
-ATTENTION = WORDS | {"capbench.layers.attention_step": reference_attention_step}
+WORDS = {"capbench.captioners.experiment.target_log_probs": reference_target_log_probs}
+ATTENTION = WORDS | {"capbench.captioners.layers.attention_step": reference_attention_step}
 TRAINED = (
     RANKED,
     Trained("Show and Tell", of_paper("show_and_tell", "adam"),

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from capbench.base.errors import CapbenchError
-from capbench.captioning import Captioner, caption_images
+from capbench.captioners.experiment import Captioner, caption_images
 from capbench.data.images import decode, one_crop
 from capbench.data.vocabulary import END
 from capbench.pictures import literal, save_figure

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from capbench.captioners.layers import AdditiveAttention, context
 from capbench.kernels._triton import interpreted
 from capbench.kernels.attention import attention_step, attention_weights
 from capbench.kernels.attention import cpu as kernel
 from capbench.kernels.attention.reference import reference_attention_step
-from capbench.layers import AdditiveAttention, context
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 7, 2, 5, 4), (2, 40, 3, 70, 65), (2, 3, 17, 6, 5)]  # image location beam attention dim
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from capbench.captioning import word_log_probs
+from capbench.captioners.experiment import word_log_probs
+from capbench.captioners.layers import context, lstm_step
 from capbench.data.captions import Box
-from capbench.layers import context, lstm_step
 from capbench.metrics.alignment import locations_inside, pointing
 from reproductions.show_attend_tell import model as attend
 from reproductions.show_attend_tell.model import ShowAttendTell

@@ -12,11 +12,11 @@ from PIL import Image
 
 from capbench.base.errors import CapbenchError
 from capbench.caption import captioner, captions_of, draw_attention, draw_sheet
-from capbench.captioning import Ensemble, caption_images, cross_entropy, maybe_joined, word_log_probs
+from capbench.captioners.experiment import Ensemble, caption_images, cross_entropy, maybe_joined, word_log_probs
+from capbench.captioners.layers import AdditiveAttention, context
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, UNKNOWN, Vocabulary
 from capbench.evidence.records import load_arrays, load_results
-from capbench.layers import AdditiveAttention, context
 from capbench.metrics import captioning, jars
 from capbench.metrics.jars import find_java
 from capbench.runs import harness, loaded

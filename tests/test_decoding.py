@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from capbench import decoding
 from capbench.base.errors import CapbenchError
+from capbench.captioners import decoding
+from capbench.captioners.decoding import Captions, Step, beam_search, ensemble, greedy, join_states, sample
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN
-from capbench.decoding import Captions, Step, beam_search, ensemble, greedy, join_states, sample
 
 MARKS: dict[str, Any] = {"start": START, "end": END}
 

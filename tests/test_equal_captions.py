@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from capbench.captioning import CaptioningExperiment
+from capbench.captioners.experiment import CaptioningExperiment
 from capbench.data.batches import distinct, padded
 from capbench.data.datasets import load_dataset
 from capbench.data.scenes import scenes

@@ -13,7 +13,7 @@ from torch.nn.functional import relu
 
 from capbench.align import Aligner
 from capbench.base.errors import CapbenchError
-from capbench.captioning import Captioner, caption_images, word_log_probs
+from capbench.captioners.experiment import Captioner, caption_images, word_log_probs
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, Vocabulary
 from capbench.evidence.records import load_arrays, load_results

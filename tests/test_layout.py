@@ -21,13 +21,13 @@ FLOORS = (
     {"cli"},
     {"search", "caption", "align"},
     {"leaderboard"},
-    {"captioning"},
+    {"captioners"},
     {"runs"},
     {"training"},
     {"evidence"},
-    {"layers", "metrics", "pictures", "vision"},
+    {"metrics", "pictures", "vision"},
     {"data"},
-    {"kernels", "decoding", "timing"},
+    {"kernels", "timing"},
     {"base"},
 )
 FLOOR = {part: level for level, parts in enumerate(FLOORS) for part in parts}

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from capbench.captioning import CAPTIONS_AT_ONCE, CaptioningExperiment, caption_images
+from capbench.captioners.experiment import CAPTIONS_AT_ONCE, CaptioningExperiment, caption_images
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
 from capbench.data.vocabulary import Vocabulary

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from capbench.decoding import State, Step
+from capbench.captioners.decoding import State, Step
 from reproductions.karpathy.recipe import Generator
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from capbench.captioning import cross_entropy
+from capbench.captioners.experiment import cross_entropy
 from capbench.kernels.ranking_loss.reference import matched_pairs, sum_of_hinges
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from capbench.captioning import maybe_joined
+from capbench.captioners.experiment import maybe_joined
 from capbench.runs.paper import Paper
 from reproductions.show_and_tell.claims import CLAIMS
 from reproductions.show_and_tell.experiment import ShowAndTellExperiment

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from capbench.captioning import CaptioningExperiment, MakeModel
+from capbench.captioners.experiment import CaptioningExperiment, MakeModel
 from capbench.data.batches import distinct, padded
 from capbench.data.captions import Split
 from capbench.metrics.retrieval import match_ranks, retrieval_metrics

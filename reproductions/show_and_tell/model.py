@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from capbench.decoding import State, Step
+from capbench.captioners.decoding import State, Step
 from reproductions.show_and_tell.recipe import Recipe
 
 

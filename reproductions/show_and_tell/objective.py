@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from capbench.captioning import cross_entropy
+from capbench.captioners.experiment import cross_entropy
 from reproductions.show_and_tell.model import ShowAndTell
 
 

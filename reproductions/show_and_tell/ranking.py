@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from capbench.captioning import word_log_probs
+from capbench.captioners.experiment import word_log_probs
 
 PAIRS_AT_ONCE = 2000
 

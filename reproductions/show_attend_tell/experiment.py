@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from capbench.captioning import CaptioningExperiment
+from capbench.captioners.experiment import CaptioningExperiment
 from capbench.data.captions import Split
 from capbench.metrics.alignment import locations_inside, pointing
 from capbench.training.experiment import Evaluation, Inputs

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from capbench.decoding import State, Step
-from capbench.layers import AdditiveAttention, context, lstm_step
+from capbench.captioners.decoding import State, Step
+from capbench.captioners.layers import AdditiveAttention, context, lstm_step
 from reproductions.show_attend_tell.recipe import Recipe
 
 

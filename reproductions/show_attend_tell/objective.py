@@ -10,7 +10,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from capbench.captioning import word_log_probs
+from capbench.captioners.experiment import word_log_probs
 from reproductions.show_attend_tell.model import ShowAttendTell
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from nltk.translate.bleu_score import brevity_penalty, modified_precision
 
-from capbench.captioning import CaptioningExperiment, cross_entropy
+from capbench.captioners.experiment import CaptioningExperiment, cross_entropy
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, PAD
 from capbench.data.word_vectors import file_of, word_vectors

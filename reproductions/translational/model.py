@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from capbench.captioners.decoding import State, Step
+from capbench.captioners.layers import AdditiveAttention
 from capbench.data.vocabulary import START, Vocabulary
-from capbench.decoding import State, Step
-from capbench.layers import AdditiveAttention
 from reproductions.translational.recipe import Recipe
 
 CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}

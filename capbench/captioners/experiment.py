@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from capbench.captioners.decoding import Captions, State, Step, beam_search, ensemble, greedy, join_states
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
-from capbench.decoding import Captions, State, Step, beam_search, ensemble, greedy, join_states
 from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
 from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
@@ -41,7 +41,7 @@ class Captioner(Protocol):
         """The state before the first word, [image, 1, ...]."""
 
     def step(self, images: Tensor) -> Step:
-        """The step of `capbench.decoding` for these images."""
+        """The step of `capbench.captioners.decoding` for these images."""
 
 
 Objective = Callable[[Any, Tensor, Tensor], Tensor]  # model, images, captions -> scalar

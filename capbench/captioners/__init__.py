@@ -1,0 +1,1 @@
+"""Models that write captions: what they share, how they are trained, scored and decoded."""
