@@ -190,7 +190,7 @@ def search(
     runs: where runs are kept.
     sheet: also draw the images found into this PNG file.
     """
-    from capbench.search import captions_of_image, contact_sheet, images_of_sentence, retriever
+    from capbench.tools.search import captions_of_image, contact_sheet, images_of_sentence, retriever
 
     if (
         (query is None) == (image is None)
@@ -239,8 +239,8 @@ def caption(
     runs: where runs are kept.
     """
     from capbench.base.files import atomic_write
-    from capbench.caption import captioner, captions_of, draw_attention, draw_sheet
     from capbench.runs.loaded import pictures_in
+    from capbench.tools.caption import captioner, captions_of, draw_attention, draw_sheet
 
     paths = pictures_in(pictures) if pictures.is_dir() else [pictures]
     if attention is not None and len(paths) != 1:
@@ -287,7 +287,7 @@ def align_(
     out: also draw the regions with their words into this PNG file.
     as_json: print JSON.
     """
-    from capbench import align as alignment
+    from capbench.tools import align as alignment
 
     trained = alignment.aligner(run, runs)
     found = alignment.align(trained, photo, caption, beta)

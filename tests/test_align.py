@@ -14,22 +14,13 @@ from PIL import Image
 from torch import nn
 
 from capbench import cli
-from capbench.align import (
-    Aligned,
-    Aligner,
-    align,
-    aligner,
-    as_json,
-    as_text,
-    draw_alignment,
-    region_colours,
-)
 from capbench.base.errors import CapbenchError
 from capbench.data.images import decode
 from capbench.data.vocabulary import PAD, Vocabulary
 from capbench.runs import loaded
 from capbench.runs.job import Job
 from capbench.runs.loaded import Trained
+from capbench.tools.align import Aligned, Aligner, align, aligner, as_json, as_text, draw_alignment, region_colours
 
 MEANING = {"a": (0.2, 0.1), "red": (2.0, 0.0), "ball": (3.0, 0.0), "of": (1.0, 1.5), "grass": (0.0, 4.0)}
 VOCABULARY = Vocabulary(tuple(MEANING), (9,) * len(MEANING))
@@ -188,7 +179,7 @@ def test_only_a_run_that_aligns_is_taken(run, monkeypatch, tmp_path):
 
 
 def test_the_command_prints_lines_or_json_and_draws(run, photo, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("capbench.align.aligner", lambda folder, runs: run if folder == Path("mine") else None)
+    monkeypatch.setattr("capbench.tools.align.aligner", lambda folder, runs: run if folder == Path("mine") else None)
     words = ["align", str(photo), "a red ball", "--run", "mine"]
     cli.app([*words, "--out", str(tmp_path / "drawn.png")], result_action="return_value")
     printed = capsys.readouterr().out

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from capbench.base.errors import CapbenchError
-from capbench.caption import captioner, captions_of, draw_attention, draw_sheet
 from capbench.captioners.experiment import Ensemble, caption_images, cross_entropy, maybe_joined, word_log_probs
 from capbench.captioners.layers import AdditiveAttention, context
 from capbench.data.scenes import scenes
@@ -23,6 +22,7 @@ from capbench.runs import harness, loaded
 from capbench.runs.harness import Materials, Places, run
 from capbench.runs.job import Job
 from capbench.runs.paper import joined, paper
+from capbench.tools.caption import captioner, captions_of, draw_attention, draw_sheet
 from capbench.training.loop import StoppedError
 from reproductions.show_and_tell import make_model as show_and_tell
 from reproductions.show_and_tell.ranking import likelihoods, normalised

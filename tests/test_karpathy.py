@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.nn.functional import relu
 
-from capbench.align import Aligner
 from capbench.base.errors import CapbenchError
 from capbench.captioners.experiment import Captioner, caption_images, word_log_probs
 from capbench.data.scenes import scenes
@@ -21,6 +20,7 @@ from capbench.runs import harness
 from capbench.runs.harness import Materials, Places, run
 from capbench.runs.job import Job
 from capbench.runs.paper import metric_of, paper
+from capbench.tools.align import Aligner
 from capbench.training.experiment import Inputs
 from capbench.training.loop import StoppedError
 from capbench.vision.encoders import Encoder

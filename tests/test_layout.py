@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the top. A module of capbench imports only from floors below its own, and from its own package.
 FLOORS = (
     {"cli"},
-    {"search", "caption", "align"},
+    {"tools"},
     {"leaderboard"},
     {"captioners"},
     {"runs"},
     {"training"},
     {"evidence"},
-    {"metrics", "pictures", "vision"},
+    {"metrics", "vision"},
     {"data"},
     {"kernels", "timing"},
     {"base"},

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from capbench import search
 from capbench.base.errors import CapbenchError
 from capbench.data.images import whole_image
 from capbench.data.scenes import scenes
@@ -17,6 +16,7 @@ from capbench.runs import harness, loaded
 from capbench.runs.harness import Materials, Places
 from capbench.runs.job import Job
 from capbench.runs.paper import paper
+from capbench.tools import search
 from capbench.vision.encoders import Encoder
 
 

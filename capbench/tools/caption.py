@@ -16,8 +16,8 @@ from capbench.base.errors import CapbenchError
 from capbench.captioners.experiment import Captioner, caption_images
 from capbench.data.images import decode, one_crop
 from capbench.data.vocabulary import END
-from capbench.pictures import literal, save_figure
 from capbench.runs.loaded import BATCH, Trained, find_run
+from capbench.tools.drawing import literal, save_figure
 from capbench.vision.features import Crop
 
 COLUMNS = 5  # panels in a row of a picture of attention

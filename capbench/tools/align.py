@@ -22,8 +22,8 @@ from capbench.data.images import decode
 from capbench.data.vocabulary import UNKNOWN, tokenize
 from capbench.kernels.chain import chain_labels
 from capbench.metrics.alignment import runs
-from capbench.pictures import save_figure
 from capbench.runs.loaded import Trained, find_run
+from capbench.tools.drawing import save_figure
 
 WHOLE = 0  # the region that is the whole image
 WIDTH = 7.0  # of a drawing, in inches
