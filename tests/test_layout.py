@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# From the top. A module of capbench imports only from floors below its own, and from its own package.
-FLOORS = (
-    {"cli"},
-    {"tools"},
-    {"leaderboard"},
-    {"captioners"},
-    {"runs"},
-    {"training"},
-    {"evidence"},
-    {"metrics", "vision"},
-    {"data"},
-    {"kernels", "timing"},
-    {"base"},
+# The parts of the core from the top: a part imports only from those below its own. README.md shows them in this order.
+ORDER = (
+    "cli",
+    "tools",
+    "leaderboard",
+    "captioners",
+    "runs",
+    "training",
+    "evidence",
+    "timing",
+    "vision",
+    "metrics",
+    "data",
+    "kernels",
+    "base",
 )
-FLOOR = {part: level for level, parts in enumerate(FLOORS) for part in parts}
-PAPERS_MAY_NOT_IMPORT = {"cli", "search", "harness", "leaderboard"}
+PAPERS_MAY_NOT_IMPORT = ("cli", "tools", "leaderboard", "runs.harness", "runs.loaded")
 
 # Imported under another name than the one they are installed by, or brought by a declared one.
 INSTALLED_AS = {"PIL": "pillow", "triton": "torch"}
@@ -88,28 +90,43 @@ def inside(name: str, package: str) -> bool:
 
 
 def part_of_capbench(name: str) -> str | None:
-    """capbench.data.captions.Split -> data; None for what is no module of capbench."""
+    """capbench.data.captions.Split -> data; None for what is no part of capbench."""
     first, _, rest = name.partition(".")
     part = rest.partition(".")[0]
     known = (ROOT / "capbench" / part).is_dir() or (ROOT / "capbench" / f"{part}.py").is_file()
     return part if first == "capbench" and part and known else None
 
 
-def test_every_module_of_the_core_has_a_floor():
-    parts = {part_of_capbench(name_of(file)) for file in modules("capbench")} - {None}
-    assert parts <= FLOOR.keys(), "give the new module a floor in FLOORS"
+def test_the_order_names_all_parts_of_the_core_and_no_other():
+    assert {part_of_capbench(name_of(file)) for file in modules("capbench")} - {None} == set(ORDER)
 
 
-def test_a_floor_of_the_core_stands_only_on_those_below():
+def test_a_part_of_the_core_stands_only_on_those_below():
     wrong = []
     for file in modules("capbench"):
         here = part_of_capbench(name_of(file))
         for name in imports(file, types=False):
             there = part_of_capbench(name)
-            if here == there or here not in FLOOR or there not in FLOOR or FLOOR[there] > FLOOR[here]:
-                continue
-            wrong.append(f"{name_of(file)} imports {name}")
+            if here != there and there in ORDER and (here is None or ORDER.index(there) < ORDER.index(here)):
+                wrong.append(f"{name_of(file)} imports {name}")
     assert not wrong
+
+
+def test_no_module_of_the_core_imports_itself_by_way_of_others():
+    known = {name_of(file) for file in modules("capbench")}
+
+    def module_of(name: str) -> str | None:
+        while name and name not in known:
+            name = name.rpartition(".")[0]
+        return name or None
+
+    imported = {name_of(file): {module_of(name) for name in imports(file, types=False)} for file in modules("capbench")}
+    TopologicalSorter({module: others - {None} for module, others in imported.items()}).prepare()  # raises CycleError
+
+
+def test_the_readme_shows_the_parts_of_the_core_in_their_order():
+    picture = (ROOT / "README.md").read_text(encoding="utf-8").partition("```\ncapbench/\n")[2].partition("```")[0]
+    assert re.findall(r"^  (\w+)(?:/|\.py)  ", picture, re.MULTILINE) == list(ORDER)
 
 
 def test_the_core_imports_no_paper_test_or_benchmark():
@@ -140,7 +157,8 @@ def test_papers_never_import_each_other_nor_what_runs_them():
         for name in imports(file):
             other_paper = inside(name, "reproductions") and not inside(name, own)
             outside = inside(name, "tests") or inside(name, "benchmarks")
-            if other_paper or outside or part_of_capbench(name) in PAPERS_MAY_NOT_IMPORT:
+            runs_it = any(inside(name, f"capbench.{other}") for other in PAPERS_MAY_NOT_IMPORT)
+            if other_paper or outside or runs_it:
                 wrong.append(f"{name_of(file)} imports {name}")
     assert not wrong
 
