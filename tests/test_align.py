@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from capbench import cli
 from capbench.base.errors import CapbenchError
+from capbench.cli.app import app
 from capbench.data.images import decode
 from capbench.data.vocabulary import PAD, Vocabulary
 from capbench.runs import loaded
@@ -181,12 +181,12 @@ def test_only_a_run_that_aligns_is_taken(run, monkeypatch, tmp_path):
 def test_the_command_prints_lines_or_json_and_draws(run, photo, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("capbench.tools.align.aligner", lambda folder, runs: run if folder == Path("mine") else None)
     words = ["align", str(photo), "a red ball", "--run", "mine"]
-    cli.app([*words, "--out", str(tmp_path / "drawn.png")], result_action="return_value")
+    app([*words, "--out", str(tmp_path / "drawn.png")], result_action="return_value")
     printed = capsys.readouterr().out
     assert "with karpathy alignment on scenes" in printed
     assert "a red ball  region  1: 10-40 % across" in printed
     assert decode(tmp_path / "drawn.png").shape[1] == 770
-    cli.app([*words, "--beta", "0.5", "--json"], result_action="return_value")
+    app([*words, "--beta", "0.5", "--json"], result_action="return_value")
     read = json.loads(capsys.readouterr().out)
     assert read["beta"] == 0.5
     assert read["run"].startswith("karpathy alignment")

@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from capbench import cli, leaderboard
+from capbench import leaderboard
 from capbench.base.errors import CapbenchError
 from capbench.base.processor import blas, computes_bf16, instruction_set
+from capbench.cli import reporting
+from capbench.cli.run import run as run_command
 from capbench.data import datasets
 from capbench.data.scenes import scenes
 from capbench.evidence.records import load_arrays, load_results, save_result
 from capbench.evidence.results import Results
 from capbench.runs import harness, loaded
+from capbench.runs import paper as registry
 from capbench.runs.harness import Materials, Places, run
 from capbench.runs.job import Job
 from capbench.runs.loaded import finished_runs, load_run
@@ -253,13 +256,13 @@ def test_the_published_recipes_are_those_of_the_paper():
 @pytest.fixture
 def reproduce(few, tmp_path, monkeypatch, capsys):
     """`capbench run vsepp` on a few scenes, in a checkout of its own: what it says at the end."""
-    monkeypatch.setattr(cli, "paper", lambda name: few)
-    monkeypatch.setattr(cli, "papers", lambda: {"vsepp": few})
+    for module in (registry, reporting):
+        monkeypatch.setattr(module, "papers", lambda: {"vsepp": few})
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     where = places(tmp_path)
 
     def run_once(*presets: str) -> list[str]:
-        cli.run_("vsepp", preset=list(presets), seed=0, runs=where.runs, leaderboards=where.leaderboards)
+        run_command("vsepp", preset=list(presets), seed=0, runs=where.runs, leaderboards=where.leaderboards)
         return capsys.readouterr().out.splitlines()
 
     return run_once
@@ -283,16 +286,6 @@ def test_a_run_ends_with_its_agreement_with_the_committed_records(reproduce, tmp
     assert line.startswith("vse0-small: differs from the committed records: rsum 599.0 ± 4.8 there, ")
     assert line.endswith(" here (seed 0)")
     assert ["vse0-small", "differs"] in [line.split()[:2] for line in lines]
-
-
-def test_a_session_that_was_stopped_remembers_the_records_it_left(tmp_path):
-    jobs = [job(seed=seed) for seed in range(2)]
-    first = cli._Session(tmp_path / "session.json", jobs)
-    first.add(jobs[0], [tmp_path / "one.json"])
-    again = cli._Session(tmp_path / "session.json", jobs)
-    again.add(jobs[1], [tmp_path / "two.json"])
-    assert again.records == ["one.json", "two.json"]
-    assert cli._Session(tmp_path / "session.json", jobs[:1]).records == []
 
 
 def command(*words: str, cwd: Path) -> subprocess.Popen[str]:

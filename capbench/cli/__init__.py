@@ -1,0 +1,39 @@
+"""The `capbench` command, a module for each group of subcommands.
+
+Only the body of a subcommand imports torch and other slow libraries, so that help and refusals are instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+REFUSED, INTERRUPTED = 2, 130
+
+
+def main() -> None:
+    """Run `capbench` with the words of the command line; the help of `capbench.cli.app` lists the exit codes."""
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib draws to files, whatever the environment asks for
+    try:
+        _main()
+    except KeyboardInterrupt:  # also while a module is imported
+        sys.exit(INTERRUPTED)
+
+
+def _main() -> None:
+    import io
+
+    from cyclopts import CycloptsError
+    from rich.console import Console
+
+    from capbench.base.errors import CapbenchError
+    from capbench.cli.app import app
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a letter that the encoding lacks never stops a command
+    try:
+        app(exit_on_error=False, print_error=False)
+    except (CapbenchError, CycloptsError) as error:
+        Console(stderr=True).print(f"capbench: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(REFUSED)

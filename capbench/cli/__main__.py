@@ -1,0 +1,7 @@
+"""`python -m capbench.cli`."""
+
+from __future__ import annotations
+
+from capbench.cli import main
+
+main()

@@ -1,0 +1,34 @@
+"""The table of subcommands."""
+
+from __future__ import annotations
+
+from cyclopts import App, Parameter
+
+from capbench import __version__
+from capbench.cli.data import datasets, export, features
+from capbench.cli.leaderboard import leaderboard
+from capbench.cli.run import run
+from capbench.cli.tools import align, caption, search
+
+EXIT_CODES = """Exit codes:
+
+- 0: done
+- 1: `--check` found stale pages
+- 2: refused; one line names the fault
+- 75: stopped by a signal and saved; the same command resumes
+- 130: interrupted, nothing to save
+"""
+
+app = App(
+    name="capbench",
+    version=__version__,
+    help="Reproductions of the classic image-caption papers, measured under one protocol.",
+    help_epilogue=EXIT_CODES,
+    default_parameter=Parameter(negative=()),  # no --no-check, no --empty-preset
+)
+for command in (run, leaderboard, features, search, caption, align):
+    app.command(command)
+
+data = App(name="datasets", default_command=datasets)
+data.command(export)
+app.command(data)

@@ -1,0 +1,27 @@
+"""The types of options: they refuse a bad value by name before any command starts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+# Spelled out here because the modules that define them import torch; a test compares the two.
+Dataset = Literal["scenes", "flickr8k", "flickr30k", "coco", "coco-norestval"]
+Encoder = Literal[
+    "alexnet", "vgg16", "vgg19", "resnet50", "resnet101", "resnet152",
+    "densenet121", "densenet161", "densenet169", "densenet201",
+    "squeezenet1_0", "mobilenet_v2", "scenes",
+]  # fmt: skip
+Crop = Literal[
+    "1C", "10C", "whole", "views", "multiscale", "objects", "file",
+    "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn",
+    "retinanet_resnet50_fpn_v2",
+]  # fmt: skip
+
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]
+Affinity = Annotated[float, Parameter(validator=Number(gte=0))]
+OneOrMore = Parameter(consume_multiple=(1, 1000))
+Json = Annotated[bool, Parameter(name="--json")]

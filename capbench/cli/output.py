@@ -1,0 +1,12 @@
+"""What commands print."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+console = Console()
+
+
+def say(text: object) -> None:
+    """Print a line as it is: no markup, no colours, and never broken, so that paths can be copied whole."""
+    console.print(str(text), markup=False, highlight=False, soft_wrap=True)

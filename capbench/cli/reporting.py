@@ -1,0 +1,86 @@
+"""What `capbench run` prints: progress while it trains, and tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from capbench import leaderboard
+from capbench.cli.output import console, say
+from capbench.evidence.records import load_results
+from capbench.runs.harness import Places
+from capbench.runs.job import Job
+from capbench.runs.paper import Paper, metric_of, papers
+from capbench.training.loop import State
+
+
+class Bars:
+    """A bar over the steps of the current job, and above it a line for each epoch and each finished job."""
+
+    def __init__(self, paper: Paper, jobs: int) -> None:
+        self.paper, self.jobs, self.started = paper, jobs, 0
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(TextColumn("{task.description}"), *columns, console=console)
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def start(self, job: Job) -> None:
+        self.started += 1
+        self._say(f"[{self.started}/{self.jobs}] {job}")
+        self.task = self.progress.add_task(f"{job.preset}, seed {job.seed}", total=None)
+
+    def report(self, job: Job, state: State, batches: int) -> None:
+        """Called after each step with the batches of an epoch, and after each validation with 0."""
+        if self.task is None:
+            return
+        recipe = self.paper.recipe(job.preset, job.dataset)
+        if batches:
+            steps = state.epoch * batches + state.step
+            self.progress.update(self.task, completed=steps, total=recipe.training.epochs * batches)
+            return
+        epoch, metric = state.curve[-1], metric_of(self.paper, asdict(recipe))
+        loss = "" if epoch["loss"] is None else f"  loss {epoch['loss']:9.3f}"
+        score = f"{metric} {epoch['validation'][metric]:7.2f}"
+        self._say(f"  epoch {epoch['epoch'] + 1:3d}{loss}  {score}  {epoch['seconds']:6.1f} s")
+
+    def done(self, records: list[Path]) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        for record in records:
+            self._say(f"  {record}")
+
+    def _say(self, line: str) -> None:
+        self.progress.console.print(line, markup=False, highlight=False)
+
+
+def conclude(paper: Paper, places: Places, made: Collection[str], earlier: leaderboard.Earlier) -> None:
+    """Write the pages; print tables of the paper's records, how those just made agree with the earlier, and the page.
+
+    `made` are the names of the records that the command made.
+    """
+    leaderboard.write(papers(), places.leaderboards)  # first: nothing that happens to the terminal costs a page
+    records = load_results(places.results, paper.name)
+    before = [record for record in records if record.file in earlier.names and record.file not in made]
+    agreements = leaderboard.compare((record for record in records if record.file in made), before)
+    for table in leaderboard.terminal_tables(paper, records, agreements, earlier.word):
+        console.print(table)
+    for sentence in leaderboard.sentences(agreements, earlier.word):
+        say(sentence)
+    say(f"{places.leaderboards / paper.name}.md")

@@ -1,0 +1,80 @@
+"""`capbench run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from capbench.cli.options import Count, Dataset, Encoder, OneOrMore, Seed
+
+STOPPED = 75  # exit code
+
+
+def run(
+    paper: str,
+    /,
+    *,
+    dataset: Dataset = "scenes",
+    preset: Annotated[list[str] | None, OneOrMore] = None,
+    encoder: Annotated[list[Encoder] | None, OneOrMore] = None,
+    seeds: Count = 3,
+    seed: Seed | None = None,
+    fresh: bool = False,
+    runs: Path = Path("runs"),
+    leaderboards: Path = Path("leaderboards"),
+) -> None:
+    """Train a paper's presets, record the results and rewrite the paper's leaderboard.
+
+    A line for each preset at the end says whether its mean agrees with the committed records of the same data,
+    encoder, protocol and recipe. ± is how far the two may lie apart: half of the 95 % prediction interval over the
+    committed seeds, and at least the tolerance of a verdict.
+
+    Ctrl-C, SIGTERM and SIGUSR1 stop the run after the current step, which is saved. The same command resumes it.
+
+    Parameters
+    ----------
+    paper
+        The paper, for example vsepp.
+    dataset
+        The data set; scenes are drawn, the others are read from CAPBENCH_DATA.
+    preset
+        One or several presets, or `all`; the paper's headline presets if not given.
+    encoder
+        One or several networks; mobilenet_v2 for photographs and the scenes' own for scenes if not given.
+    seeds
+        Run the seeds 0 to SEEDS - 1. An ensemble of n models runs once for every n seeds.
+    seed
+        Run this seed alone.
+    fresh
+        Discard the checkpoints of an unfinished run.
+    runs
+        The folder of checkpoints and trained models.
+    leaderboards
+        The folder of the records and pages.
+    """
+    from capbench.cli.reporting import Bars, conclude
+    from capbench.leaderboard import Earlier
+    from capbench.runs.harness import Materials, Places
+    from capbench.runs.harness import run as run_job
+    from capbench.runs.paper import paper as find_paper
+    from capbench.runs.plan import Session, plan
+    from capbench.training.loop import StoppedError
+
+    owner, places, materials = find_paper(paper), Places(runs, leaderboards), Materials()
+    jobs = plan(owner, dataset, preset, encoder, seeds, seed)
+    materials.dataset(dataset)  # a missing data set is refused before anything is written
+    earlier = Earlier.of(places.results)
+    session = Session(places.runs / owner.name / "session.json", jobs)
+    try:
+        with Bars(owner, len(jobs)) as bars:
+            for job in session.remaining():
+                bars.start(job)
+                records = run_job(job, places, materials, bars.report, fresh=fresh)
+                session.add(job, records)
+                bars.done(records)
+    except StoppedError:
+        print("stopped and saved; the same command resumes", file=sys.stderr)
+        sys.exit(STOPPED)
+    session.clear()
+    conclude(owner, places, session.records, earlier)

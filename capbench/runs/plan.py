@@ -1,0 +1,95 @@
+"""The jobs of one `capbench run`, and which of them are done."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write
+from capbench.data.checked_json import Checked, read_json
+from capbench.runs.harness import DEFAULT_ENCODER, ENCODERS
+from capbench.runs.job import Job
+from capbench.runs.paper import Paper, joined
+
+
+def plan(
+    paper: Paper,
+    dataset: str,
+    presets: Sequence[str] | None = None,
+    encoders: Sequence[str] | None = None,
+    seeds: int = 3,
+    seed: int | None = None,
+) -> list[Job]:
+    """The jobs in the order in which they run: by encoder, seed and preset, and ensembles after all single models.
+
+    `presets` are the paper's headline presets if not given, and all of them if "all" is among them. `seeds` counts
+    from 0, and an ensemble of n models takes n of them; `seed` names one instead.
+    Raises CapbenchError naming an unknown preset.
+
+    >>> from capbench.runs.paper import paper
+    >>> print(*plan(paper("vsepp"), "scenes", ["vse0"], seeds=2), sep="\\n")
+    vsepp vse0 on scenes, scenes, seed 0
+    vsepp vse0 on scenes, scenes, seed 1
+    """
+    names = list(presets or paper.headline)
+    if "all" in names:
+        names = list(paper.presets(dataset))
+    size = {name: joined(paper.recipe(name, dataset)) for name in names}
+    jobs = [
+        Job(paper.name, name, dataset, encoder, number)
+        for encoder in encoders or [ENCODERS.get(dataset, DEFAULT_ENCODER)]
+        for number in (range(seeds) if seed is None else [seed])
+        for name in names
+        if seed is not None or number < max(1, seeds // size[name])
+    ]
+    return sorted(jobs, key=lambda job: size[job.preset] > 1)
+
+
+class Session:
+    """Which jobs of a command are done, kept in a file so that the command resumes after a stop.
+
+    `records` are the names of the files that the finished jobs recorded, before the stop and after it.
+    A file of another command is replaced; an unreadable one too, with a warning.
+    """
+
+    def __init__(self, path: Path, jobs: Sequence[Job]) -> None:
+        self.path, self.jobs = path, list(jobs)
+        self._names = [job.name for job in jobs]
+        saved = _read(path)
+        resumed = saved is not None and saved.jobs == self._names
+        self._done: list[str] = list(saved.done) if saved and resumed else []
+        self.records: list[str] = list(saved.records) if saved and resumed else []
+
+    def remaining(self) -> list[Job]:
+        """The jobs that are not done, in order."""
+        return [job for job in self.jobs if job.name not in self._done]
+
+    def add(self, job: Job, records: Sequence[Path]) -> None:
+        """Note that a job is done and what it recorded."""
+        self._done.append(job.name)
+        self.records += [record.name for record in records]
+        state = {"jobs": self._names, "done": self._done, "records": self.records}
+        atomic_write(self.path, json.dumps(state).encode())
+
+    def clear(self) -> None:
+        """Forget the session: all is done."""
+        self.path.unlink(missing_ok=True)
+
+
+class _Saved(Checked):
+    jobs: list[str]
+    done: list[str]
+    records: list[str]
+
+
+def _read(path: Path) -> _Saved | None:
+    if not path.exists():
+        return None
+    try:
+        return read_json(path, _Saved)
+    except CapbenchError as error:
+        warnings.warn(f"{error}; the command starts with its first job", stacklevel=3)
+        return None

@@ -1,0 +1,137 @@
+"""The command line: fast help with a text for every option, and refusals that leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from cyclopts import App
+
+from capbench.cli import options
+from capbench.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+SLOW = {"torch", "torchvision", "matplotlib", "pandas", "scipy", "nltk", "pydantic", "numpy", "reproductions"}
+
+
+def commands(parent: App, *words: str) -> dict[tuple[str, ...], App]:
+    """Each command by the words that call it."""
+    found = {words: parent}
+    for name in parent:
+        if not name.startswith("-"):
+            found |= commands(parent[name], *words, name)
+    return found
+
+
+COMMANDS = commands(app)
+
+
+Done = subprocess.CompletedProcess[str]
+
+
+def run(*words: str, cwd: Path, before: str = "", after: str = "", **variables: str) -> Done:
+    """`capbench` with `words` in a process of its own; `before` and `after` are statements that run around it."""
+    program = f"import sys\n{before}\nfrom capbench.cli import main\ntry: main()\nfinally:\n pass\n {after}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CAPBENCH_CACHE": str(cwd / "cache"), **variables}
+    return subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_imports_nothing_slow_and_offers_no_negative_forms(words, tmp_path):
+    modules = "print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
+    done = run(*words, "--help", cwd=tmp_path, after=modules)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: capbench")
+    assert "--no-" not in done.stdout
+    assert "--empty-" not in done.stdout
+    assert not SLOW & set(done.stdout.rpartition("LOADED")[2].split())
+
+
+@pytest.mark.parametrize("words", [["--version"], ["rum"], ["run", "vsepp", "--seed", "-1"]], ids=" ".join)
+def test_the_version_and_refusals_import_nothing_slow(words, tmp_path):
+    done = run(*words, cwd=tmp_path, after="print('LOADED', *{name.partition('.')[0] for name in sys.modules})")
+    assert not SLOW & set(done.stdout.rpartition("LOADED")[2].split())
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_option_has_a_text(words):
+    command = COMMANDS[words]
+    assert command.help
+    if command.default_command is None:
+        return
+    for argument in command.assemble_argument_collection(parse_docstring=True):
+        assert argument.parameter.help, f"{' '.join(words)}: {argument.name}"
+
+
+def test_the_help_lists_the_exit_codes(tmp_path):
+    text = run("--help", cwd=tmp_path).stdout
+    assert all(f"{code}:" in text for code in (0, 1, 2, 75, 130))
+
+
+def test_the_choices_of_options_are_those_of_the_modules_that_do_the_work():
+    from capbench.data.datasets import NAMES
+    from capbench.vision.encoders import ENCODERS
+    from capbench.vision.features import CROPS
+    from capbench.vision.regions import PROVIDERS
+
+    assert get_args(options.Dataset) == NAMES
+    assert get_args(options.Encoder) == ENCODERS
+    assert get_args(options.Crop) == (*CROPS, *PROVIDERS)
+
+
+REFUSED = {
+    "rum vsepp": 'command "rum".*"run"',
+    "run": "PAPER",
+    "run vsep": "no paper 'vsep'.*vsepp",
+    "run vsepp --preset": "--preset requires at least 1",
+    "run vsepp --preset vse3": "no preset 'vse3'.*vse0",
+    "run vsepp --encoder": "--encoder requires at least 1",
+    "run vsepp --encoder googlenet": '"googlenet" for --encoder.*mobilenet_v2',
+    "run vsepp --dataset flicker8k": '"flicker8k" for --dataset.*flickr8k',
+    "run vsepp --dataset flickr8k": "CAPBENCH_DATA is not set",
+    "run vsepp --seed -1": '"-1" for --seed.*>= 0',
+    "run vsepp --seed 1e23": '"1e23" into int',
+    "run vsepp --seed 99999999999": '"99999999999" for --seed.*< 4294967296',
+    "run vsepp --seeds 0": '"0" for --seeds.*>= 1',
+    "features scene": '"scene".*scenes',
+    "features scenes --crop 2C": '"2C" for --crop.*1C',
+    "search ball --images . --top 0": '"0" for --top.*>= 1',
+    "search ball --images . --top -1": '"-1" for --top.*>= 1',
+    "search": "--images FOLDER",
+    "caption . --beam 0": '"0" for --beam.*>= 1',
+    "caption . --beam -2": '"-2" for --beam.*>= 1',
+    "caption . --n-best 0": '"0" for --n-best.*>= 1',
+    "align a.png ball --beta -1": '"-1.0" for --beta.*>= 0',
+    "datasets export flickr8k out": '"flickr8k".*scenes',
+    "datasets export scenes out --images 0": '"0" for --images.*>= 1',
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_refused_command_says_why_in_one_line_and_leaves_nothing(words, tmp_path):
+    done = run(*words.split(), cwd=tmp_path, CAPBENCH_DATA="")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert re.search(REFUSED[words], line)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["cyclopts", "torch"])
+def test_ctrl_c_during_an_import_ends_without_a_traceback(module, tmp_path):
+    press = f"""
+import os, signal
+class Press:
+    def find_spec(name, *rest):
+        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Press)"""
+    done = run("leaderboard", cwd=tmp_path, before=press)
+    assert done.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in done.stderr
