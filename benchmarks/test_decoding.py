@@ -29,7 +29,7 @@ NEVER, SOON = -1e4, 6.0  # how much END is preferred
 def captioner(device: torch.device, dtype: torch.dtype, end: float) -> ShowAttendTell:
     """The same model on any device in any type."""
     torch.manual_seed(0)
-    built = ShowAttendTell(presets("flickr8k")["soft"], WORDS, CHANNELS).eval()
+    built = ShowAttendTell(presets("flickr8k")["soft-ours"], WORDS, CHANNELS).eval()
     with torch.no_grad():
         built.L_o.weight.mul_(8)  # sharp enough for captions that differ
         built.L_o.bias[END] += end

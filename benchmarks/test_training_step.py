@@ -106,16 +106,16 @@ WORDS = {"capbench.captioners.experiment.target_log_probs": reference_target_log
 ATTENTION = WORDS | {"capbench.captioners.layers.attention_step": reference_attention_step}
 TRAINED = (
     RANKED,
-    Trained("Show and Tell", of_paper("show_and_tell", "adam"),
+    Trained("Show and Tell", of_paper("show_and_tell", "nic-ours"),
             lambda recipe: ShowAndTell(recipe, len(encoded()[0]), FEATURE), without_lengths(show_and_tell), (FEATURE,),
             plain=WORDS),
-    Trained("Show, Attend and Tell, soft", of_paper("show_attend_tell", "soft"),
+    Trained("Show, Attend and Tell, soft", of_paper("show_attend_tell", "soft-ours"),
             lambda recipe: ShowAttendTell(recipe, len(encoded()[0]), FEATURE), without_lengths(show_attend_tell),
             (LOCATIONS, FEATURE), plain=ATTENTION),
     Trained("translational, LSTM", of_paper("translational", "lstm"),
             lambda recipe: Translator(recipe, encoded()[0], FEATURE), without_lengths(written), (LOCATIONS, FEATURE),
             plain=ATTENTION),
-    Trained("alignment", of_paper("karpathy", "brnn"),
+    Trained("alignment", of_paper("karpathy", "brnn-ours"),
             lambda recipe: AlignmentModel(recipe, len(encoded()[0]), FEATURE), aligned, (REGIONS, FEATURE),
             grouped=False, plain={"reproductions.karpathy.alignment.maxsim": reference_maxsim}),
 )  # fmt: skip

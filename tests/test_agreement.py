@@ -91,7 +91,7 @@ def test_a_field_that_came_after_the_record_is_no_change():
     "other",
     [
         {"preset": "sum"}, {"dataset": "coco"}, {"dataset_fingerprint": "another"}, {"encoder": "vgg19"},
-        {"protocol": "1K"}, {"crop": "10C"}, {"metrics": {"cider": 3.0}},
+        {"protocol": "1K"}, {"view": "10C"}, {"metrics": {"cider": 3.0}},
     ],
 )  # fmt: skip
 def test_a_record_of_another_setting_is_nothing_to_compare_with(other):

@@ -58,7 +58,7 @@ class Fake(Trained):
 
 @pytest.fixture
 def run():
-    recipe = SimpleNamespace(output="regions", crop="multiscale", beta=1.0)
+    recipe = SimpleNamespace(output="regions", stored_view="multiscale", beta=1.0)
     return Fake(Job("karpathy", "alignment", "scenes", "scenes", 0), recipe, VOCABULARY, Model(), {}, {})
 
 

@@ -16,13 +16,13 @@ from capbench.metrics.alignment import locations_inside, pointing
 from reproductions.show_attend_tell import model as attend
 from reproductions.show_attend_tell.model import ShowAttendTell
 from reproductions.show_attend_tell.objective import doubly_stochastic_penalty, entropy, objective
-from reproductions.show_attend_tell.recipe import Recipe
+from reproductions.show_attend_tell.recipe import AttentionRecipe
 from reproductions.translational.experiment import single_bleu
 
-RECIPE = Recipe(
-    "hard",
-    embedding=4,
-    hidden=5,
+RECIPE = AttentionRecipe(
+    attention="hard",
+    embedding_dim=4,
+    hidden_dim=5,
     attention_dim=3,
     dropout=0.0,
     lambda_doubly=0.0,

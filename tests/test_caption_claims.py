@@ -38,7 +38,7 @@ def run(folder: Path, paper: str, preset: str, arrays: dict[str, np.ndarray], se
                 metrics["bleu4_no_bp"] = float(bleu(values.sum(0), brevity_penalty=False)[3])
     row: dict[str, Any] = {
         "paper": paper, "preset": preset, "dataset": "flickr8k", "split": "test", "protocol": "whole",
-        "encoder": "mobilenet_v2", "crop": "whole", "seed": seed, "metrics": metrics, "validation": {}, "best_epoch": 1,
+        "encoder": "mobilenet_v2", "view": "whole", "seed": seed, "metrics": metrics, "validation": {}, "best_epoch": 1,
         "curve": [], "recipe": {}, "parameters": 1, "dataset_fingerprint": FLICKR8K, "features_fingerprint": "f",
         "vocabulary_size": 9, "commit": "c", "dirty": False, "versions": {}, "device": "CPU", "threads": 1,
         "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0, "command": "",
@@ -60,7 +60,7 @@ def test_every_claim_is_pending_without_records(tmp_path):
 def test_a_wide_beam_that_writes_better_captions_holds_and_the_curve_is_shown(tmp_path):
     beams = {f"bleu_beam{n}": counts(BAD if n < 4 else GOOD) for n in (*range(1, 10), 20)}
     for seed in range(2):
-        run(tmp_path, "show_and_tell", "adam", {"bleu_statistics": counts(GOOD), **beams}, seed)
+        run(tmp_path, "show_and_tell", "nic-ours", {"bleu_statistics": counts(GOOD), **beams}, seed)
     assert claim(NIC, "beam", tmp_path).status == "holds"
     curve = claim(NIC, "width of the beam", tmp_path)
     assert curve.status == "holds"
@@ -69,7 +69,7 @@ def test_a_wide_beam_that_writes_better_captions_holds_and_the_curve_is_shown(tm
 
 def test_the_beam_of_20_is_pending_without_one_and_the_curve_goes_as_far_as_it_was_searched(tmp_path):
     beams = {f"bleu_beam{n}": counts(BAD if n < 4 else GOOD) for n in range(1, 10)}
-    run(tmp_path, "show_and_tell", "adam", {"bleu_statistics": counts(GOOD), **beams})
+    run(tmp_path, "show_and_tell", "nic-ours", {"bleu_statistics": counts(GOOD), **beams})
     found = claim(NIC, "beam", tmp_path)
     assert found.status == "pending"
     assert "a beam of 20" in found.statement
@@ -77,23 +77,23 @@ def test_the_beam_of_20_is_pending_without_one_and_the_curve_goes_as_far_as_it_w
 
 
 def test_an_ensemble_that_is_no_better_is_undecided(tmp_path):
-    run(tmp_path, "show_and_tell", "adam", {"bleu_statistics": counts(GOOD)})
-    run(tmp_path, "show_and_tell", "adam-ensemble", {"bleu_statistics": counts(GOOD)})
+    run(tmp_path, "show_and_tell", "nic-ours", {"bleu_statistics": counts(GOOD)})
+    run(tmp_path, "show_and_tell", "nic-ensemble-ours", {"bleu_statistics": counts(GOOD)})
     assert claim(NIC, "ensemble", tmp_path).status == "undecided"
 
 
 @pytest.mark.parametrize(("soft", "none", "status"), [(GOOD, BAD, "holds"), (BAD, GOOD, "fails")])
 def test_attention_against_none(tmp_path, soft, none, status):
-    run(tmp_path, "show_attend_tell", "soft", {"bleu_statistics": counts(soft)})
-    run(tmp_path, "show_attend_tell", "none", {"bleu_statistics": counts(none)})
+    run(tmp_path, "show_attend_tell", "soft-ours", {"bleu_statistics": counts(soft)})
+    run(tmp_path, "show_attend_tell", "none-ours", {"bleu_statistics": counts(none)})
     assert claim(SAT, "attention", tmp_path).status == status
 
 
 def test_the_advantage_in_bleu_is_the_difference_of_corpus_values(tmp_path):
-    run(tmp_path, "show_attend_tell", "soft", {"bleu_statistics": counts(GOOD)})
-    run(tmp_path, "show_attend_tell", "none", {"bleu_statistics": counts(BAD)})
+    run(tmp_path, "show_attend_tell", "soft-ours", {"bleu_statistics": counts(GOOD)})
+    run(tmp_path, "show_attend_tell", "none-ours", {"bleu_statistics": counts(BAD)})
     both = Results.load(tmp_path)
-    found = advantage(both.select(preset="soft"), both.select(preset="none"), "bleu4")
+    found = advantage(both.select(preset="soft-ours"), both.select(preset="none-ours"), "bleu4")
     expected = float(bleu(counts(GOOD).sum(0))[3] - bleu(counts(BAD).sum(0))[3])
     assert found.mean == pytest.approx(expected)
     assert found.low <= expected <= found.high
@@ -113,11 +113,11 @@ def test_a_fraction_of_a_paper_is_compared_on_our_scale(tmp_path):
 
 
 def test_the_tables_of_the_captioners_keep_the_digits_of_the_papers():
-    soft = {row.metric: row.value for row in SAT.reported if row.preset == "soft" and row.dataset == "flickr8k"}
+    soft = {row.metric: row.value for row in SAT.reported if row.preset == "soft-ours" and row.dataset == "flickr8k"}
     assert soft == {
         "bleu1_no_bp": "67", "bleu2_no_bp": "44.8", "bleu3_no_bp": "29.9", "bleu4_no_bp": "19.5", "meteor": "18.93",
     }  # fmt: skip
-    hard = {row.metric: row.value for row in SAT.reported if row.preset == "hard" and row.dataset == "flickr8k"}
+    hard = {row.metric: row.value for row in SAT.reported if row.preset == "hard-ours" and row.dataset == "flickr8k"}
     assert (hard["bleu4_no_bp"], hard["meteor"]) == ("21.3", "20.30")
     nic = [row for row in NIC.reported if row.role == "target" and row.dataset == "flickr8k" and row.metric == "bleu1"]
     assert [row.value for row in nic] == ["63"]
@@ -136,7 +136,8 @@ def scene_run(
     ]
     row: dict[str, Any] = {
         "paper": "karpathy", "preset": preset, "dataset": "scenes", "split": "test", "protocol": "whole",
-        "encoder": "scenes", "crop": "objects", "seed": seed, "metrics": metrics, "validation": {},
+        "encoder": "scenes", "view": "whole", "region_provider": "objects", "seed": seed,
+        "metrics": metrics, "validation": {},
         "best_epoch": max(0, len(curve) - 1), "curve": epochs, "recipe": {}, "parameters": 1,
         "dataset_fingerprint": "d", "features_fingerprint": "f", "vocabulary_size": 9, "commit": "c", "dirty": False,
         "versions": {}, "device": "CPU", "threads": 1, "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0,
@@ -147,7 +148,7 @@ def scene_run(
 
 @pytest.mark.parametrize(("ours", "theirs", "status"), [(GOOD, BAD, "holds"), (BAD, GOOD, "fails")])
 def test_what_is_written_about_regions_is_compared_over_the_same_boxes(tmp_path, ours, theirs, status):
-    for preset, sentences in (("rnn-regions", ours), ("rnn", theirs)):
+    for preset, sentences in (("rnn-regions-ours", ours), ("rnn-ours", theirs)):
         scene_run(tmp_path, preset, {"region_bleu_statistics": counts(sentences)}, 0)
     assert claim(DVSA, "regions", tmp_path).status == status
 
@@ -157,7 +158,7 @@ def test_pointing_is_set_against_the_chance_of_the_same_phrases(tmp_path, hits, 
     random = np.random.default_rng(0)
     hit = 100.0 * (random.random(400) < hits / 100)
     arrays = {"pointing": hit, "pointing_chance": np.full(400, 30.0), "image_of_phrase": np.arange(400) // 4}
-    scene_run(tmp_path, "brnn", arrays, 0)
+    scene_run(tmp_path, "brnn-ours", arrays, 0)
     assert claim(DVSA, "alignment", tmp_path).status == status
 
 
@@ -173,5 +174,5 @@ def test_pointing_is_set_against_the_chance_of_the_same_phrases(tmp_path, hits, 
 )
 def test_pointing_grows_where_the_kept_snapshot_is_better_than_the_first_in_all_seeds(tmp_path, curves, status):
     for seed, curve in enumerate(curves):
-        scene_run(tmp_path, "brnn", {"pointing": np.array([100.0, 0.0])}, seed, curve)
+        scene_run(tmp_path, "brnn-ours", {"pointing": np.array([100.0, 0.0])}, seed, curve)
     assert claim(DVSA, "learning to point", tmp_path).status == status

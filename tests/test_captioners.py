@@ -21,16 +21,16 @@ from capbench.metrics.jars import find_java
 from capbench.runs import harness, loaded
 from capbench.runs.harness import Materials, Places, run
 from capbench.runs.job import Job
-from capbench.runs.paper import joined, paper
+from capbench.runs.paper import paper
 from capbench.tools.caption import captioner, captions_of, draw_attention, draw_sheet
 from capbench.training.loop import StoppedError
 from reproductions.show_and_tell import make_model as show_and_tell
 from reproductions.show_and_tell.ranking import likelihoods, normalised
 from reproductions.show_and_tell.recipe import presets as nic_presets
 from reproductions.show_attend_tell.model import ShowAttendTell
-from reproductions.show_attend_tell.recipe import Recipe as Attend
+from reproductions.show_attend_tell.recipe import AttentionRecipe
 from reproductions.translational.model import Translator
-from reproductions.translational.recipe import Recipe as Translate
+from reproductions.translational.recipe import TranslatorRecipe
 
 JAVA = find_java  # before a fixture hides it
 VOCABULARY = Vocabulary(tuple(f"w{i}" for i in range(20)), (9,) * 20)
@@ -40,14 +40,14 @@ DIM, LOCATIONS = 8, 9
 
 def models():
     torch.manual_seed(0)
-    nic = replace(nic_presets("flickr8k")["adam"], embedding=10, hidden=12)
+    nic = replace(nic_presets("flickr8k")["nic-ours"], embedding_dim=10, hidden_dim=12)
     yield "show and tell", show_and_tell(nic, VOCABULARY, DIM), (DIM,)
     for kind in ("soft", "hard", "none"):
-        attend = Attend(kind, embedding=10, hidden=12, attention_dim=7)
+        attend = AttentionRecipe(attention=kind, embedding_dim=10, hidden_dim=12, attention_dim=7)
         yield kind, ShowAttendTell(attend, len(VOCABULARY), DIM), (LOCATIONS, DIM)
     for decoder in ("lstm", "gru"):
         for attention in (True, False):
-            translate = Translate(decoder, attention=attention, embedding=10, hidden=12)
+            translate = TranslatorRecipe(decoder=decoder, attention=attention, embedding_dim=10, hidden_dim=12)
             yield f"{decoder} {attention}", Translator(translate, VOCABULARY, DIM), (LOCATIONS, DIM)
 
 
@@ -118,8 +118,8 @@ def test_attention_is_the_softmax_of_its_equation():
 
 
 def test_an_ensemble_averages_probabilities():
-    recipe = replace(nic_presets("flickr8k")["adam-ensemble"], embedding=10, hidden=12, members=2)
-    model = maybe_joined(show_and_tell)(replace(recipe, members=1), VOCABULARY, DIM).eval()
+    recipe = replace(nic_presets("flickr8k")["nic-ensemble-ours"], embedding_dim=10, hidden_dim=12, ensemble_size=2)
+    model = maybe_joined(show_and_tell)(replace(recipe, ensemble_size=1), VOCABULARY, DIM).eval()
     both = show_and_tell(recipe, VOCABULARY, DIM).eval()
     assert isinstance(both, Ensemble)
     images = torch.randn(2, DIM)
@@ -164,7 +164,7 @@ def places(monkeypatch, tmp_path, few) -> Places:
         def small(recipe):
             training = replace(recipe.training, epochs=min(2, recipe.training.epochs), batch_size=32)
             return replace(
-                recipe, embedding=300 if getattr(recipe, "glove", False) else 16, hidden=16, training=training
+                recipe, embedding_dim=300 if getattr(recipe, "glove", False) else 16, hidden_dim=16, training=training
             )
 
         return replace(original, presets=presets)
@@ -187,8 +187,8 @@ def record(name: str, preset: str, places: Places):
 @pytest.mark.parametrize(
     ("name", "preset"),
     [
-        *(("show_and_tell", preset) for preset in ("sgd", "adam", "adam-ensemble")),
-        *(("show_attend_tell", preset) for preset in ("soft", "hard", "none", "soft-rmsprop")),
+        *(("show_and_tell", preset) for preset in ("nic", "nic-ours", "nic-ensemble-ours")),
+        *(("show_attend_tell", preset) for preset in ("soft-ours", "hard-ours", "none-ours", "soft", "hard")),
         *(("translational", preset) for preset in ("lstm", "gru", "lstm-released", "gru-released", "gru-augmented")),
     ],
 )
@@ -214,12 +214,12 @@ def test_every_preset_trains_and_is_scored(name, preset, places, few):
 def test_with_java_a_record_has_meteor(places, monkeypatch):
     for module in (jars, captioning):
         monkeypatch.setattr(module, "find_java", JAVA)
-    found = record("show_and_tell", "adam", places)
+    found = record("show_and_tell", "nic-ours", places)
     assert 0 <= found.metrics["meteor"] < 100  # a model of two epochs may write nothing that matches
     assert load_arrays(found, places.results)["meteor_statistics"].shape[0] == 20
 
 
-@pytest.mark.parametrize(("name", "preset"), [("show_and_tell", "adam"), ("show_attend_tell", "hard")])
+@pytest.mark.parametrize(("name", "preset"), [("show_and_tell", "nic-ours"), ("show_attend_tell", "hard-ours")])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(name, preset, places, tmp_path, monkeypatch):
     whole = record(name, preset, places)
     other = Places(tmp_path / "again", tmp_path / "other")
@@ -241,7 +241,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(name, preset, places, t
 
 
 def test_a_trained_run_captions_pictures_and_shows_where_it_looked(places, few, tmp_path):
-    record("show_attend_tell", "soft", places)
+    record("show_attend_tell", "soft-ours", places)
     pictures = []
     for i in range(3):
         pictures.append(tmp_path / f"{i}.png")
@@ -270,10 +270,12 @@ def test_without_a_captioner_it_says_how_to_make_one(tmp_path):
 
 
 def test_an_ensemble_joins_the_runs_of_consecutive_seeds(places):
-    record("show_and_tell", "adam-ensemble", places)
-    seeds = {json.loads(p.read_text())["job"]["seed"] for p in places.runs.glob("show_and_tell/adam-scenes-*/run.json")}
+    record("show_and_tell", "nic-ensemble-ours", places)
+    seeds = {
+        json.loads(p.read_text())["job"]["seed"] for p in places.runs.glob("show_and_tell/nic-ours-scenes-*/run.json")
+    }
     assert seeds == {0, 1, 2}
-    assert joined(paper("show_and_tell").recipe("adam-ensemble", "scenes")) == 3
+    assert paper("show_and_tell").recipe("nic-ensemble-ours", "scenes").ensemble_size == 3
 
 
 def test_the_glove_preset_keeps_the_vectors_of_its_file(places, monkeypatch, tmp_path):

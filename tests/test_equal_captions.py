@@ -81,7 +81,7 @@ def test_distinct_captions_come_in_their_order_and_lead_back_to_all():
 
 @torch.no_grad()
 def test_vsepp_embeds_equal_captions_once(tmp_path, monkeypatch):
-    made = experiment("vsepp", "vsepp", "vector", tmp_path, embedding=96, word=30)
+    made = experiment("vsepp", "vsepp", "vector", tmp_path, embedding_dim=96, word_dim=30)
     monkeypatch.setattr(VSEPP_MODULE, "CHUNK", 7)
     embedded = watched(monkeypatch, made.model, "embed_captions")
     ranked = watched(monkeypatch, VSEPP_MODULE, "evaluate_protocol")
@@ -95,7 +95,7 @@ def test_vsepp_embeds_equal_captions_once(tmp_path, monkeypatch):
 
 @torch.no_grad()
 def test_karpathy_scores_equal_captions_once(tmp_path, monkeypatch):
-    made = experiment("karpathy", "brnn", "regions", tmp_path)
+    made = experiment("karpathy", "brnn-ours", "regions", tmp_path)
     monkeypatch.setattr(KARPATHY, "AT_ONCE", 7)
     scored = watched(monkeypatch, KARPATHY, "maxsim")
     ranked = watched(monkeypatch, KARPATHY, "evaluate_protocol")
@@ -110,7 +110,7 @@ def test_karpathy_scores_equal_captions_once(tmp_path, monkeypatch):
 
 @torch.no_grad()
 def test_show_and_tell_scores_equal_captions_once(tmp_path, monkeypatch):
-    made = experiment("show_and_tell", "adam", "vector", tmp_path, embedding=96, hidden=96)
+    made = experiment("show_and_tell", "nic-ours", "vector", tmp_path, embedding_dim=96, hidden_dim=96)
     monkeypatch.setattr(CaptioningExperiment, "test", lambda self, part, likelihood: Evaluation({}, {}))
     monkeypatch.setattr("reproductions.show_and_tell.ranking.PAIRS_AT_ONCE", 7 * IMAGES)
     scored = watched(monkeypatch, SHOW_AND_TELL, "likelihoods")
@@ -141,7 +141,7 @@ def test_the_captions_of_flickr8k_that_are_not_unique_tie():
     assert sum(len(group) for group in equal if len(set(owner[group])) > 1) == 14
 
     torch.manual_seed(0)
-    model = VSE(replace(VSEPP, embedding=64, word=30), len(vocabulary), 64).eval()
+    model = VSE(replace(VSEPP, embedding_dim=64, word_dim=30), len(vocabulary), 64).eval()
     encoded = [vocabulary.encode(words) for words in part.tokens]
     first, which = distinct(encoded)
     parts = np.split(first, range(512, len(first), 512))

@@ -55,7 +55,7 @@ def few(monkeypatch, tmp_path, small_scenes) -> Paper:
 
     def tiny(recipe):
         training = replace(recipe.training, epochs=3, batch_size=32)
-        return replace(recipe, embedding=16, word=8, training=training, warmup=recipe.warmup // 2)
+        return replace(recipe, embedding_dim=16, word_dim=8, training=training, warmup=recipe.warmup // 2)
 
     small = replace(original, presets=presets)
     for module in (harness, loaded):
@@ -69,7 +69,7 @@ def places(folder: Path) -> Places:
     return Places(folder / "runs", folder / "leaderboards")
 
 
-def job(preset: str = "vsepp-small", seed: int = 0) -> Job:
+def job(preset: str = "vsepp-ours", seed: int = 0) -> Job:
     return Job("vsepp", preset, "scenes", "scenes", seed)
 
 
@@ -82,7 +82,7 @@ def numbers(folder: Path):
 
 
 @pytest.mark.parametrize(
-    "preset", ["vse0", "vsepp", "order0", "orderpp", "vsepp-10C", "vsepp-RC", "vsepp-negatives-4", "vsepp-small"]
+    "preset", ["vse0", "vsepp", "order0", "orderpp", "vsepp-10C", "vsepp-RC", "vsepp-negatives-4-ours", "vsepp-ours"]
 )
 def test_every_kind_of_preset_trains_and_is_recorded(few, tmp_path, preset):
     (path,) = run(job(preset), places(tmp_path), Materials(), silent)
@@ -246,10 +246,10 @@ def test_vsepp_is_discovered():
 def test_the_published_recipes_are_those_of_the_paper():
     for name in ("vse0", "vsepp"):
         recipe = paper("vsepp").recipe(name, "flickr8k")
-        assert (recipe.margin, recipe.embedding, recipe.word, recipe.min_count) == (0.2, 1024, 300, 4)
+        assert (recipe.margin, recipe.embedding_dim, recipe.word_dim, recipe.min_count) == (0.2, 1024, 300, 4)
         training = recipe.training
         assert (training.epochs, training.batch_size, training.learning_rate) == (30, 128, 2e-4)
-        assert (training.decay_every, training.decay, training.clip_norm) == (15, 0.1, 2.0)
+        assert (training.lr_step_epochs, training.lr_decay, training.clip_norm) == (15, 0.1, 2.0)
     assert not paper("vsepp").recipe("vse0", "flickr8k").normalise_images
 
 
@@ -270,22 +270,22 @@ def reproduce(few, tmp_path, monkeypatch, capsys):
 
 def test_a_run_ends_with_its_agreement_with_the_committed_records(reproduce, tmp_path):
     nothing = "no committed record to compare with"
-    assert nothing in reproduce("vse0-small")
+    assert nothing in reproduce("vse0-ours")
     (committed,) = places(tmp_path).results.glob("*.json")
     subprocess.run(["git", "-C", str(tmp_path), "add", "leaderboards"], check=True)
 
-    lines = reproduce("vse0-small")
-    (line,) = (line for line in lines if line.startswith("vse0-small: "))
-    assert line.startswith("vse0-small: agrees with the committed records (rsum ")
-    assert ["vse0-small", "agrees"] in [line.split()[:2] for line in lines]
+    lines = reproduce("vse0-ours")
+    (line,) = (line for line in lines if line.startswith("vse0-ours: "))
+    assert line.startswith("vse0-ours: agrees with the committed records (rsum ")
+    assert ["vse0-ours", "agrees"] in [line.split()[:2] for line in lines]
     assert nothing not in lines
 
     committed.write_text(json.dumps(json.loads(committed.read_text()) | {"metrics": {"rsum": 599.0}}))
-    lines = reproduce("vse0-small")  # the second record is not committed
-    (line,) = (line for line in lines if line.startswith("vse0-small: "))
-    assert line.startswith("vse0-small: differs from the committed records: rsum 599.0 ± 4.8 there, ")
+    lines = reproduce("vse0-ours")  # the second record is not committed
+    (line,) = (line for line in lines if line.startswith("vse0-ours: "))
+    assert line.startswith("vse0-ours: differs from the committed records: rsum 599.0 ± 4.8 there, ")
     assert line.endswith(" here (seed 0)")
-    assert ["vse0-small", "differs"] in [line.split()[:2] for line in lines]
+    assert ["vse0-ours", "differs"] in [line.split()[:2] for line in lines]
 
 
 def command(*words: str, cwd: Path) -> subprocess.Popen[str]:

@@ -30,7 +30,7 @@ from reproductions.karpathy.experiment import VECTORS, AlignmentExperiment
 from reproductions.karpathy.generation import GeneratorExperiment
 from reproductions.karpathy.generator import MultimodalRNN
 from reproductions.karpathy.objective import structured_margin
-from reproductions.karpathy.recipe import Alignment, Generator, presets, protocols
+from reproductions.karpathy.recipe import AlignmentRecipe, GeneratorRecipe, presets, protocols
 from reproductions.karpathy.snippets import snippets
 
 VOCABULARY = Vocabulary(tuple(f"w{i}" for i in range(20)), (9,) * 20)
@@ -42,7 +42,7 @@ SCENES: dict[str, Any] = dict(presets("scenes"))
 
 def alignment(**changes) -> AlignmentModel:
     torch.manual_seed(0)
-    recipe = Alignment(**{"embedding": 11, "hidden": 6, "word": 5, "keep": 0.5, **changes})
+    recipe = AlignmentRecipe(**{"embedding_dim": 11, "hidden_dim": 6, "word_dim": 5, "recurrent_init": 0.5, **changes})
     model = AlignmentModel(recipe, WORDS, DIM)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -51,7 +51,7 @@ def alignment(**changes) -> AlignmentModel:
 
 def generator(**changes) -> MultimodalRNN:
     torch.manual_seed(0)
-    model = MultimodalRNN(Generator(**{"hidden": 12, "word": 10, **changes}), WORDS, DIM)
+    model = MultimodalRNN(GeneratorRecipe(**{"hidden_dim": 12, "word_dim": 10, **changes}), WORDS, DIM)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval().requires_grad_(False)
@@ -207,7 +207,7 @@ def inputs(tmp_path_factory) -> Inputs:
 
 @torch.no_grad()
 def test_snippets_are_the_runs_of_words_with_one_region(inputs):
-    recipe = SCENES["brnn"]
+    recipe = SCENES["brnn-ours"]
     experiment = AlignmentExperiment(recipe, inputs, 0, CPU)
     part = inputs.dataset.split("val")
     encoded = inputs.encoded("val")
@@ -229,7 +229,7 @@ def test_snippets_are_the_runs_of_words_with_one_region(inputs):
 
 @torch.no_grad()
 def test_scores_of_words_are_products_with_the_regions_of_their_own_image(inputs):
-    experiment = AlignmentExperiment(SCENES["brnn"], inputs, 0, CPU)
+    experiment = AlignmentExperiment(SCENES["brnn-ours"], inputs, 0, CPU)
     experiment.model.eval()
     part = inputs.dataset.split("test")
     for numbers, scores, lengths in experiment.word_scores(part):
@@ -244,7 +244,7 @@ def test_scores_of_words_are_products_with_the_regions_of_their_own_image(inputs
 @torch.no_grad()
 def test_a_caption_without_a_word_is_scored_and_counted(inputs):
     plain = replace(inputs, dataset=replace(inputs.dataset, phrases=None))
-    experiment = AlignmentExperiment(SCENES["brnn"], plain, 0, CPU)
+    experiment = AlignmentExperiment(SCENES["brnn-ours"], plain, 0, CPU)
     plain.encoded("val")[3] = [START, END]
     evaluation = experiment.evaluate("val", "whole")
     assert len(evaluation.arrays["caption_to_image"]) == len(plain.encoded("val"))
@@ -252,7 +252,7 @@ def test_a_caption_without_a_word_is_scored_and_counted(inputs):
 
 
 def test_what_is_written_about_true_boxes_is_set_against_the_phrases_that_name_them(inputs):
-    experiment = GeneratorExperiment(SCENES["rnn"], inputs, 0, CPU)
+    experiment = GeneratorExperiment(SCENES["rnn-ours"], inputs, 0, CPU)
     part = inputs.dataset.split("test")
     found = experiment.on_regions(part)
     assert {"region_bleu1", "region_bleu2", "region_bleu3", "region_bleu4"} == found.metrics.keys()
@@ -267,13 +267,13 @@ def test_what_is_written_about_true_boxes_is_set_against_the_phrases_that_name_t
 
 
 def test_fixed_word_vectors_come_from_a_file_and_stay_as_they_are(inputs, tmp_path, monkeypatch):
-    recipe = SCENES["brnn-vectors"]
+    recipe = SCENES["brnn-vectors-ours"]
     monkeypatch.delenv(VECTORS, raising=False)
     with pytest.raises(CapbenchError, match=VECTORS):
         AlignmentExperiment(recipe, inputs, 0, CPU)
     word = next(iter(inputs.vocabulary.words))
     file = tmp_path / "vectors.txt"
-    file.write_text(f"{word} {' '.join(['0.25'] * recipe.word)}\n")
+    file.write_text(f"{word} {' '.join(['0.25'] * recipe.word_dim)}\n")
     monkeypatch.setenv(VECTORS, str(file))
     experiment = AlignmentExperiment(recipe, inputs, 0, CPU)
     assert (experiment.model.W_w.weight[inputs.vocabulary.numbers[word]] == 0.25).all()
@@ -288,10 +288,10 @@ def test_fixed_word_vectors_come_from_a_file_and_stay_as_they_are(inputs, tmp_pa
 def test_alignments_and_generators_are_chosen_and_scored_by_metrics_of_their_own():
     owner = paper("karpathy")
     assert metric_of(owner, {}) == "rsum"
-    assert metric_of(owner, vars(presets("coco")["rnn"])) == "log_likelihood"
-    assert protocols("coco", presets("coco")["brnn"]) == ("1K", "5K")
-    assert protocols("coco", presets("coco")["rnn"]) == ("1K",)
-    assert protocols("flickr8k", presets("flickr8k")["brnn"]) == ("whole",)
+    assert metric_of(owner, vars(presets("coco")["rnn-ours"])) == "log_likelihood"
+    assert protocols("coco", presets("coco")["brnn-ours"]) == ("1K", "5K")
+    assert protocols("coco", presets("coco")["rnn-ours"]) == ("1K",)
+    assert protocols("flickr8k", presets("flickr8k")["brnn-ours"]) == ("whole",)
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def short(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("capbench.runs.loaded.paper", lambda name: owner)
 
 
-@pytest.mark.parametrize("preset", ["brnn", "rnn-regions"])
+@pytest.mark.parametrize("preset", ["brnn-ours", "rnn-regions-ours"])
 @pytest.mark.usefixtures("short")
 def test_a_run_that_was_stopped_and_resumed_has_the_bits_of_one_that_was_not(preset, tmp_path):
     def stop(job, state, batches):
@@ -328,5 +328,5 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bits_of_one_that_was_not(pre
         assert record.peak_memory_bytes is None or record.peak_memory_bytes > 0
     assert found[0][0] == found[1][0]
     assert all(np.array_equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
-    expected = "pointing" if preset == "brnn" else "region_bleu1"
+    expected = "pointing" if preset == "brnn-ours" else "region_bleu1"
     assert expected in found[0][0]

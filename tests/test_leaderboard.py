@@ -72,7 +72,7 @@ def record(preset: str = "hard", seed: int = 0, r1: float = 40.0, **changes) -> 
     return Result(
         **{
             "paper": "fake", "preset": preset, "dataset": "flickr8k", "split": "test", "protocol": "whole",
-            "encoder": "mobilenet_v2", "crop": "1C", "seed": seed,
+            "encoder": "mobilenet_v2", "view": "1C", "seed": seed,
             "metrics": {"image_to_caption_r1": r1, "image_to_caption_median_rank": 3.0},
             "validation": scores[-1], "best_epoch": 2, "curve": entries, "recipe": recipe, "parameters": 1000,
             "dataset_fingerprint": FLICKR8K, "features_fingerprint": "f" * 64, "vocabulary_size": 2541,
@@ -397,7 +397,7 @@ def test_provenance_names_record_seed_commit_device_time_versions_and_command(tm
 
 
 def test_nothing_in_a_record_is_read_as_markdown_or_html(tmp_path):
-    nasty: Any = dict.fromkeys(("preset", "encoder", "crop", "device", "command", "commit"), NASTY)
+    nasty: Any = dict.fromkeys(("preset", "encoder", "view", "device", "command", "commit"), NASTY)
     hostile = record(notes=[NASTY], versions={NASTY: NASTY}, **{**nasty, "dataset": "flickr8k" + NASTY})
     files = leaderboard.render(fake(tmp_path / "p"), board(tmp_path, hostile, record()))
     shown = files["fake.md"].decode()

@@ -30,7 +30,7 @@ def example(**changes) -> Result:
     return Result(
         **{
             "paper": "vsepp", "preset": "vsepp", "dataset": "scenes", "split": "test", "protocol": "whole",
-            "encoder": "scenes", "crop": "1C", "seed": 0, "metrics": {"image_to_caption_r1": 33.3},
+            "encoder": "scenes", "view": "1C", "seed": 0, "metrics": {"image_to_caption_r1": 33.3},
             "validation": {"rsum": 9.0}, "best_epoch": 2, "recipe": {"margin": 0.2, "milestones": [15]},
             "curve": [Epoch(epoch=1, loss=2.0, learning_rate=2e-4, seconds=1.0, validation={"rsum": 9.0})],
             "parameters": 10, "dataset_fingerprint": "d", "features_fingerprint": "f", "vocabulary_size": 12,

@@ -413,7 +413,7 @@ def test_a_trained_model_sees_the_regions_of_pictures_as_those_of_the_store(draw
     for i in range(3):
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(drawn.images[i]).save(paths[-1])
-    run = run_with(SimpleNamespace(output="regions", crop="multiscale"))
+    run = run_with(SimpleNamespace(output="regions", stored_view="multiscale"))
     stored = features(drawn, encoder, "multiscale", store=tmp_path)
     assert np.abs(run.features(paths).numpy() - stored.array[:3]).max() <= 1e-4 * np.abs(stored.array).max()
     assert stored.boxes is not None
@@ -423,9 +423,9 @@ def test_a_trained_model_sees_the_regions_of_pictures_as_those_of_the_store(draw
 def test_boxes_are_refused_where_a_model_sees_none_or_those_of_a_data_set(drawn, tmp_path):
     Image.fromarray(drawn.images[0]).save(tmp_path / "0.png")
     with pytest.raises(CapbenchError, match="sees no regions of a picture but its vector"):
-        run_with(SimpleNamespace(output="vector", crop="1C")).boxes([tmp_path / "0.png"])
+        run_with(SimpleNamespace(output="vector", stored_view="1C")).boxes([tmp_path / "0.png"])
     with pytest.raises(CapbenchError, match="'file' belong to a data set; a picture alone has multiscale, objects, fa"):
-        run_with(SimpleNamespace(output="regions", crop="file")).features([tmp_path / "0.png"])
+        run_with(SimpleNamespace(output="regions", stored_view="file")).features([tmp_path / "0.png"])
 
 
 def test_of_the_objects_of_a_picture_alone_nothing_is_known_and_the_grid_fills_up(drawn):
@@ -436,7 +436,7 @@ def test_materials_give_the_regions_that_a_recipe_asks_for(drawn, tmp_path, monk
     monkeypatch.setattr(harness, "load_dataset", lambda name: drawn)
     materials = Materials(tmp_path)
     for provider in ("multiscale", "objects"):
-        recipe = SimpleNamespace(output="regions", crop=provider, min_count=1)
+        recipe = SimpleNamespace(output="regions", stored_view=provider, min_count=1)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             inputs = materials.inputs(Job("paper", "preset", "scenes", "scenes", 0), recipe)

@@ -31,15 +31,17 @@ def runs(tmp_path_factory, small):
     original, folder = paper("vsepp"), tmp_path_factory.mktemp("search")
 
     def tiny(dataset):
-        recipe = original.presets("scenes")["vsepp-small"]
-        return {"vsepp-small": replace(recipe, embedding=16, word=8, training=replace(recipe.training, epochs=2))}
+        recipe = original.presets("scenes")["vsepp-ours"]
+        return {
+            "vsepp-ours": replace(recipe, embedding_dim=16, word_dim=8, training=replace(recipe.training, epochs=2))
+        }
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (harness, loaded):
             patch.setattr(module, "paper", lambda name: replace(original, presets=tiny))
         patch.setattr(harness, "load_dataset", lambda name: small)
         patch.setenv("CAPBENCH_CACHE", str(folder / "cache"))
-        job = Job("vsepp", "vsepp-small", "scenes", "scenes", 0)
+        job = Job("vsepp", "vsepp-ours", "scenes", "scenes", 0)
         harness.run(job, Places(folder / "runs", folder / "leaderboards"), Materials(), lambda *_: None)
         yield folder / "runs"
 

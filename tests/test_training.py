@@ -20,7 +20,7 @@ from capbench.training.experiment import Evaluation, Training
 from capbench.training.loop import StoppedError, finished, fit, learning_rate
 from tests.processes import begin
 
-TRAINING = Training(epochs=4, batch_size=8, learning_rate=0.05, decay_every=2, clip_norm=1.0)
+TRAINING = Training(epochs=4, batch_size=8, learning_rate=0.05, lr_step_epochs=2, clip_norm=1.0)
 
 
 class Regression:
@@ -90,7 +90,7 @@ def test_a_run_stopped_twice_in_one_epoch_ends_with_the_same_bits(tmp_path):
     assert_same(outcome(tmp_path / "stopped"), whole)
 
 
-AVERAGED = replace(TRAINING, average=0.9)
+AVERAGED = replace(TRAINING, ema_decay=0.9)
 
 
 def test_the_averaged_weights_are_the_running_mean_of_the_steps_and_are_what_is_kept(tmp_path):
@@ -219,7 +219,7 @@ def test_no_snapshot_is_taken_of_the_warm_up(tmp_path):
 
 
 def test_patience_and_the_plateau_count_from_the_end_of_the_warm_up(tmp_path):
-    training = replace(TRAINING, epochs=9, patience=2, decay_every=None, plateau=1, decay=0.1)
+    training = replace(TRAINING, epochs=9, patience=2, lr_step_epochs=None, lr_patience=1, lr_decay=0.1)
     state = fit(Regression(scores=[9.0, 8.0, 1.0, 0.5, 0.4, 0.3]), training, "score", tmp_path, {}, 0, warmup=2)
     assert state.best_epoch == 2
     assert len(state.curve) == 5
@@ -232,12 +232,12 @@ def test_a_schedule_that_ends_within_its_warm_up_is_refused(tmp_path):
 
 
 def test_the_step_schedule_drops_after_its_epochs():
-    rates = [learning_rate(replace(TRAINING, decay_every=15), epoch, [], "score") for epoch in (0, 14, 15, 29, 30)]
+    rates = [learning_rate(replace(TRAINING, lr_step_epochs=15), epoch, [], "score") for epoch in (0, 14, 15, 29, 30)]
     assert rates == pytest.approx([0.05, 0.05, 0.005, 0.005, 0.0005])
 
 
 def test_the_plateau_schedule_drops_after_epochs_without_a_better_one():
-    training = replace(TRAINING, decay_every=None, plateau=2, decay=0.5)
+    training = replace(TRAINING, lr_step_epochs=None, lr_patience=2, lr_decay=0.5)
     scores = [1, 2, 2, 1, 3, 1, 1, 1, 1]
     curve = [{"validation": {"score": float(score)}} for score in scores]
     rates = [learning_rate(training, epoch, curve[:epoch], "score") for epoch in range(len(scores) + 1)]

@@ -34,7 +34,7 @@ def number(value: str = "40.0", metric: str = "image_to_caption_r1", **changes) 
 def run(folder: Path, ranks: np.ndarray | None = None, **changes) -> None:
     row: dict[str, Any] = {
         "paper": "vsepp", "preset": "vsepp", "dataset": "flickr30k", "split": "test", "protocol": "whole",
-        "encoder": "vgg19", "crop": "1C", "seed": 0, "metrics": {}, "validation": {}, "best_epoch": 1,
+        "encoder": "vgg19", "view": "1C", "seed": 0, "metrics": {}, "validation": {}, "best_epoch": 1,
         "curve": [], "recipe": {}, "parameters": 1, "dataset_fingerprint": "d", "features_fingerprint": "f",
         "vocabulary_size": 9, "commit": "c", "dirty": False, "versions": {}, "device": "CPU", "threads": 1,
         "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0, "command": "",
@@ -160,7 +160,7 @@ def test_other_data_are_named_with_their_size_and_fingerprint(monkeypatch):
     monkeypatch.setattr(datasets, "SCENES_FINGERPRINT", "5" * 64)
     row: dict[str, Any] = {
         "paper": "p", "preset": "p", "dataset": "flickr8k", "split": "test", "protocol": "whole", "encoder": "e",
-        "crop": "1C", "seed": 0, "metrics": {}, "validation": {}, "best_epoch": 0, "curve": [], "recipe": {},
+        "view": "1C", "seed": 0, "metrics": {}, "validation": {}, "best_epoch": 0, "curve": [], "recipe": {},
         "parameters": 1, "dataset_fingerprint": "0123456789abcdef", "features_fingerprint": "f", "vocabulary_size": 9,
         "commit": "c", "dirty": False, "versions": {}, "device": "CPU", "threads": 1, "wall_seconds": 1.0,
         "started": "2024-05-01T12:00:00Z", "command": "", "published": False, "images": 15,
@@ -206,7 +206,7 @@ def test_a_claim_of_difference_is_decided_by_its_interval(tmp_path, ours, status
     [((20, 30, 40, 50, 60), "it rises from each size to the next"), ((20, 30, 90, 50, 60), "it is highest at 16")],
 )
 def test_the_set_of_negatives_is_tested_at_its_ends_and_its_course_is_told(tmp_path, found, course):
-    names = [*(f"vsepp-negatives-{size}" for size in (1, 4, 16, 64)), "vsepp-small"]
+    names = [*(f"vsepp-negatives-{size}-ours" for size in (1, 4, 16, 64)), "vsepp-ours"]
     for name, right in zip(names, found, strict=True):
         run(tmp_path, hits(right), preset=name, dataset="scenes", encoder="scenes")
     outcome = larger_sets_help(Results.load(tmp_path))
@@ -265,7 +265,7 @@ def test_the_author_s_rerun_is_no_target_and_flickr8k_has_baselines():
     kiros = [row for row in rows if row.dataset == "flickr8k" and row.encoder == "vgg19"]
     printed = ["18.0", "40.9", "55.0", "8", "12.5", "37.0", "51.5", "10"]
     assert [row.value for row in kiros][:8] == printed
-    assert {row.presets for row in kiros} == {("vse0", "vsepp", "vse0-small", "vsepp-small")}
+    assert {row.presets for row in kiros} == {("vse0", "vsepp", "vse0-ours", "vsepp-ours")}
 
 
 def test_no_number_stands_twice_in_one_row_of_a_table():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,8 +20,7 @@ from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
 from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
-from capbench.runs.paper import joined
-from capbench.training.experiment import Evaluation, Inputs
+from capbench.training.experiment import Evaluation, Inputs, Recipe
 from capbench.training.machine import bf16_where_native
 from capbench.training.sources import FeatureSource
 
@@ -42,6 +42,13 @@ class Captioner(Protocol):
 
     def step(self, images: Tensor) -> Step:
         """The step of `capbench.captioners.decoding` for these images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningRecipe(Recipe):
+    """The recipe of a model that writes captions."""
+
+    beam_size: int  # of the captions that are scored
 
 
 Objective = Callable[[Any, Tensor, Tensor], Tensor]  # model, images, captions -> scalar
@@ -73,7 +80,7 @@ def maybe_joined(make_model: MakeModel) -> MakeModel:
     """`make_model`, or an ensemble of what it makes where the recipe has several members."""
 
     def make(recipe: Any, vocabulary: Vocabulary, feature_dim: int) -> nn.Module:
-        members = [make_model(recipe, vocabulary, feature_dim) for _ in range(joined(recipe))]
+        members = [make_model(recipe, vocabulary, feature_dim) for _ in range(recipe.ensemble_size)]
         return members[0] if len(members) == 1 else Ensemble(members)
 
     return make
@@ -116,7 +123,7 @@ class CaptioningExperiment:
 
     def __init__(
         self,
-        recipe: Any,
+        recipe: CaptioningRecipe,
         inputs: Inputs,
         seed: int,
         device: torch.device,
@@ -128,7 +135,7 @@ class CaptioningExperiment:
         self.train = inputs.dataset.split("train")
         self.model = make_model(recipe, inputs.vocabulary, inputs.features.array.shape[-1]).to(device)
         if isinstance(self.model, Ensemble):
-            for member, snapshot in zip(self.model.members, inputs.start, strict=True):
+            for member, snapshot in zip(self.model.members, inputs.init, strict=True):
                 member.load_state_dict(snapshot)
         self.source = FeatureSource(inputs, recipe, device)
 

@@ -24,11 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 from capbench.base.provenance import Moment
+from capbench.evidence import renamed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _BLANKS: dict[str, Any] = {
-    "split": "", "protocol": "", "encoder": "", "crop": "",
+    "split": "", "protocol": "", "encoder": "", "view": "",
     "validation": {}, "best_epoch": 0, "curve": [], "recipe": {}, "parameters": 0,
     "dataset_fingerprint": "", "features_fingerprint": "", "vocabulary_size": 0,
     "commit": "unknown", "dirty": False, "versions": {}, "device": "", "threads": 0,
@@ -53,6 +54,9 @@ class Epoch(BaseModel):
 class Result(BaseModel):
     """One run of one preset with one seed. A metric that could not be computed is absent from `metrics`.
 
+    `view` is what the encoder saw of an image; `region_provider` made the boxes of a model that sees regions of it, and
+    is None for the others.
+
     Blank in records from before there were such fields: `instruction_set` and `blas`, what a CPU computed with;
     `precision`, what training computed in, "bf16" or "fp32"; `published`, whether the data are the published split of
     their name (also None where nothing is published); `images`, how many the split has.
@@ -69,7 +73,8 @@ class Result(BaseModel):
     split: str
     protocol: str
     encoder: str
-    crop: str
+    view: str
+    region_provider: str | None = None
     seed: int
     metrics: dict[str, float]
     validation: dict[str, float]
@@ -100,6 +105,11 @@ class Result(BaseModel):
     arrays_sha256: str | None = None
     file: str = Field(default="", exclude=True)
     marks: tuple[str, ...] = Field(default=(), exclude=True)
+
+    @property
+    def sees(self) -> str:
+        """What the model sees of an image, in one word: the provider of its regions, or the view."""
+        return self.region_provider or self.view
 
 
 def save_result(result: Result, arrays: Mapping[str, np.ndarray], folder: Path) -> Path:
@@ -214,6 +224,10 @@ def _read(path: Path) -> Result:
     if not isinstance(document, dict):
         raise ValueError("it holds no JSON object")
     version, marks = document.get("schema_version", 0), []
+    if version in (0, 1):
+        document = renamed.record(document)
+    if version == 1:  # nothing but names has changed since
+        version = document["schema_version"] = SCHEMA_VERSION
     if version != SCHEMA_VERSION:
         missing = [name for name in _BLANKS if name not in document]
         document = {**_BLANKS, **document, "schema_version": version}

@@ -197,5 +197,5 @@ def query_values(metric: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _identity(record: Result) -> tuple[str, ...]:
-    names = ("paper", "preset", "dataset", "dataset_fingerprint", "split", "protocol", "encoder", "crop", "seed")
-    return tuple(str(getattr(record, name)) for name in names)
+    names = ("paper", "preset", "dataset", "dataset_fingerprint", "split", "protocol", "encoder")
+    return (*(str(getattr(record, name)) for name in names), record.sees, str(record.seed))

@@ -181,14 +181,14 @@ def _parts(groups: Sequence[Runs], *names: str) -> dict[tuple[str, ...], list[Ru
 
 def _once_a_training(part: Sequence[Runs]) -> list[Runs]:
     """One training may be scored under several protocols; its curve is drawn once."""
-    return list({(runs.first.preset, runs.first.crop): runs for runs in reversed(part)}.values())[::-1]
+    return list({(runs.first.preset, runs.first.sees): runs for runs in reversed(part)}.values())[::-1]
 
 
 def _label(runs: Runs, part: Sequence[Runs]) -> str:
     """The preset, and its crop where that tells two settings apart."""
     record = runs.first
-    alike = {other.first.crop for other in part if other.first.preset == record.preset}
-    return f"{record.preset}, {record.crop}" if len(alike) > 1 else record.preset
+    alike = {other.first.sees for other in part if other.first.preset == record.preset}
+    return f"{record.preset}, {record.sees}" if len(alike) > 1 else record.preset
 
 
 def _ranks(folder: Path, record: Result) -> dict[str, np.ndarray]:

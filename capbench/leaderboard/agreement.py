@@ -137,7 +137,7 @@ def _compared(one: Agreement, word: str) -> str:
 def _name(one: Agreement, found: Sequence[Agreement]) -> str:
     """The preset, with those parts of the setting in which the lines differ."""
     words = [one.new[0].preset]
-    for name in ("encoder", "protocol", "crop"):
+    for name in ("encoder", "protocol", "sees"):
         if len({getattr(other.new[0], name) for other in found if other.new[0].preset == words[0]}) > 1:
             words.append(getattr(one.new[0], name))
     return plain(", ".join(words))

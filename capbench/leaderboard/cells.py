@@ -40,7 +40,7 @@ def setting(runs: Runs) -> str:
     """The encoder, the crop and the number of seeds."""
     record = runs.first
     seeds = f"{len(runs.records)} seed" + ("s" if len(runs.records) != 1 else "")
-    return ", ".join([*(escape(word) for word in (record.encoder, record.crop) if word), seeds.replace(" ", _SPACE)])
+    return ", ".join([*(escape(word) for word in (record.encoder, record.sees) if word), seeds.replace(" ", _SPACE)])
 
 
 def preset(runs: Runs, paper: Paper, notes: Notes) -> str:

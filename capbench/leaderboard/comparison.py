@@ -16,7 +16,7 @@ from capbench.runs.paper import Paper, metric_of
 from capbench.training import checkpoint
 
 EMBEDDED = frozenset({"scenes"})  # data sets that no paper has; never set against a paper's number
-SETTING = ("preset", "dataset", "dataset_fingerprint", "split", "protocol", "encoder", "crop")
+SETTING = ("preset", "dataset", "dataset_fingerprint", "split", "protocol", "encoder", "view", "region_provider")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ class Row:
     metric: str
     dataset_fingerprint: str = ""
     encoder: str = ""
-    crop: str = ""
+    view: str = ""
+    region_provider: str | None = None
     seeds: tuple[int, ...] = ()
     mean: float | None = None
     ci_low: float | None = None
@@ -175,7 +176,10 @@ def gather(paper: Paper, results: Results) -> list[Runs]:
     Runs on other data under a data set's name come after those on the data that it stands for.
     """
     mine = results.select(paper=paper.name).latest
-    groups = [mine.select(**dict(zip(SETTING, values, strict=True))) for values in mine.settings(*SETTING)]
+    settings: dict[tuple[str, ...], list[Result]] = {}
+    for record in mine.records:
+        settings.setdefault(tuple(str(getattr(record, name)) for name in SETTING), []).append(record)
+    groups = [Results(mine.folder, tuple(settings[key])) for key in sorted(settings)]
     order = {name: _preset_order(paper, name) for (name,) in mine.settings("dataset")}
 
     def place(runs: Runs) -> tuple[Any, ...]:
@@ -184,7 +188,7 @@ def gather(paper: Paper, results: Results) -> list[Runs]:
         rank = presets.index(record.preset) if record.preset in presets else len(presets)
         where = (record.split, record.protocol, record.encoder)
         of_data = (runs.embedded, record.dataset, not runs.canonical, record.dataset_fingerprint)
-        return (*of_data, *where, rank, record.preset, record.crop)
+        return (*of_data, *where, rank, record.preset, record.sees)
 
     return sorted(map(Runs, groups), key=place)
 

@@ -26,13 +26,13 @@ from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.records import Epoch, Result, save_result
 from capbench.runs.job import Job
 from capbench.runs.loaded import load_run
-from capbench.runs.paper import Paper, joined, metric_of, paper, warmup
+from capbench.runs.paper import Paper, metric_of, paper
 from capbench.training import checkpoint
-from capbench.training.experiment import Evaluation, Inputs, Training
+from capbench.training.experiment import Evaluation, Inputs, Recipe, Training
 from capbench.training.loop import State, fit
 from capbench.training.machine import peak_memory_bytes, restart_peak_memory
 from capbench.vision.encoders import Encoder
-from capbench.vision.features import Crop, Features, features
+from capbench.vision.features import Features, features
 from capbench.vision.weights import hash_tensors
 
 ENCODERS = {"scenes": "scenes"}
@@ -73,13 +73,12 @@ class Materials:
             self._datasets[name] = load_dataset(name)
         return self._datasets[name]
 
-    def inputs(self, job: Job, recipe: Any) -> Inputs:
+    def inputs(self, job: Job, recipe: Recipe) -> Inputs:
         dataset = self.dataset(job.dataset)
-        crop: Crop = "1C" if recipe.crop == "RC" else recipe.crop
-        key = (job.dataset, job.encoder, recipe.output, crop)
+        key = (job.dataset, job.encoder, recipe.output, recipe.stored_view)
         if key not in self._features:
             encoder = Encoder(job.encoder, recipe.output).to(default_device())
-            self._features[key] = (encoder, features(dataset, encoder, crop, self.store, progress=True))
+            self._features[key] = (encoder, features(dataset, encoder, recipe.stored_view, self.store, progress=True))
         encoder, stored = self._features[key]
         vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count)
         return Inputs(dataset, encoder, stored, vocabulary)
@@ -100,10 +99,10 @@ def run(job: Job, places: Places, materials: Materials, report: Report, *, fresh
         if fresh:
             checkpoint.clear(folder)
         inputs = materials.inputs(job, recipe)
-        if recipe.start_from is not None:
-            count = joined(recipe)
-            jobs = [replace(job, preset=recipe.start_from, seed=job.seed * count + n) for n in range(count)]
-            inputs = replace(inputs, start=tuple(_snapshot(first, inputs, places, materials, report) for first in jobs))
+        if recipe.init_from is not None:
+            count = recipe.ensemble_size
+            jobs = [replace(job, preset=recipe.init_from, seed=job.seed * count + n) for n in range(count)]
+            inputs = replace(inputs, init=tuple(_snapshot(first, inputs, places, materials, report) for first in jobs))
         return _train_and_record(owner, job, recipe, inputs, places, report)
 
 
@@ -112,7 +111,7 @@ def default_device() -> torch.device:
 
 
 def _train_and_record(
-    owner: Paper, job: Job, recipe: Any, inputs: Inputs, places: Places, report: Report
+    owner: Paper, job: Job, recipe: Recipe, inputs: Inputs, places: Places, report: Report
 ) -> list[Path]:
     device, folder = default_device(), places.folder(job)
     origin = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
@@ -126,12 +125,12 @@ def _train_and_record(
         "seed": job.seed,
         **_made_from(inputs),
     }
-    if inputs.start:
-        identity["start"] = [hash_tensors(dict(snapshot)) for snapshot in inputs.start]
+    if inputs.init:
+        identity["init"] = [hash_tensors(dict(snapshot)) for snapshot in inputs.init]
     (folder / "run.json").unlink(missing_ok=True)  # the snapshot is about to be another one
     metric = metric_of(owner, asdict(recipe))
     reported = partial(report, job)
-    state = fit(experiment, recipe.training, metric, folder, identity, job.seed, reported, warmup(recipe))
+    state = fit(experiment, recipe.training, metric, folder, identity, job.seed, reported, recipe.warmup)
     parameters = sum(value.numel() for value in experiment.model.parameters() if value.requires_grad)
     made_by = origin | {"wall_seconds": state.seconds, "energy_joules": state.joules, "parameters": parameters}
     made_by["peak_memory_bytes"] = peak_memory_bytes(device)  # training and validation
@@ -156,7 +155,7 @@ def _train_and_record(
 
 def _result(
     job: Job,
-    recipe: Any,
+    recipe: Recipe,
     inputs: Inputs,
     state: State,
     protocol: str,
@@ -170,7 +169,8 @@ def _result(
         **asdict(job),
         split=scored.name,
         protocol=protocol,
-        crop=recipe.crop,
+        view=recipe.view,
+        region_provider=recipe.region_provider,
         metrics=dict(evaluation.metrics),
         validation=state.curve[state.best_epoch]["validation"],
         best_epoch=state.best_epoch,

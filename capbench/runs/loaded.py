@@ -21,7 +21,7 @@ from capbench.runs.job import Job
 from capbench.runs.paper import paper
 from capbench.training import checkpoint
 from capbench.vision.encoders import Encoder
-from capbench.vision.features import Crop, encode, stacked
+from capbench.vision.features import encode, stacked
 from capbench.vision.regions import boxes_of_picture
 from capbench.vision.weights import fit
 
@@ -38,7 +38,7 @@ class Trained:
     """
 
     job: Job
-    recipe: Any
+    recipe: Any  # the kind of Recipe that the paper has
     vocabulary: Vocabulary
     model: nn.Module
     encoder_weights: Mapping[str, Tensor]
@@ -50,12 +50,6 @@ class Trained:
         if self.encoder_weights:
             encoder.load_state_dict(self.encoder_weights)
         return encoder
-
-    @property
-    def crop(self) -> Crop:
-        """What of a picture the model sees: a fresh random crop in training is the centre in use."""
-        crop: Crop = "1C" if self.recipe.crop == "RC" else self.recipe.crop
-        return crop
 
     @torch.no_grad()
     def features(self, pictures: Sequence[Path]) -> Float[Tensor, "picture ... dim"]:
@@ -75,10 +69,10 @@ class Trained:
 
     def _encoded(self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Float[Tensor, "picture ... dim"]:
         boxes = self._boxes_of(pictures) if self.recipe.output == "regions" else None
-        return encode(self.encoder, stacked(pictures, self.encoder.input_size, self.crop), boxes)
+        return encode(self.encoder, stacked(pictures, self.encoder.input_size, self.recipe.stored_view), boxes)
 
     def _boxes_of(self, pictures: Iterable[np.ndarray]) -> Float[Tensor, "picture region 4"]:
-        return torch.from_numpy(np.stack([boxes_of_picture(pixels, self.crop) for pixels in pictures]))
+        return torch.from_numpy(np.stack([boxes_of_picture(pixels, self.recipe.stored_view) for pixels in pictures]))
 
 
 def load_run(folder: Path) -> Trained:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,23 +17,7 @@ from torch import nn
 from capbench.base.errors import CapbenchError
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.verdicts import Claim, Reported, read_reported
-from capbench.training.experiment import Experiment, Inputs, Training
-
-
-@runtime_checkable
-class Recipe(Protocol):
-    """The frozen hyper-parameters of a preset; each paper has a dataclass of its own with at least these fields."""
-
-    @property
-    def crop(self) -> str: ...
-    @property
-    def output(self) -> str: ...
-    @property
-    def min_count(self) -> int: ...
-    @property
-    def start_from(self) -> str | None: ...
-    @property
-    def training(self) -> Training: ...
+from capbench.training.experiment import Experiment, Inputs, Recipe
 
 
 @dataclass(frozen=True)
@@ -52,7 +36,7 @@ class Paper:
     title: str
     citation: str
     folder: Path
-    presets: Callable[[str], Mapping[str, Any]]
+    presets: Callable[[str], Mapping[str, Recipe]]
     headline: tuple[str, ...]
     metric: str
     experiment: Callable[[Any, Inputs, int, torch.device], Experiment]
@@ -65,7 +49,7 @@ class Paper:
         """The numbers that the paper prints, from its reported.csv."""
         return read_reported(self.folder / "reported.csv")
 
-    def recipe(self, preset: str, dataset: str) -> Any:
+    def recipe(self, preset: str, dataset: str) -> Recipe:
         """The recipe of a preset on a data set. Raises CapbenchError naming the known presets."""
         presets = self.presets(dataset)
         if preset not in presets:
@@ -75,17 +59,7 @@ class Paper:
 
 def metric_of(paper: Paper, recipe: Mapping[str, Any]) -> str:
     """The validation metric that chooses the snapshot of a recipe, by the recipe's fields."""
-    return str(recipe.get("metric", paper.metric))
-
-
-def joined(recipe: Any) -> int:
-    """How many trained models a preset joins, of consecutive seeds: 1 unless it is an ensemble."""
-    return int(getattr(recipe, "members", 1))
-
-
-def warmup(recipe: Any) -> int:
-    """How many of a preset's first epochs are trained with another loss than its own."""
-    return int(getattr(recipe, "warmup", 0))
+    return str(recipe.get("metric") or paper.metric)
 
 
 def papers() -> dict[str, Paper]:

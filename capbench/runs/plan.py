@@ -12,7 +12,7 @@ from capbench.base.files import atomic_write
 from capbench.data.checked_json import Checked, read_json
 from capbench.runs.harness import DEFAULT_ENCODER, ENCODERS
 from capbench.runs.job import Job
-from capbench.runs.paper import Paper, joined
+from capbench.runs.paper import Paper
 
 
 def plan(
@@ -37,7 +37,7 @@ def plan(
     names = list(presets or paper.headline)
     if "all" in names:
         names = list(paper.presets(dataset))
-    size = {name: joined(paper.recipe(name, dataset)) for name in names}
+    size = {name: paper.recipe(name, dataset).ensemble_size for name in names}
     jobs = [
         Job(paper.name, name, dataset, encoder, number)
         for encoder in encoders or [ENCODERS.get(dataset, DEFAULT_ENCODER)]

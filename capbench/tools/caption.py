@@ -62,7 +62,9 @@ def _captioned(trained: Trained, pictures: Sequence[Path], beam_size: int, n_bes
         length = first.index(END) + 1 if END in first else len(first)
         weights = [found.traces[name][place, 0, :length].float().cpu().numpy() for name in trace]
         attention = np.mean(weights, axis=0) if weights else None
-        yield Captioned(picture, trained.crop, tuple(words), tuple(found.log_probs[place].tolist()), attention)
+        yield Captioned(
+            picture, trained.recipe.stored_view, tuple(words), tuple(found.log_probs[place].tolist()), attention
+        )
 
 
 def draw_attention(captioned: Captioned, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the loop fits: a recipe's training, what an experiment is made from, and what it provides."""
+"""What the training loop needs of a paper: its recipe, the inputs of an experiment, and the experiment itself."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ from torch import Tensor, nn
 
 from capbench.data.captions import CaptionDataset
 from capbench.data.vocabulary import Vocabulary
-from capbench.vision.encoders import Encoder
-from capbench.vision.features import Features
+from capbench.vision.encoders import Encoder, Output
+from capbench.vision.features import Crop, Features
+from capbench.vision.regions import Provider
+
+View = Literal["1C", "10C", "RC", "views", "whole"]
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is fitted. Learning rates are per step, schedules count epochs.
-
-    decay_every: multiply the rate by `decay` after so many epochs; plateau: after so many without a better snapshot;
-    patience: stop after so many without one; clip_norm: largest norm of the whole gradient; clip_value: largest
-    absolute value of an element; average: how much of the running average of the weights a step keeps, where it is that
-    average that is scored and kept (Polyak and Juditsky 1992), 0 for the weights themselves; precision: "auto" computes
-    in bf16 where the device has it, "full" in fp32.
-    """
+    """How a model is trained. Rates are per step, schedules count epochs."""
 
     epochs: int
     batch_size: int
@@ -32,33 +28,52 @@ class Training:
     optimizer: Literal["adam", "sgd", "rmsprop"] = "adam"
     momentum: float = 0.0
     weight_decay: float = 0.0
-    decay_every: int | None = None
-    plateau: int | None = None
-    decay: float = 0.1
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    patience: int | None = None
-    average: float = 0.0
-    precision: Literal["auto", "full"] = "auto"
+    lr_step_epochs: int | None = None  # multiply the rate by `lr_decay` every so many epochs
+    lr_patience: int | None = None  # and after so many epochs without a better snapshot
+    lr_decay: float = 0.1
+    clip_norm: float | None = None  # largest norm of the whole gradient
+    clip_value: float | None = None  # largest absolute value of one element of it
+    patience: int | None = None  # stop after so many epochs without a better snapshot
+    ema_decay: float = 0.0  # of the averaged weights that are scored and kept (Polyak, Juditsky 1992); 0: no average
+    precision: Literal["auto", "full"] = "auto"  # auto: bf16 where the device has it; full: fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The frozen hyper-parameters of one preset. Each paper extends it with those of its model."""
+
+    output: Output = "vector"  # what the encoder makes of an image: one vector, a grid of them, or one a region
+    view: View = "1C"  # the part of an image that the encoder sees; RC: a new random crop at each training step
+    region_provider: Provider | None = None  # where the boxes of regions come from; None: the model sees no regions
+    min_count: int = 5  # a word is in the vocabulary if it occurs so often in the training captions
+    init_from: str | None = None  # the preset whose trained weights this one starts from
+    ensemble_size: int = 1  # how many models of `init_from`, of consecutive seeds, decode together
+    warmup: int = 0  # first epochs, trained with another loss; they give no snapshot
+    metric: str | None = None  # the validation metric that chooses the snapshot; None: the paper's
+    finetune: bool = False  # whether the encoder is trained too
+    training: Training
+
+    @property
+    def stored_view(self) -> Crop:
+        """What the feature store keeps for this recipe: the regions, or the view, which is the centre for RC."""
+        if self.region_provider is not None:
+            return self.region_provider
+        return "1C" if self.view == "RC" else self.view
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an experiment is made from.
-
-    `features` has a row for each image of the whole data set; `start` are the snapshots that a preset with `start_from`
-    goes on from, by parameter name: one, or as many as an ensemble has members.
-    """
+    """What an experiment is made from."""
 
     dataset: CaptionDataset
     encoder: Encoder
-    features: Features
+    features: Features  # one row for each image of the whole data set
     vocabulary: Vocabulary
-    start: tuple[Mapping[str, Tensor], ...] = ()
+    init: tuple[Mapping[str, Tensor], ...] = ()  # snapshots of `init_from`, one or `ensemble_size`, by parameter name
     _encoded: dict[str, list[list[int]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def encoded(self, split: str) -> list[list[int]]:
-        """The captions of a split as word numbers, START to END; made once."""
+        """The captions of a split as word numbers, START to END; computed once."""
         if split not in self._encoded:
             tokens = self.dataset.split(split).tokens
             self._encoded[split] = [self.vocabulary.encode(words) for words in tokens]
@@ -67,11 +82,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics by name, the arrays they were counted from (ranks by query), and why a metric is missing."""
+    """The scores of a model on one split."""
 
     metrics: Mapping[str, float]
-    arrays: Mapping[str, np.ndarray]
-    notes: tuple[str, ...] = ()
+    arrays: Mapping[str, np.ndarray]  # what the metrics were computed from, such as the rank of each query
+    notes: tuple[str, ...] = ()  # for instance why a metric is missing
 
 
 @runtime_checkable

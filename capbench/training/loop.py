@@ -74,7 +74,7 @@ def fit(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(training, parameters)
     whole = {**identity, "architecture": {name: list(value.shape) for name, value in model.state_dict().items()}}
-    average = _Average(training.average, parameters)
+    average = _Average(training.ema_decay, parameters)
     state = _resume(folder, whole, model, optimizer, average)
     with stop_requests() as stop_requested:
         while not finished(training, state, warmup):
@@ -114,16 +114,16 @@ def step_seed(seed: int, epoch: int, step: int) -> int:
 
 def learning_rate(training: Training, epoch: int, curve: Sequence[Mapping[str, Any]], metric: str) -> float:
     """The rate of an epoch: a function of the recipe and of the validation curve so far, with no state of its own."""
-    drops = 0 if training.decay_every is None else epoch // training.decay_every
-    if training.plateau is not None:
+    drops = 0 if training.lr_step_epochs is None else epoch // training.lr_step_epochs
+    if training.lr_patience is not None:
         best, waited = -math.inf, 0
         for entry in curve:
             waited += 1
             if entry["validation"][metric] > best:
                 best, waited = entry["validation"][metric], 0
-            elif waited == training.plateau:
+            elif waited == training.lr_patience:
                 drops, waited = drops + 1, 0
-    return training.learning_rate * training.decay**drops
+    return training.learning_rate * training.lr_decay**drops
 
 
 def finished(training: Training, state: State, warmup: int = 0) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from capbench.data.images import one_crop, random_crop
-from capbench.training.experiment import Inputs
+from capbench.training.experiment import Inputs, Recipe
 from capbench.vision.encoders import Encoder
 
 PICTURES_AT_ONCE = 64
@@ -22,21 +21,21 @@ PICTURES_AT_ONCE = 64
 class FeatureSource:
     """Features of images by their number in the data set, [image, dim] or [image, location, dim], on the device.
 
-    Stored ones, unless `recipe.crop` is RC: then training sees the encoder's features of a fresh random
+    Stored ones, unless `recipe.view` is RC: then training sees the encoder's features of a fresh random
     crop at each step. With `recipe.finetune`, the encoder learns and nothing is stored.
     """
 
-    def __init__(self, inputs: Inputs, recipe: Any, device: torch.device) -> None:
+    def __init__(self, inputs: Inputs, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self.device, self.images = recipe, device, inputs.dataset.images
         self.stored = inputs.features.array
-        self.finetune = bool(getattr(recipe, "finetune", False))
+        self.finetune = recipe.finetune
         encoder: Encoder = copy.deepcopy(inputs.encoder) if self.finetune else inputs.encoder
         self.encoder = encoder.to(device)
         self.on_device = torch.from_numpy(np.array(self.stored)).to(device) if self._fits() else None
 
     def training(self, images: np.ndarray) -> Float[Tensor, "image ... dim"]:
         """Features to learn from. Crops are drawn from torch's seed, which the training loop sets at each step."""
-        if self.recipe.crop != "RC":
+        if self.recipe.view != "RC":
             return self._from_store(images)
         generator = np.random.default_rng(torch.initial_seed())
         pixels = [random_crop(self.images[int(i)], self.encoder.input_size, generator) for i in images]

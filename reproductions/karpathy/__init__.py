@@ -16,19 +16,19 @@ from reproductions.karpathy.claims import CLAIMS
 from reproductions.karpathy.experiment import AlignmentExperiment
 from reproductions.karpathy.generation import GeneratorExperiment, RegionGeneratorExperiment
 from reproductions.karpathy.generator import MultimodalRNN
-from reproductions.karpathy.recipe import HEADLINE, Alignment, presets, protocols
+from reproductions.karpathy.recipe import HEADLINE, AlignmentRecipe, presets, protocols
 
 
 def experiment(recipe: Any, inputs: Inputs, seed: int, device: torch.device) -> Experiment:
     """An alignment, a generator of captions, or a generator of snippets."""
-    if isinstance(recipe, Alignment):
+    if isinstance(recipe, AlignmentRecipe):
         return AlignmentExperiment(recipe, inputs, seed, device)
     kind = {"image": GeneratorExperiment, "regions": RegionGeneratorExperiment}[recipe.level]
     return kind(recipe, inputs, seed, device)
 
 
 def model(recipe: Any, vocabulary: Vocabulary, feature_dim: int) -> nn.Module:
-    kind = AlignmentModel if isinstance(recipe, Alignment) else MultimodalRNN
+    kind = AlignmentModel if isinstance(recipe, AlignmentRecipe) else MultimodalRNN
     return kind(recipe, len(vocabulary), feature_dim)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
 from capbench.kernels.maxsim import maxsim
-from reproductions.karpathy.recipe import Alignment
+from reproductions.karpathy.recipe import AlignmentRecipe
 
 
 class AlignmentModel(nn.Module):
@@ -19,23 +19,23 @@ class AlignmentModel(nn.Module):
     and of the one from right to left; s_t, the word in its context, in the space of v; f, the rectifier max(0, .).
     """
 
-    def __init__(self, recipe: Alignment, vocabulary_size: int, feature_dim: int) -> None:
+    def __init__(self, recipe: AlignmentRecipe, vocabulary_size: int, feature_dim: int) -> None:
         super().__init__()
         self.recipe = recipe
         self.scaled = nn.BatchNorm1d(feature_dim, affine=False) if recipe.standardised_roots else nn.Identity()
-        self.W_m = nn.Linear(feature_dim, recipe.embedding)
-        self.W_w = nn.Embedding(vocabulary_size, recipe.word)
-        self.W_e = nn.Linear(recipe.word * (2 * recipe.window + 1), recipe.hidden)
+        self.W_m = nn.Linear(feature_dim, recipe.embedding_dim)
+        self.W_w = nn.Embedding(vocabulary_size, recipe.word_dim)
+        self.W_e = nn.Linear(recipe.word_dim * (2 * recipe.window + 1), recipe.hidden_dim)
         if recipe.recurrent:
-            hidden = recipe.hidden
-            kept = recipe.keep * torch.eye(hidden)
-            start = kept if recipe.keep else torch.randn(hidden, hidden) / (2 * hidden) ** 0.5
+            hidden = recipe.hidden_dim
+            kept = recipe.recurrent_init * torch.eye(hidden)
+            start = kept if recipe.recurrent_init else torch.randn(hidden, hidden) / (2 * hidden) ** 0.5
             self.W_fb = nn.Parameter(torch.stack([start, start]))  # W_f and W_b
             self.b_fb = nn.Parameter(torch.zeros(2, 1, hidden))
-        self.W_d = nn.Linear(recipe.hidden, recipe.embedding)
+        self.W_d = nn.Linear(recipe.hidden_dim, recipe.embedding_dim)
         self.dropout = nn.Dropout(recipe.dropout)
         nn.init.uniform_(self.W_w.weight, -0.1, 0.1)
-        if recipe.vectors == "file":
+        if recipe.word_vectors == "file":
             self.W_w.weight.requires_grad_(False)
 
     def embed_regions(self, regions: Float[Tensor, "image region feature"]) -> Float[Tensor, "image region dim"]:

@@ -22,7 +22,7 @@ from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.sources import FeatureSource
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.objective import structured_margin
-from reproductions.karpathy.recipe import Alignment
+from reproductions.karpathy.recipe import AlignmentRecipe
 
 AT_ONCE = 250  # images, or captions, that are embedded together in evaluation
 VECTORS = "CAPBENCH_WORD2VEC"
@@ -32,15 +32,15 @@ WHOLE = 0  # the region that is the whole image
 class AlignmentExperiment:
     """One preset with one seed. A batch is captions of the training split, each with the regions of its image."""
 
-    def __init__(self, recipe: Alignment, inputs: Inputs, seed: int, device: torch.device) -> None:
+    def __init__(self, recipe: AlignmentRecipe, inputs: Inputs, seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
         self.recipe, self.inputs, self.seed, self.device = recipe, inputs, seed, device
         self.train = inputs.dataset.split("train")
         self.source = FeatureSource(inputs, recipe, device)
         self.model = AlignmentModel(recipe, len(inputs.vocabulary), inputs.features.array.shape[-1]).to(device)
         self.notes: tuple[str, ...] = ()
-        if recipe.vectors == "file":
-            vectors, source = word_vectors(inputs.vocabulary, recipe.word, file_of(VECTORS, recipe.word))
+        if recipe.word_vectors == "file":
+            vectors, source = word_vectors(inputs.vocabulary, recipe.word_dim, file_of(VECTORS, recipe.word_dim))
             self.model.W_w.weight.data.copy_(vectors)
             self.notes = (source,)
 

@@ -22,14 +22,14 @@ from capbench.vision.regions import Boxes
 from reproductions.karpathy.experiment import WHOLE, AlignmentExperiment
 from reproductions.karpathy.generator import MultimodalRNN
 from reproductions.karpathy.objective import negative_log_likelihood
-from reproductions.karpathy.recipe import Alignment, Generator, presets
+from reproductions.karpathy.recipe import AlignmentRecipe, GeneratorRecipe, presets
 from reproductions.karpathy.snippets import Snippet, snippets
 
 
 class GeneratorExperiment(CaptioningExperiment):
     """One preset with one seed: whole images and their captions."""
 
-    def __init__(self, recipe: Generator, inputs: Inputs, seed: int, device: torch.device) -> None:
+    def __init__(self, recipe: GeneratorRecipe, inputs: Inputs, seed: int, device: torch.device) -> None:
         self.regions = inputs.features
         whole = replace(inputs, features=replace(inputs.features, array=inputs.features.array[:, WHOLE]))
         super().__init__(recipe, whole, seed, device, _make_model, negative_log_likelihood)
@@ -74,11 +74,11 @@ class GeneratorExperiment(CaptioningExperiment):
 class RegionGeneratorExperiment(GeneratorExperiment):
     """One preset with one seed: regions and the snippets that a trained alignment gives them. A batch is snippets."""
 
-    def __init__(self, recipe: Generator, inputs: Inputs, seed: int, device: torch.device) -> None:
-        aligning = presets(inputs.dataset.name)[str(recipe.start_from)]
-        assert isinstance(aligning, Alignment)
+    def __init__(self, recipe: GeneratorRecipe, inputs: Inputs, seed: int, device: torch.device) -> None:
+        aligning = presets(inputs.dataset.name)[str(recipe.init_from)]
+        assert isinstance(aligning, AlignmentRecipe)
         alignment = AlignmentExperiment(aligning, inputs, seed, device)
-        alignment.model.load_state_dict(inputs.start[0])
+        alignment.model.load_state_dict(inputs.init[0])
         parts = [inputs.dataset.split(name) for name in inputs.dataset.splits]
         self.snippets: Mapping[str, list[Snippet]] = {
             part.name: list(snippets(alignment, part, aligning.beta)) for part in parts
@@ -126,7 +126,7 @@ class RegionGeneratorExperiment(GeneratorExperiment):
         return torch.from_numpy(features).to(self.device), padded(words)[0].to(self.device)
 
 
-def _make_model(recipe: Generator, vocabulary: Vocabulary, feature_dim: int) -> MultimodalRNN:
+def _make_model(recipe: GeneratorRecipe, vocabulary: Vocabulary, feature_dim: int) -> MultimodalRNN:
     return MultimodalRNN(recipe, len(vocabulary), feature_dim)
 
 

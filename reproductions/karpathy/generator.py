@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from capbench.captioners.decoding import State, Step
-from reproductions.karpathy.recipe import Generator
+from reproductions.karpathy.recipe import GeneratorRecipe
 
 
 class MultimodalRNN(nn.Module):
@@ -19,24 +19,24 @@ class MultimodalRNN(nn.Module):
     rows of W_hx, W_hh, W_hi and b_h for each unit (input, forget and output gate, candidate) and a cell c_t.
     """
 
-    def __init__(self, recipe: Generator, vocabulary_size: int, feature_dim: int) -> None:
+    def __init__(self, recipe: GeneratorRecipe, vocabulary_size: int, feature_dim: int) -> None:
         super().__init__()
         self.recipe = recipe
-        self.rows = {"rnn": 1, "lstm": 4}[recipe.cell] * recipe.hidden
+        self.rows = {"rnn": 1, "lstm": 4}[recipe.cell] * recipe.hidden_dim
         self.scaled = nn.BatchNorm1d(feature_dim, affine=False) if recipe.standardise else nn.Identity()
         self.W_hi = nn.Linear(feature_dim, self.rows, bias=False)
-        self.words = nn.Embedding(vocabulary_size, recipe.word)
-        self.W_hx = nn.Linear(recipe.word, self.rows)  # with b_h
-        self.W_hh = nn.Linear(recipe.hidden, self.rows, bias=False)
-        self.W_oh = nn.Linear(recipe.hidden, vocabulary_size)  # with b_o
+        self.words = nn.Embedding(vocabulary_size, recipe.word_dim)
+        self.W_hx = nn.Linear(recipe.word_dim, self.rows)  # with b_h
+        self.W_hh = nn.Linear(recipe.hidden_dim, self.rows, bias=False)
+        self.W_oh = nn.Linear(recipe.hidden_dim, vocabulary_size)  # with b_o
         self.dropout = nn.Dropout(recipe.dropout)
         nn.init.uniform_(self.words.weight, -0.1, 0.1)
         with torch.no_grad():
-            if recipe.cell == "rnn" and recipe.keep:
-                self.W_hh.weight.copy_(recipe.keep * torch.eye(recipe.hidden))
+            if recipe.cell == "rnn" and recipe.recurrent_init:
+                self.W_hh.weight.copy_(recipe.recurrent_init * torch.eye(recipe.hidden_dim))
             elif recipe.cell == "lstm":
                 _, forget, _, _ = self.W_hx.bias.chunk(4)
-                forget += recipe.keep
+                forget += recipe.recurrent_init
 
     def expect(self, counts: Int[Tensor, " word"]) -> None:
         """Let b_o start as the logarithm of each word's frequency, so that training need not find it."""
@@ -94,5 +94,5 @@ class MultimodalRNN(nn.Module):
         return y
 
     def _before(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        nothing = like.new_zeros(count, self.recipe.hidden)
+        nothing = like.new_zeros(count, self.recipe.hidden_dim)
         return nothing, nothing

@@ -1,10 +1,10 @@
-"""The presets of Karpathy & Fei-Fei: what the paper and its released code state, and ours.
+"""The presets of Karpathy & Fei-Fei: those of the paper and its released code, and ours.
 
-Source: CVPR 2015, sections 3.1.4, 3.2 and 4 (margin 1, SGD with momentum 0.9, batches of 100, dropout in all layers but
-the recurrent ones, elements of the gradient clipped at 5, embeddings of 1,000 to 1,600, recurrences of 300 to 600, word
-vectors of 300; RMSprop for the generator, beam 7). Learning rates are not printed: that of the alignment is the one of
-1e-6, 1e-5 and 1e-4 whose loss fell, and stayed down, over the first steps on Flickr8K; the generator's rate, its sizes
-of 256 and its epochs are the released code's.
+Sources: CVPR 2015, sections 3.1.4, 3.2 and 4 (margin 1, SGD with momentum 0.9, batches of 100, dropout in all but the
+recurrent layers, gradients clipped elementwise at 5, embeddings of 1,000 to 1,600, recurrences of 300 to 600, word
+vectors of 300; RMSprop for the generator, beam 7). Learning rates are not printed. That of the alignment is the one of
+1e-6, 1e-5 and 1e-4 whose loss fell and stayed down over the first steps on Flickr8K. The generator's rate, sizes of 256
+and epochs are those of the released code.
 """
 
 from __future__ import annotations
@@ -13,128 +13,116 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from capbench.captioners.experiment import CaptioningRecipe
 from capbench.kernels.maxsim.reference import Form
-from capbench.training.experiment import Training
+from capbench.training.experiment import Recipe, Training, View
+from capbench.vision.encoders import Output
+from capbench.vision.regions import Provider
 
-HEADLINE = ("sum-form", "bag", "brnn", "rnn", "rnn-regions")
+HEADLINE = ("sum-form-ours", "bag-ours", "brnn-ours", "rnn-ours", "rnn-regions-ours")
 ALIGNING = Training(epochs=15, batch_size=100, learning_rate=1e-5, optimizer="sgd", momentum=0.9, clip_value=5.0)
 WRITING = Training(epochs=50, batch_size=100, learning_rate=1e-3, optimizer="rmsprop", clip_value=5.0)
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """Hyper-parameters of an alignment model.
+@dataclass(frozen=True, kw_only=True)
+class AlignmentRecipe(Recipe):
+    """Hyper-parameters of an alignment model."""
 
-    form: S_kl takes the best region of each word (equation 8), or the sum of max(0, .) over all (equation 7);
-    recurrent: whether words pass through the recurrent network; window: how many neighbours on each side the
-    word's own layer sees; keep: what a state starts by keeping of itself; vectors: learnt, or those of a file, kept as
-    they are; standardised_roots: whether features are replaced by their square roots, of which each coordinate is
-    brought to mean 0 and deviation 1 over a batch; normalise_regions: whether v has length one, so that the length of
-    s_t alone says how much a word counts; beta: the affinity of neighbouring words, for snippets; crop: which boxes are
-    the regions.
-    """
-
-    form: Form = "max"
-    recurrent: bool = True
-    window: int = 0
-    embedding: int = 1024
-    hidden: int = 512
-    word: int = 300
-    keep: float = 0.0
-    vectors: Literal["learnt", "file"] = "learnt"
+    form: Form = "max"  # of S_kl: each word's best region (equation 8), or the sum of max(0, .) (equation 7)
+    recurrent: bool = True  # whether words pass through the bidirectional recurrent network
+    window: int = 0  # how many neighbours on each side W_e sees
+    embedding_dim: int = 1024
+    hidden_dim: int = 512
+    word_dim: int = 300
+    recurrent_init: float = 0.0  # diagonal of the initial W_f and W_b, all else 0; 0: random matrices
+    word_vectors: Literal["learnt", "file"] = "learnt"  # file: read from a file and kept
     margin: float = 1.0
     dropout: float = 0.5
-    standardised_roots: bool = False
-    normalise_regions: bool = False
-    beta: float = 0.5
-    min_count: int = 5
-    output: Literal["regions"] = "regions"
-    crop: str = "multiscale"
-    start_from: str | None = None
+    standardised_roots: bool = False  # whether features become square roots, standardised over a batch
+    normalise_regions: bool = False  # whether v has length one, so that |s_t| alone says how much a word counts
+    beta: float = 0.5  # affinity of neighbouring words, for snippets
+    output: Output = "regions"
+    view: View = "whole"
+    region_provider: Provider | None = "multiscale"
     training: Training = ALIGNING
 
 
-@dataclass(frozen=True)
-class Generator:
-    """Hyper-parameters of a multimodal recurrent network.
+@dataclass(frozen=True, kw_only=True)
+class GeneratorRecipe(CaptioningRecipe):
+    """Hyper-parameters of a multimodal recurrent network."""
 
-    cell: the paper's network, or an LSTM; level: whether it learns from whole images and their captions, or from
-    regions and the snippets that the alignment `start_from` gives them; keep: what a state starts by keeping of itself
-    (the diagonal of W_hh, or the forget gate's bias); standardise: whether each coordinate of the image's feature is
-    brought to mean 0 and deviation 1 over a batch.
-    """
-
-    cell: Literal["rnn", "lstm"] = "rnn"
-    level: Literal["image", "regions"] = "image"
-    hidden: int = 512
-    word: int = 512
-    keep: float = 0.0
+    cell: Literal["rnn", "lstm"] = "rnn"  # the paper's network, or the LSTM of the released code
+    level: Literal["image", "regions"] = "image"  # regions: learns from the snippets of the alignment `init_from`
+    hidden_dim: int = 512
+    word_dim: int = 512
+    recurrent_init: float = 0.0  # diagonal of the initial W_hh, or initial bias of the LSTM's forget gate
     dropout: float = 0.5
-    standardise: bool = False
+    standardise: bool = False  # whether the image feature is standardised over a batch
     beam_size: int = 7
-    min_count: int = 5
-    output: Literal["regions"] = "regions"
-    crop: str = "multiscale"
-    start_from: str | None = None
-    metric: str = "log_likelihood"
+    output: Output = "regions"
+    view: View = "whole"
+    region_provider: Provider | None = "multiscale"
+    metric: str | None = "log_likelihood"
     training: Training = WRITING
 
 
-Recipe = Alignment | Generator
-
-
 def protocols(dataset: str, recipe: Recipe) -> tuple[str, ...]:
-    """Of COCO's test images the first 1,000 are scored, and for rankings all 5,000 too; other test sets are whole."""
+    """Of COCO the first 1,000 test images are scored, and for rankings all 5,000 too; other test sets are whole."""
     if dataset not in ("coco", "coco-norestval"):
         return ("whole",)
-    return ("1K", "5K") if isinstance(recipe, Alignment) else ("1K",)
+    return ("1K", "5K") if isinstance(recipe, AlignmentRecipe) else ("1K",)
 
 
-def presets(dataset: str) -> Mapping[str, Recipe]:
+def presets(dataset: str) -> Mapping[str, AlignmentRecipe | GeneratorRecipe]:
     """Every preset by name, in the order of the tables.
 
-    Alignment: brnn-published is the paper's recipe with learnt word vectors; brnn is ours, with square roots of
-    features, regions of length one, Adam and averaged weights; sum-form, bag (no recurrence), window (no recurrence,
-    but a word's neighbours) and brnn-vectors (word vectors of a file) each differ from it in one thing, as do
-    brnn-detector and brnn-file, whose regions are those of a detector and of a file. Generator: rnn-published is the
-    released code's recipe, but for the smoothing of its RMSprop (0.99 here, 0.999 there); rnn and lstm are ours;
-    rnn-regions learns from the snippets of brnn. On the embedded scenes, where the regions are the true boxes, the same
-    presets are smaller and shorter.
+    The paper's: brnn, with learnt word vectors; rnn, the released code's recipe but for the smoothing of its RMSprop
+    (0.99 here, 0.999 there).
+
+    Our alignments: brnn-ours has square roots of features, regions of length one, Adam and averaged weights. Each of
+    the others differs from it in one thing: sum-form-ours, bag-ours (no recurrence), window-ours (a word's neighbours
+    in place of the recurrence), brnn-vectors-ours (word vectors of a file), brnn-detector-ours and brnn-file-ours
+    (regions of a detector, of a file).
+
+    Our generators: rnn-ours and lstm-ours; rnn-regions-ours learns from the snippets of brnn-ours.
+
+    On the scenes, where the regions are the true boxes, the same presets are smaller and shorter.
     """
-    brnn = Alignment(
+    brnn = AlignmentRecipe(
         standardised_roots=True,
         normalise_regions=True,
         dropout=0.2,
-        keep=0.5,
-        training=replace(ALIGNING, epochs=5, learning_rate=2e-3, optimizer="adam", average=0.998),
+        recurrent_init=0.5,
+        training=replace(ALIGNING, epochs=5, learning_rate=2e-3, optimizer="adam", ema_decay=0.998),
     )
-    writing = replace(WRITING, epochs=8, learning_rate=1e-3, optimizer="adam", decay_every=5, average=0.998)
-    rnn = Generator(standardise=True, keep=0.5, training=writing)
-    found: dict[str, Recipe] = {
-        "sum-form": replace(brnn, form="sum"),
-        "bag": replace(brnn, recurrent=False),
-        "window": replace(brnn, recurrent=False, window=1),
-        "brnn-published": Alignment(),
-        "brnn": brnn,
-        "brnn-vectors": replace(brnn, vectors="file"),
-        "brnn-detector": replace(brnn, crop="fasterrcnn_resnet50_fpn_v2"),
-        "brnn-file": replace(brnn, crop="file"),
-        "rnn-published": Generator(hidden=256, word=256),
-        "rnn": rnn,
-        "rnn-regions": replace(rnn, level="regions", start_from="brnn"),
-        "lstm": replace(rnn, cell="lstm", keep=1.0),
+    writing = replace(WRITING, epochs=8, learning_rate=1e-3, optimizer="adam", lr_step_epochs=5, ema_decay=0.998)
+    rnn = GeneratorRecipe(standardise=True, recurrent_init=0.5, training=writing)
+    recipes: dict[str, AlignmentRecipe | GeneratorRecipe] = {
+        "sum-form-ours": replace(brnn, form="sum"),
+        "bag-ours": replace(brnn, recurrent=False),
+        "window-ours": replace(brnn, recurrent=False, window=1),
+        "brnn": AlignmentRecipe(),
+        "brnn-ours": brnn,
+        "brnn-vectors-ours": replace(brnn, word_vectors="file"),
+        "brnn-detector-ours": replace(brnn, region_provider="fasterrcnn_resnet50_fpn_v2"),
+        "brnn-file-ours": replace(brnn, region_provider="file"),
+        "rnn": GeneratorRecipe(hidden_dim=256, word_dim=256),
+        "rnn-ours": rnn,
+        "rnn-regions-ours": replace(rnn, level="regions", init_from="brnn-ours"),
+        "lstm-ours": replace(rnn, cell="lstm", recurrent_init=1.0),
     }
     if dataset == "scenes":
-        return {name: _on_scenes(recipe) for name, recipe in found.items() if recipe.crop == "multiscale"}
-    return found
+        return {name: _on_scenes(recipe) for name, recipe in recipes.items() if recipe.region_provider == "multiscale"}
+    return recipes
 
 
-def _on_scenes(recipe: Recipe) -> Recipe:
-    """Smaller, and, where the schedule is ours, three epochs; the true boxes are the regions."""
+def _on_scenes(recipe: AlignmentRecipe | GeneratorRecipe) -> AlignmentRecipe | GeneratorRecipe:
+    """Smaller, with the true boxes as regions; three epochs where the schedule is ours."""
     training = recipe.training
     if training.optimizer == "adam":
-        training = replace(training, epochs=3, learning_rate=2e-3, decay_every=2, average=0.98)
-    if isinstance(recipe, Alignment):
-        word = recipe.word if recipe.vectors == "file" else 64
-        return replace(recipe, embedding=128, hidden=64, word=word, dropout=0.2, crop="objects", training=training)
-    return replace(recipe, hidden=128, word=64, dropout=0.2, crop="objects", training=training)
+        training = replace(training, epochs=3, learning_rate=2e-3, lr_step_epochs=2, ema_decay=0.98)
+    small = replace(recipe, word_dim=64, dropout=0.2, region_provider="objects", training=training)
+    if isinstance(small, GeneratorRecipe):
+        return replace(small, hidden_dim=128)
+    word_dim = recipe.word_dim if small.word_vectors == "file" else 64
+    return replace(small, embedding_dim=128, hidden_dim=64, word_dim=word_dim)

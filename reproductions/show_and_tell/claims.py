@@ -12,23 +12,23 @@ WIDTHS = (*range(1, 10), 20)  # of the beam; a test set is searched with 1 to 9 
 
 def beam_beats_greedy(results: Results) -> Outcome:
     """Section 3.1: a beam of 20 gains 2 BLEU points over one of 1, on average."""
-    having = results.first_with("adam")
+    having = results.first_with("nic-ours")
     if having is None:
-        return Outcome("pending", "needs a run of adam")
-    part = having.select(preset="adam").latest
+        return Outcome("pending", "needs a run of nic-ours")
+    part = having.select(preset="nic-ours").latest
     where, bleu = part.records[0].dataset, _by_width(part)
     if 20 not in bleu:
-        return Outcome("pending", f"needs a run of adam with a beam of 20; that on {where} has a narrower one")
+        return Outcome("pending", f"needs a run of nic-ours with a beam of 20; that on {where} has a narrower one")
     interval = advantage(part, part, "bleu4_beam20", "bleu4_beam1")
     return decided(interval, f"on {where}: BLEU-4 {bleu[20]:.1f} with a beam of 20, {bleu[1]:.1f} with 1", "bleu4")
 
 
 def curve_over_beams(results: Results) -> Outcome:
     """BLEU-4 over the width of the beam: the widest of 1 to 9 against greedy, and the curve."""
-    having = results.first_with("adam")
+    having = results.first_with("nic-ours")
     if having is None:
-        return Outcome("pending", "needs a run of adam")
-    part = having.select(preset="adam").latest
+        return Outcome("pending", "needs a run of nic-ours")
+    part = having.select(preset="nic-ours").latest
     curve = _by_width(part)
     best = max(curve, key=lambda n: curve[n])
     shown = ", ".join(f"{n}: {value:.1f}" for n, value in curve.items())
@@ -45,10 +45,10 @@ def _by_width(part: Results) -> dict[int, float]:
 
 def ensemble_gains(results: Results) -> Outcome:
     """Section 4.3.1: an ensemble gains a few BLEU points over one model."""
-    part = results.first_with("adam-ensemble", "adam")
+    part = results.first_with("nic-ensemble-ours", "nic-ours")
     if part is None:
-        return Outcome("pending", "needs adam and adam-ensemble on one data set")
-    found = difference(part, "adam-ensemble", "adam", "bleu4")
+        return Outcome("pending", "needs nic-ours and nic-ensemble-ours on one data set")
+    found = difference(part, "nic-ensemble-ours", "nic-ours", "bleu4")
     return Outcome(found.status, f"on {part.records[0].dataset}: {found.statement}", found.interval, found.detail)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from capbench.captioners.decoding import State, Step
-from reproductions.show_and_tell.recipe import Recipe
+from reproductions.show_and_tell.recipe import NICRecipe
 
 
 class ShowAndTell(nn.Module):
@@ -17,18 +17,18 @@ class ShowAndTell(nn.Module):
     embeddings; x_t, what the LSTM reads; m_t, its output.
     """
 
-    def __init__(self, recipe: Recipe, vocabulary_size: int, feature_dim: int) -> None:
+    def __init__(self, recipe: NICRecipe, vocabulary_size: int, feature_dim: int) -> None:
         super().__init__()
         scaled = nn.BatchNorm1d(feature_dim, affine=False) if recipe.standardise else nn.Identity()
-        self.image = nn.Sequential(scaled, nn.Linear(feature_dim, recipe.embedding))
-        self.W_e = nn.Embedding(vocabulary_size, recipe.embedding)
-        self.lstm = nn.LSTM(recipe.embedding, recipe.hidden, batch_first=True)
-        self.word = nn.Linear(recipe.hidden, vocabulary_size)
+        self.image = nn.Sequential(scaled, nn.Linear(feature_dim, recipe.embedding_dim))
+        self.W_e = nn.Embedding(vocabulary_size, recipe.embedding_dim)
+        self.lstm = nn.LSTM(recipe.embedding_dim, recipe.hidden_dim, batch_first=True)
+        self.word = nn.Linear(recipe.hidden_dim, vocabulary_size)
         self.dropout = nn.Dropout(recipe.dropout)
         nn.init.uniform_(self.W_e.weight, -0.1, 0.1)
         with torch.no_grad():
             _, forget, _, _ = self.lstm.get_parameter("bias_hh_l0").chunk(4)
-            forget += recipe.keep_bias
+            forget += recipe.forget_gate_bias
 
     def forward(
         self, images: Float[Tensor, "caption feature"], captions: Int[Tensor, "caption length"]

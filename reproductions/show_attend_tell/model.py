@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from capbench.captioners.decoding import State, Step
 from capbench.captioners.layers import AdditiveAttention, context, lstm_step
-from reproductions.show_attend_tell.recipe import Recipe
+from reproductions.show_attend_tell.recipe import AttentionRecipe
 
 
 class DecodedPath(NamedTuple):
@@ -37,9 +37,9 @@ class ShowAttendTell(nn.Module):
 
     b: Tensor
 
-    def __init__(self, recipe: Recipe, vocabulary_size: int, annotation: int) -> None:
+    def __init__(self, recipe: AttentionRecipe, vocabulary_size: int, annotation: int) -> None:
         super().__init__()
-        m, n = recipe.embedding, recipe.hidden
+        m, n = recipe.embedding_dim, recipe.hidden_dim
         self.recipe = recipe
         self.E = nn.Embedding(vocabulary_size, m)
         self.f_init_c, self.f_init_h = nn.Linear(annotation, n), nn.Linear(annotation, n)

@@ -1,8 +1,8 @@
-"""The presets of Show, Attend and Tell: what the paper and its released code state, and ours.
+"""The presets of Show, Attend and Tell: those of the paper and its released code, and ours.
 
-Source: Xu et al., ICML 2015, sections 4 and 4.3 (RMSProp on Flickr8K, dropout, early stopping on BLEU, batches of 64
-of one length), lambda = 1 and the weight of the entropy from the released code. Rates and dimensions for Flickr8K are
-not printed.
+Sources: Xu et al., ICML 2015, sections 4 and 4.3 (RMSProp on Flickr8K, dropout, early stopping on BLEU, batches of 64
+captions of one length); the released code for lambda = 1 and the weight of the entropy. Rates and dimensions for
+Flickr8K are not printed.
 """
 
 from __future__ import annotations
@@ -11,53 +11,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from capbench.training.experiment import Training
+from capbench.captioners.experiment import CaptioningRecipe
+from capbench.training.experiment import Training, View
+from capbench.vision.encoders import Output
 
-HEADLINE = ("soft", "hard", "none")
-ADAM = Training(epochs=8, batch_size=128, learning_rate=8e-4, decay_every=5, clip_norm=5.0, patience=3, average=0.998)
-RMSPROP = Training(epochs=20, batch_size=64, learning_rate=1e-4, optimizer="rmsprop", clip_norm=5.0, patience=5)
+HEADLINE = ("soft-ours", "hard-ours", "none-ours")
+PUBLISHED = Training(epochs=20, batch_size=64, learning_rate=1e-4, optimizer="rmsprop", clip_norm=5.0, patience=5)
+OURS = Training(
+    epochs=8, batch_size=128, learning_rate=8e-4, lr_step_epochs=5, clip_norm=5.0, patience=3, ema_decay=0.998
+)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Hyper-parameters of one model.
+@dataclass(frozen=True, kw_only=True)
+class AttentionRecipe(CaptioningRecipe):
+    """Hyper-parameters of one model."""
 
-    attention: soft is deterministic, hard is stochastic, none looks at every location alike; lambda_doubly,
-    lambda_reward, lambda_entropy: weights of the doubly stochastic penalty, of the reward and of the entropy.
-    """
-
-    attention: Literal["soft", "hard", "none"]
-    embedding: int = 512
-    hidden: int = 512
+    attention: Literal["soft", "hard", "none"]  # deterministic, stochastic, or the same weight everywhere
+    embedding_dim: int = 512
+    hidden_dim: int = 512
     attention_dim: int = 512
     dropout: float = 0.5
-    lambda_doubly: float = 1.0
-    lambda_reward: float = 1.0
-    lambda_entropy: float = 0.002
+    lambda_doubly: float = 1.0  # weight of the doubly stochastic penalty
+    lambda_reward: float = 1.0  # weight of the reward of hard attention
+    lambda_entropy: float = 0.002  # weight of the entropy of hard attention
     beam_size: int = 5
-    min_count: int = 5
-    output: Literal["grid"] = "grid"
-    crop: Literal["whole"] = "whole"
-    start_from: str | None = None
-    training: Training = ADAM
+    output: Output = "grid"
+    view: View = "whole"
+    training: Training = PUBLISHED
 
 
-def presets(dataset: str) -> Mapping[str, Recipe]:
+def presets(dataset: str) -> Mapping[str, AttentionRecipe]:
     """Every preset by name, in the order of the tables.
 
-    soft and hard, trained with Adam and averaged weights; none, the same decoder without attention; soft-rmsprop and
-    hard-rmsprop, with the optimiser that the paper took for Flickr8K. On the embedded scenes the same presets are
+    soft and hard have the optimiser that the paper took for Flickr8K. soft-ours and hard-ours are trained with Adam and
+    averaged weights, and so is none-ours, the same decoder without attention. On the scenes the same presets are
     smaller and shorter.
     """
-    found = {"soft": Recipe("soft"), "hard": Recipe("hard", lambda_reward=0.01), "none": Recipe("none")}
-    for name in ("soft", "hard"):
-        found[f"{name}-rmsprop"] = replace(found[name], training=RMSPROP)
-    return {name: _on_scenes(recipe) for name, recipe in found.items()} if dataset == "scenes" else found
+    paper = {"soft": AttentionRecipe(attention="soft"), "hard": AttentionRecipe(attention="hard", lambda_reward=0.01)}
+    trained_our_way = {**paper, "none": AttentionRecipe(attention="none")}
+    recipes = {f"{name}-ours": replace(recipe, training=OURS) for name, recipe in trained_our_way.items()} | paper
+    return {name: _on_scenes(recipe) for name, recipe in recipes.items()} if dataset == "scenes" else recipes
 
 
-def _on_scenes(recipe: Recipe) -> Recipe:
-    """A quarter of the dimensions, which want a higher rate, and two epochs without decay."""
-    average = 0.98 if recipe.training.average else 0.0
+def _on_scenes(recipe: AttentionRecipe) -> AttentionRecipe:
+    """A quarter of the dimensions with a higher rate, and two epochs at one rate."""
+    ema_decay = 0.98 if recipe.training.ema_decay else 0.0
     rate = 5 * recipe.training.learning_rate
-    training = replace(recipe.training, epochs=2, learning_rate=rate, decay_every=None, average=average)
-    return replace(recipe, embedding=128, hidden=128, attention_dim=64, dropout=0.2, training=training)
+    training = replace(recipe.training, epochs=2, learning_rate=rate, lr_step_epochs=None, ema_decay=ema_decay)
+    return replace(recipe, embedding_dim=128, hidden_dim=128, attention_dim=64, dropout=0.2, training=training)

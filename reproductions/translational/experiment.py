@@ -28,7 +28,9 @@ class TranslationalExperiment(CaptioningExperiment):
         super().__init__(recipe, inputs, seed, device, Translator, objective)
         self.notes: tuple[str, ...] = ()
         if recipe.glove:
-            vectors, source = word_vectors(inputs.vocabulary, recipe.embedding, file_of(GLOVE, recipe.embedding))
+            vectors, source = word_vectors(
+                inputs.vocabulary, recipe.embedding_dim, file_of(GLOVE, recipe.embedding_dim)
+            )
             cast(Translator, self.model).embed.weight.data.copy_(vectors)
             self.notes = (source,)
 

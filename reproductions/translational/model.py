@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from capbench.captioners.decoding import State, Step
 from capbench.captioners.layers import AdditiveAttention
 from capbench.data.vocabulary import START, Vocabulary
-from reproductions.translational.recipe import Recipe
+from reproductions.translational.recipe import TranslatorRecipe
 
 CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
 
@@ -21,16 +21,18 @@ class Translator(nn.Module):
     image takes the place of START. With attention, c_t is what word t sees of the image.
     """
 
-    def __init__(self, recipe: Recipe, vocabulary: Vocabulary, annotation: int) -> None:
+    def __init__(self, recipe: TranslatorRecipe, vocabulary: Vocabulary, annotation: int) -> None:
         super().__init__()
         self.recipe = recipe
-        self.encode = nn.Linear(annotation, recipe.embedding)
-        self.normalise = nn.BatchNorm1d(recipe.embedding, momentum=0.01)
-        self.embed = nn.Embedding(len(vocabulary), recipe.embedding)
-        width = recipe.embedding * (2 if recipe.attention else 1)
-        self.cell = CELLS[recipe.decoder](width, recipe.hidden)
-        self.attention = AdditiveAttention(recipe.embedding, recipe.hidden, recipe.hidden) if recipe.attention else None
-        self.word = nn.Linear(recipe.hidden, len(vocabulary))
+        self.encode = nn.Linear(annotation, recipe.embedding_dim)
+        self.normalise = nn.BatchNorm1d(recipe.embedding_dim, momentum=0.01)
+        self.embed = nn.Embedding(len(vocabulary), recipe.embedding_dim)
+        width = recipe.embedding_dim * (2 if recipe.attention else 1)
+        self.cell = CELLS[recipe.decoder](width, recipe.hidden_dim)
+        self.attention = (
+            AdditiveAttention(recipe.embedding_dim, recipe.hidden_dim, recipe.hidden_dim) if recipe.attention else None
+        )
+        self.word = nn.Linear(recipe.hidden_dim, len(vocabulary))
         self.embed.requires_grad_(not recipe.glove)
 
     def forward(
@@ -73,7 +75,7 @@ class Translator(nn.Module):
         return None if self.attention is None else self.attention.keys(v)
 
     def zeros(self, v: Tensor) -> State:
-        state = {"h": v.new_zeros(len(v), 1, self.recipe.hidden, dtype=torch.float32)}
+        state = {"h": v.new_zeros(len(v), 1, self.recipe.hidden_dim, dtype=torch.float32)}
         if self.recipe.decoder == "lstm":
             state["cell"] = torch.zeros_like(state["h"])
         if self.recipe.attention:

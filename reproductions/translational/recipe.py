@@ -1,8 +1,8 @@
-"""The presets of the translational grid: what the article and its released code state.
+"""The presets of the translational grid, all of the article and its released code.
 
 Source: Kocagil, Kargi, Budunoglu, "Image captioning by translational visual-to-language models" (2021), section on
-training: batch 64, Adam, norm clipping at 10, two to three epochs, beams of 1 to 9; embedding 300, hidden 256, batch
-normalisation of the image and the rate 1e-3 from the released code, which differs from the text (256, 4e-2 and 1e-2).
+training: batches of 64, Adam, norm clipping at 10, two to three epochs, beams of 1 to 9. Embedding 300, hidden 256,
+batch normalisation of the image and the rate 1e-3 are those of the released code; the text differs (256, 4e-2, 1e-2).
 """
 
 from __future__ import annotations
@@ -11,48 +11,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from capbench.training.experiment import Training
+from capbench.captioners.experiment import CaptioningRecipe
+from capbench.training.experiment import Training, View
+from capbench.vision.encoders import Output
 
 HEADLINE = ("lstm", "gru")
-ADAM = Training(epochs=4, batch_size=64, learning_rate=1e-3, plateau=1, decay=0.3, clip_norm=10.0, patience=2)
+ADAM = Training(epochs=4, batch_size=64, learning_rate=1e-3, lr_patience=1, lr_decay=0.3, clip_norm=10.0, patience=2)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Hyper-parameters of one decoder; the encoder is the run's.
-
-    attention: whether each word also sees the annotations, as the text says; the released decoders see the image as
-    their first input and no more. glove: the word vectors are read from a file and kept. crop RC is the article's
-    random crop and mirror at each step.
-    """
+@dataclass(frozen=True, kw_only=True)
+class TranslatorRecipe(CaptioningRecipe):
+    """Hyper-parameters of one decoder; the encoder is the run's."""
 
     decoder: Literal["lstm", "gru"]
-    attention: bool = True
-    glove: bool = False
-    embedding: int = 300
-    hidden: int = 256
+    attention: bool = True  # as in the text; the released decoders see the image as their first input only
+    glove: bool = False  # whether word vectors are read from a file and kept
+    embedding_dim: int = 300
+    hidden_dim: int = 256
     beam_size: int = 3
-    min_count: int = 5
-    output: Literal["grid"] = "grid"
-    crop: Literal["1C", "RC", "whole"] = "whole"
-    start_from: str | None = None
+    output: Output = "grid"
+    view: View = "whole"
     training: Training = ADAM
 
 
-def presets(dataset: str) -> Mapping[str, Recipe]:
+def presets(dataset: str) -> Mapping[str, TranslatorRecipe]:
     """Every preset by name, in the order of the tables.
 
-    lstm and gru, with attention; -released, without it, as the released code has them; -glove, with the word vectors
-    of GloVe; -augmented, with random crops. On the embedded scenes the same presets are smaller and shorter.
+    lstm and gru have attention, as in the text of the article. -released has none, as in the released code; -glove has
+    the word vectors of GloVe, and -augmented random crops, two options of the article. On the scenes the same presets
+    are smaller and shorter.
     """
-    found = {name: Recipe(name) for name in ("lstm", "gru")}
+    recipes = {"lstm": TranslatorRecipe(decoder="lstm"), "gru": TranslatorRecipe(decoder="gru")}
     for name in ("lstm", "gru"):
-        found[f"{name}-released"] = replace(found[name], attention=False)
-        found[f"{name}-glove"] = replace(found[name], glove=True)
-        found[f"{name}-augmented"] = replace(found[name], crop="RC")
-    return {name: _on_scenes(recipe) for name, recipe in found.items()} if dataset == "scenes" else found
+        recipes[f"{name}-released"] = replace(recipes[name], attention=False)
+        recipes[f"{name}-glove"] = replace(recipes[name], glove=True)
+        recipes[f"{name}-augmented"] = replace(recipes[name], view="RC")
+    return {name: _on_scenes(recipe) for name, recipe in recipes.items()} if dataset == "scenes" else recipes
 
 
-def _on_scenes(recipe: Recipe) -> Recipe:
+def _on_scenes(recipe: TranslatorRecipe) -> TranslatorRecipe:
     training = replace(recipe.training, epochs=3, learning_rate=3e-3)
-    return replace(recipe, embedding=300 if recipe.glove else 64, hidden=128, training=training)
+    return replace(recipe, embedding_dim=300 if recipe.glove else 64, hidden_dim=128, training=training)

@@ -33,7 +33,7 @@ def larger_sets_help(results: Results) -> Outcome:
     The test compares the ends, the hardest of the whole batch and the hardest of one. Whether R@1 rises from each size
     to the next is told beside it.
     """
-    names = [*(f"vsepp-negatives-{size}" for size in SETS), "vsepp-small"]
+    names = [*(f"vsepp-negatives-{size}-ours" for size in SETS), "vsepp-ours"]
     sizes = dict(zip(names, [*map(str, SETS), "the batch"], strict=True))
 
     def test(part: Results) -> Outcome:
@@ -55,15 +55,15 @@ def stronger_encoder_gains_more(results: Results) -> Outcome:
     """Table 1 and section 3.4: from a weaker to a stronger encoder, the max of hinges gains more R@1 than the sum."""
     weak, strong = "squeezenet1_0", "mobilenet_v2"
     gains = {}
-    for preset in ("vsepp-small", "vse0-small"):
+    for preset in ("vsepp-ours", "vse0-ours"):
         sides = [results.select(preset=preset, dataset="flickr8k", encoder=name) for name in (strong, weak)]
         if not all(side.records for side in sides):
             return Outcome("pending", f"needs {preset} on flickr8k with {weak} and {strong}")
         hits = [side.queries(DIRECTIONS[0])[0].mean(0) for side in sides]
         gains[preset] = hits[0] - hits[1]
     random = np.random.default_rng(0)
-    queries = len(gains["vse0-small"])
-    extra = gains["vsepp-small"] - gains["vse0-small"]
+    queries = len(gains["vse0-ours"])
+    extra = gains["vsepp-ours"] - gains["vse0-ours"]
     drawn = random.integers(0, queries, (2000, queries))
     low, high = np.quantile(extra[drawn].mean(1), (0.025, 0.975))
     interval = Interval(
@@ -125,7 +125,7 @@ CLAIMS = (
         )
         for recipe, better, worse in (
             ("published recipe", "vsepp", "vse0"),
-            ("recipe for small data", "vsepp-small", "vse0-small"),
+            ("recipe for small data", "vsepp-ours", "vse0-ours"),
         )
         for direction, metric in zip(("image to caption", "caption to image"), DIRECTIONS, strict=True)
     ),

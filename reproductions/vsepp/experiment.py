@@ -15,7 +15,7 @@ from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.sources import FeatureSource
 from reproductions.vsepp import objective
 from reproductions.vsepp.model import VSE
-from reproductions.vsepp.recipe import Recipe
+from reproductions.vsepp.recipe import VSERecipe
 
 LOSSES = {"sum_of_hinges": objective.sum_of_hinges, "max_of_hinges": objective.max_of_hinges}
 NEGATIVES: dict[str, objective.Negatives] = {"sum_of_hinges": "sum", "max_of_hinges": "hardest"}
@@ -25,7 +25,7 @@ CHUNK = 512  # captions or images embedded at a time in evaluation
 class VSEExperiment:
     """One preset with one seed. A batch is captions of the training split, each with its image."""
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, seed: int, device: torch.device) -> None:
+    def __init__(self, recipe: VSERecipe, inputs: Inputs, seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
         self.recipe, self.inputs, self.seed, self.device = recipe, inputs, seed, device
         self.train = inputs.dataset.split("train")
@@ -33,7 +33,7 @@ class VSEExperiment:
         if recipe.input == "standardised_roots":
             self.model.standardise(torch.from_numpy(inputs.features.array[self.train.image_index]))
         self.source = FeatureSource(inputs, recipe, device)
-        for snapshot in inputs.start:
+        for snapshot in inputs.init:
             self.model.load_state_dict(snapshot)
         if recipe.finetune:
             self.model.encoder = self.source.encoder.trainable()

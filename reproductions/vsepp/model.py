@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from capbench.kernels.gru import last_hidden
 from reproductions.vsepp.objective import cosine_similarity, order_similarity
-from reproductions.vsepp.recipe import Recipe
+from reproductions.vsepp.recipe import VSERecipe
 
 
 class VSE(nn.Module):
@@ -23,12 +23,12 @@ class VSE(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, recipe: Recipe, vocabulary_size: int, feature_dim: int) -> None:
+    def __init__(self, recipe: VSERecipe, vocabulary_size: int, feature_dim: int) -> None:
         super().__init__()
         self.recipe = recipe
-        self.W_f = nn.Linear(feature_dim, recipe.embedding)
-        self.words = nn.Embedding(vocabulary_size, recipe.word)
-        self.psi = nn.GRU(recipe.word, recipe.embedding, batch_first=True)
+        self.W_f = nn.Linear(feature_dim, recipe.embedding_dim)
+        self.words = nn.Embedding(vocabulary_size, recipe.word_dim)
+        self.psi = nn.GRU(recipe.word_dim, recipe.embedding_dim, batch_first=True)
         if recipe.input == "standardised_roots":
             self.register_buffer("mean", torch.zeros(feature_dim))
             self.register_buffer("scale", torch.ones(feature_dim))
@@ -37,7 +37,7 @@ class VSE(nn.Module):
         nn.init.uniform_(self.words.weight, -0.1, 0.1)
         with torch.no_grad():
             _, update, _ = self.psi.get_parameter("bias_hh_l0").chunk(3)
-            update += recipe.keep_bias
+            update += recipe.update_gate_bias
 
     def standardise(self, features: Float[Tensor, "image feature"]) -> None:
         """Fix the mean and scale from the training images: each coordinate's root then has mean 0 and deviation 1."""

@@ -1,7 +1,7 @@
-"""The presets of VSE++: what the paper and its released code state, and what we add.
+"""The presets of VSE++: those of the paper and its released code, and ours.
 
-Source of the published values: Faghri et al., BMVC 2018, section 3.2; word dimension, clipping and vocabulary threshold
-from the released code; order presets from table 4 and the code's README.
+Sources: Faghri et al., BMVC 2018, section 3.2; the released code for word dimension, clipping and vocabulary; table 4
+and the code's README for the order embeddings.
 """
 
 from __future__ import annotations
@@ -10,45 +10,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from capbench.training.experiment import Training
+from capbench.training.experiment import Recipe, Training, View
 
-HEADLINE = ("vse0", "vsepp", "vsepp-small")
+HEADLINE = ("vse0", "vsepp", "vsepp-ours")
 NEGATIVES = (1, 4, 16, 64)
-PUBLISHED = Training(epochs=30, batch_size=128, learning_rate=2e-4, decay_every=15, clip_norm=2.0)
+PUBLISHED = Training(epochs=30, batch_size=128, learning_rate=2e-4, lr_step_epochs=15, clip_norm=2.0)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Hyper-parameters of one model.
-
-    input: features as they are, or their square roots with each coordinate standardised over the training images (they
-    are means of rectified maps, with long tails); keep_bias: what the GRU's update gate starts with, so that it keeps
-    its state; warmup: epochs of the sum of hinges before the max; negatives: the size of each query's set of negatives,
-    all of the batch where None; crop: stored features, or RC, which crops anew at each step; start_from:
-    the preset whose snapshot is fine-tuned.
-    """
+@dataclass(frozen=True, kw_only=True)
+class VSERecipe(Recipe):
+    """Hyper-parameters of a joint embedding."""
 
     loss: Literal["sum_of_hinges", "max_of_hinges"]
     normalise_images: bool = True
     similarity: Literal["cosine", "order"] = "cosine"
-    absolute: bool = False
+    absolute: bool = False  # whether embeddings are replaced by their absolute values
     margin: float = 0.2
-    embedding: int = 1024
-    word: int = 300
+    embedding_dim: int = 1024
+    word_dim: int = 300
     min_count: int = 4
-    input: Literal["raw", "standardised_roots"] = "raw"
-    keep_bias: float = 0.0
-    warmup: int = 0
-    negatives: int | None = None
-    crop: Literal["1C", "10C", "RC", "whole", "views"] = "1C"
-    finetune: bool = False
-    start_from: str | None = None
-    output: Literal["vector"] = "vector"
+    input: Literal["raw", "standardised_roots"] = "raw"  # roots: square roots, standardised over the training images
+    update_gate_bias: float = 0.0  # initial bias of the GRU's update gate; above 0 the GRU first keeps its state
+    negatives: int | None = None  # how many negatives each query has; None: the whole batch
     training: Training = PUBLISHED
 
 
-VSE0 = Recipe("sum_of_hinges", normalise_images=False)
-VSEPP = Recipe("max_of_hinges")
+VSE0 = VSERecipe(loss="sum_of_hinges", normalise_images=False)
+VSEPP = VSERecipe(loss="max_of_hinges")
 
 PUBLISHED_PRESETS = {
     "vse0": VSE0,
@@ -59,56 +47,57 @@ PUBLISHED_PRESETS = {
         similarity="order",
         absolute=True,
         margin=0.05,
-        crop="10C",
+        view="10C",
         training=replace(PUBLISHED, learning_rate=1e-3),
     ),
-    "orderpp": replace(VSEPP, similarity="order", crop="10C"),
+    "orderpp": replace(VSEPP, similarity="order", view="10C"),
 }
 
 
-def protocols(dataset: str, recipe: Recipe) -> tuple[str, ...]:
-    """COCO's 5,000 test images are scored whole and in thousands, every other test set whole."""
+def protocols(dataset: str, recipe: VSERecipe) -> tuple[str, ...]:
+    """COCO's 5,000 test images are scored whole and in thousands; every other test set is scored whole."""
     return ("1K", "5-fold 1K", "5K") if dataset in ("coco", "coco-norestval") else ("whole",)
 
 
-def for_small_data(recipe: Recipe) -> Recipe:
+def for_small_data(recipe: VSERecipe) -> VSERecipe:
     """Four views of an image, standardised features, a GRU that keeps its state, averaged weights, fewer epochs."""
-    training = replace(PUBLISHED, epochs=5, learning_rate=5e-4, decay_every=4, average=0.998)
-    return replace(recipe, input="standardised_roots", crop="views", keep_bias=3.0, training=training)
+    training = replace(PUBLISHED, epochs=5, learning_rate=5e-4, lr_step_epochs=4, ema_decay=0.998)
+    return replace(recipe, input="standardised_roots", view="views", update_gate_bias=3.0, training=training)
 
 
-def presets(dataset: str) -> Mapping[str, Recipe]:
+def presets(dataset: str) -> Mapping[str, VSERecipe]:
     """Every preset by name, in the order of the tables.
 
-    Published: vse0, vsepp, order0, orderpp, with -10C (mean of ten crops), -RC (a random crop at each step) and -ft
-    (the encoder fine-tuned for 15 epochs from the end of the fixed one). Ours, for small data sets: vse0-small and
-    vsepp-small, whose features are of four views of each image and standardised, whose GRU starts as a slow average of
-    its words, whose weights are averaged over the last steps, and of which the second has one epoch of the sum before
-    the max; and vsepp-negatives-n, which is vsepp-small with n negatives for each query. On the embedded scenes the
-    same presets are smaller and shorter, for two cores and a few minutes.
+    The paper's: vse0, vsepp, order0 and orderpp; -10C takes the mean of ten crops, -RC a random crop at each step, and
+    -ft fine-tunes the encoder for 15 epochs after the 30 with the encoder fixed.
+
+    Ours: vse0-ours and vsepp-ours are for small data sets (see `for_small_data`), and vsepp-ours starts with one epoch
+    of the sum of hinges. vsepp-negatives-N-ours is vsepp-ours with N negatives for each query.
+
+    On the scenes the same presets are smaller and shorter, for a few minutes on two cores.
     """
-    found = dict(PUBLISHED_PRESETS)
+    recipes = dict(PUBLISHED_PRESETS)
     for name in ("vse0", "vsepp"):
         fixed = PUBLISHED_PRESETS[name]
-        found[f"{name}-10C"] = replace(fixed, crop="10C")
-        found[f"{name}-RC"] = replace(fixed, crop="RC")
-        tuning = replace(PUBLISHED, epochs=15, learning_rate=2e-5, decay_every=None)
-        found[f"{name}-ft"] = replace(fixed, crop="RC", finetune=True, start_from=name, training=tuning)
-    found["vse0-small"] = for_small_data(VSE0)
-    found["vsepp-small"] = replace(for_small_data(VSEPP), warmup=1)
+        recipes[f"{name}-10C"] = replace(fixed, view="10C")
+        recipes[f"{name}-RC"] = replace(fixed, view="RC")
+        tuning = replace(PUBLISHED, epochs=15, learning_rate=2e-5, lr_step_epochs=None)
+        recipes[f"{name}-ft"] = replace(fixed, view="RC", finetune=True, init_from=name, training=tuning)
+    recipes["vse0-ours"] = for_small_data(VSE0)
+    recipes["vsepp-ours"] = replace(for_small_data(VSEPP), warmup=1)
     for size in NEGATIVES:
-        found[f"vsepp-negatives-{size}"] = replace(found["vsepp-small"], negatives=size)
-    return {name: _on_scenes(recipe) for name, recipe in found.items()} if dataset == "scenes" else found
+        recipes[f"vsepp-negatives-{size}-ours"] = replace(recipes["vsepp-ours"], negatives=size)
+    return {name: _on_scenes(recipe) for name, recipe in recipes.items()} if dataset == "scenes" else recipes
 
 
-def _on_scenes(recipe: Recipe) -> Recipe:
-    """An eighth of the dimensions, which want a higher rate; the published schedule at two fifths of its length."""
+def _on_scenes(recipe: VSERecipe) -> VSERecipe:
+    """An eighth of the dimensions with a higher rate; the published schedule at two fifths of its length."""
     training = recipe.training
-    if recipe.keep_bias:
-        training = replace(training, epochs=7, learning_rate=2e-3, decay_every=5, average=0.98)
+    if recipe.update_gate_bias:
+        training = replace(training, epochs=7, learning_rate=2e-3, lr_step_epochs=5, ema_decay=0.98)
     else:
-        decay_every = None if training.decay_every is None else 8  # behind the plateau
+        step = None if training.lr_step_epochs is None else 8  # after the plateau
         epochs, rate = 2 * training.epochs // 5, 5 * training.learning_rate
-        training = replace(training, epochs=epochs, learning_rate=rate, decay_every=decay_every)
-    crop = "whole" if recipe.crop == "views" else recipe.crop
-    return replace(recipe, embedding=128, word=64, crop=crop, training=training)
+        training = replace(training, epochs=epochs, learning_rate=rate, lr_step_epochs=step)
+    view: View = "whole" if recipe.view == "views" else recipe.view
+    return replace(recipe, embedding_dim=128, word_dim=64, view=view, training=training)
