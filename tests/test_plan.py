@@ -37,7 +37,7 @@ def test_photographs_are_encoded_by_mobilenet_unless_others_are_named():
 
 def test_an_ensemble_runs_once_for_every_seeds_that_it_joins_and_after_the_single_models():
     owner = paper("show-and-tell")
-    sizes = {name: getattr(recipe, "members", 1) for name, recipe in owner.presets("scenes").items()}
+    sizes = {name: recipe.ensemble_size for name, recipe in owner.presets("scenes").items()}
     ensemble = next(name for name, size in sizes.items() if size > 1)
     single = next(name for name, size in sizes.items() if size == 1)
     jobs = plan(owner, "scenes", [ensemble, single], seeds=2 * sizes[ensemble])
