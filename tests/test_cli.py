@@ -13,8 +13,12 @@ from typing import get_args
 import pytest
 from cyclopts import App
 
-from capbench.cli import options
+from capbench.cli import main, options
 from capbench.cli.app import app
+from capbench.data.datasets import NAMES, SPLIT_FILES
+from capbench.vision.encoders import ENCODERS
+from capbench.vision.features import CROPS
+from capbench.vision.regions import PROVIDERS
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"torch", "torchvision", "matplotlib", "pandas", "scipy", "nltk", "pydantic", "numpy", "reproductions"}
@@ -77,11 +81,6 @@ def test_the_help_lists_the_exit_codes(tmp_path):
 
 
 def test_the_choices_of_options_are_those_of_the_modules_that_do_the_work():
-    from capbench.data.datasets import NAMES
-    from capbench.vision.encoders import ENCODERS
-    from capbench.vision.features import CROPS
-    from capbench.vision.regions import PROVIDERS
-
     assert get_args(options.Dataset) == NAMES
     assert get_args(options.Encoder) == ENCODERS
     assert get_args(options.Crop) == (*CROPS, *PROVIDERS)
@@ -94,7 +93,7 @@ REFUSED = {
     "run vsepp --preset": "--preset requires at least 1",
     "run vsepp --preset vse3": "no preset 'vse3'.*vse0",
     "run vsepp --encoder": "--encoder requires at least 1",
-    "run vsepp --encoder googlenet": '"googlenet" for --encoder.*mobilenet_v2',
+    "run vsepp --encoder resnet18": '"resnet18" for --encoder.*mobilenet_v2',
     "run vsepp --dataset flicker8k": '"flicker8k" for --dataset.*flickr8k',
     "run vsepp --dataset flickr8k": "CAPBENCH_DATA is not set",
     "run vsepp --seed -1": '"-1" for --seed.*>= 0',
@@ -115,13 +114,55 @@ REFUSED = {
 }
 
 
+@pytest.fixture
+def here(monkeypatch, tmp_path) -> Path:
+    """An empty working folder, without data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")  # `main` sets it: undone with the test
+    monkeypatch.setenv("CAPBENCH_DATA", "")
+    return tmp_path
+
+
 @pytest.mark.parametrize("words", REFUSED)
-def test_a_refused_command_says_why_in_one_line_and_leaves_nothing(words, tmp_path):
-    done = run(*words.split(), cwd=tmp_path, CAPBENCH_DATA="")
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+def test_a_refused_command_says_why_in_one_line_and_leaves_nothing(words, here, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["capbench", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    (line,) = printed.err.splitlines()
     assert re.search(REFUSED[words], line)
-    assert not list(tmp_path.iterdir())
+    assert not list(here.iterdir())
+
+
+def test_each_data_set_is_listed_in_whole_lines_however_narrow_the_terminal(here, monkeypatch, capsys):
+    folder = here / "a folder" / ("of a long name " * 8).strip()
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("CAPBENCH_DATA", str(folder))
+    app(["datasets"], result_action="return_value")
+    lines = capsys.readouterr().out.splitlines()
+    assert tuple(line for line in lines if not line.startswith(" ")) == NAMES
+    assert "  3,750 images, 18,750 captions: 3,000 train / 250 val / 500 test" in lines
+    (flickr30k,) = (line for line in lines if str(folder / "flickr30k") in line)
+    assert SPLIT_FILES in flickr30k
+
+
+def test_export_writes_scenes_that_commands_can_use(tmp_path):
+    done = run("datasets", "export", "scenes", "out", "--images", "2", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "out/dataset_scenes.json\n"), done.stderr
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 6
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(tmp_path):
+    done = run("datasets", cwd=tmp_path, CAPBENCH_DATA=str(tmp_path / "→"), PYTHONIOENCODING="cp1252")
+    assert done.returncode == 0, done.stderr
+    assert "\\u2192" in done.stdout
+
+
+def test_a_backend_of_matplotlib_that_is_missing_does_not_matter(tmp_path):
+    backend = "import matplotlib.pyplot as plt; print(plt.get_backend())"
+    done = run("--version", cwd=tmp_path, MPLBACKEND="module://no_such_backend", after=backend)
+    assert done.stdout.split()[-1].lower() == "agg", done.stderr
 
 
 @pytest.mark.parametrize("module", ["cyclopts", "torch"])

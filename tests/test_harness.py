@@ -288,6 +288,16 @@ def test_a_run_ends_with_its_agreement_with_the_committed_records(reproduce, tmp
     assert ["vse0-ours", "differs"] in [line.split()[:2] for line in lines]
 
 
+def test_the_page_is_written_before_anything_that_the_terminal_may_refuse(reproduce, tmp_path, monkeypatch):
+    def refuse(*_: object) -> list[object]:
+        raise OSError("no terminal")
+
+    monkeypatch.setattr(leaderboard, "terminal_tables", refuse)
+    with pytest.raises(OSError, match="no terminal"):
+        reproduce("vse0-small")
+    assert "vse0-small" in (places(tmp_path).leaderboards / "vsepp.md").read_text(encoding="utf-8")
+
+
 def command(*words: str, cwd: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CAPBENCH_CACHE": str(cwd / "cache")}
     program = "import sys; from capbench.cli import main; sys.argv[0] = 'capbench'; main()"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import pytest
 from capbench.base.errors import CapbenchError
 from capbench.data.batches import length_grouped
 from capbench.data.captions import CaptionDataset, Phrase
+from capbench.data.karpathy_split import read_karpathy_split
 from capbench.data.scenes import (
     COLOURS,
     PLACES,
@@ -26,12 +28,14 @@ from capbench.data.scenes import (
     SceneImages,
     Thing,
     draw_scene,
+    export,
     places,
     relations,
     render,
     scenes,
 )
 from capbench.data.scenes import dataset as module
+from capbench.data.scenes.export import export_scenes
 
 NUMBERS = {"a": 1, "an": 1, "the": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 
@@ -343,3 +347,24 @@ def test_drawing_waits_until_an_image_is_asked_for(monkeypatch: pytest.MonkeyPat
     assert not asked_for
     data.images[3]
     assert asked_for == [drawn(data)[3]]
+
+
+def test_exported_scenes_read_back_as_the_same_data_set(tmp_path):
+    file = export_scenes(tmp_path, images=3)
+    read = read_karpathy_split(file, tmp_path / "images", "scenes", "error")
+    drawn = scenes(train=3, val=3, test=3)
+    names = tuple(f"{name}.png" for name in drawn.image_names)
+    assert read.fingerprint == replace(drawn, image_names=names).fingerprint
+    for index in range(len(drawn.images)):
+        np.testing.assert_array_equal(read.images[index], drawn.images[index])
+    lines = (tmp_path / "captions.txt").read_text(encoding="utf-8").splitlines()
+    of_test_images = {drawn.captions[caption] for caption in np.flatnonzero(drawn.image_of_caption >= 6)}
+    assert len(lines) == len(of_test_images)
+    assert set(lines) == of_test_images
+
+
+def test_all_scenes_are_exported_without_a_limit(tmp_path, monkeypatch):
+    written: list[str] = []
+    monkeypatch.setattr(export, "atomic_write", lambda path, content: written.append(path.suffix))
+    export_scenes(tmp_path)
+    assert written.count(".png") == len(scenes().images)

@@ -1,11 +1,34 @@
-"""Where what can be made again is kept."""
+"""Folders and files that environment variables name."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from capbench.base.errors import CapbenchError
+
+
+def path_from(variable: str) -> Path | None:
+    """The path in an environment variable, a leading `~` expanded; None if it is unset or empty.
+
+    Raises CapbenchError if the home folder is unknown.
+    """
+    value = os.environ.get(variable)
+    return _expanded(value) if value else None
+
 
 def cache_folder() -> Path:
-    """$CAPBENCH_CACHE, or `.cache/capbench` in the home folder."""
-    return Path(os.environ.get("CAPBENCH_CACHE") or Path.home() / ".cache" / "capbench")
+    """The folder of whatever can be made again: $CAPBENCH_CACHE, $XDG_CACHE_HOME/capbench or ~/.cache/capbench.
+
+    Raises CapbenchError if the home folder is unknown and no variable replaces it.
+    """
+    return path_from("CAPBENCH_CACHE") or (path_from("XDG_CACHE_HOME") or _expanded("~/.cache")) / "capbench"
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CapbenchError(
+            f"{path}: the home folder is unknown; set CAPBENCH_CACHE to a folder, or write the whole path"
+        ) from error

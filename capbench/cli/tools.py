@@ -43,14 +43,14 @@ def search(
     sheet
         Draw the images that match into this PNG file.
     """
-    from capbench.tools.search import captions_of_image, contact_sheet, images_of_sentence, retriever
-
     if (
         (query is None) == (image is None)
         or (query is not None) != (images is not None)
         or (image is not None) != (captions is not None)
     ):
         raise CapbenchError("give either a sentence with --images FOLDER, or --image FILE with --captions FILE")
+    from capbench.tools.search import captions_of_image, contact_sheet, images_of_sentence, retriever
+
     trained = retriever(run, runs)
     say(f"with {trained.job}")
     results: list[tuple[object, float]] = []

@@ -7,7 +7,6 @@ space and its numbers as little-endian float32, with or without a line break beh
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from capbench.base.cache import path_from
 from capbench.base.errors import CapbenchError
 from capbench.base.files import sha256
 from capbench.data.vocabulary import Vocabulary
@@ -33,13 +33,13 @@ Entry = tuple[bytes, bytes, str]
 
 def file_of(variable: str, dimension: int) -> Path:
     """The file of vectors that an environment variable names. Raises CapbenchError, saying what to set, without it."""
-    place = os.environ.get(variable)
-    if not place:
+    path = path_from(variable)
+    if path is None:
         raise CapbenchError(
             f"set {variable} to a file of {dimension}-dimensional word vectors (GloVe's or word2vec's), or choose "
             "another preset"
         )
-    return Path(place)
+    return path
 
 
 def word_vectors(vocabulary: Vocabulary, dimension: int, path: Path) -> tuple[Float[Tensor, "number dimension"], str]:
