@@ -1,7 +1,7 @@
-"""The commands of capbench. `nox -l` lists them; words after `--` go to the command that a session runs.
+"""The tasks of the project. `nox -l` lists them; arguments after `--` go to the program that a session runs.
 
-All sessions share one environment, `.nox/capbench`: torch with its CUDA libraries takes some gigabytes. The
-Python that runs nox makes it from requirements.lock, and makes it again when that or pyproject.toml changes.
+All sessions share one environment, `.nox/capbench`, because torch with its CUDA libraries takes 6 GB. The Python that
+runs nox builds it from requirements.lock, and rebuilds it when that file or pyproject.toml changes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2024.4.15"
-nox.options.default_venv_backend = "none"  # made by `environment` below
+nox.options.default_venv_backend = "none"  # `environment` below builds it
 nox.options.sessions = ["tests", "lint"]
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".nox" / "capbench"
 PROGRAMS = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
-MADE_FROM = ("requirements.lock", "pyproject.toml")
+BUILT_FROM = ("requirements.lock", "pyproject.toml")
 
-# One test process a core, each with one thread, so that they do not wait for each other.
+# A test process for each core with one thread each, so that they do not compete.
 PARALLEL = ("--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal", "--durations=10")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-# How a process is kept to the instructions that torch calls by this name: torch's own kernels, oneDNN, MKL, the
-# OpenBLAS of numpy, and numpy's own loops. The least comes last.
-LESSER = {
+# Environment variables that limit a process to the instruction set that torch calls by this name: torch's own kernels,
+# oneDNN, MKL, numpy's OpenBLAS and numpy's loops. From the larger set to the smaller.
+LIMITS = {
     "AVX2": {
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -51,7 +51,7 @@ LESSER = {
 
 
 def paper_names() -> list[str]:
-    """The packages under reproductions/ that define PAPER, found without importing them."""
+    """The packages under reproductions/ that define PAPER, without importing them."""
     files = sorted(ROOT.glob("reproductions/*/__init__.py"))
     return [file.parent.name for file in files if re.search(r"\bPAPER\b", file.read_text(encoding="utf-8"))]
 
@@ -60,7 +60,7 @@ def reproduction(name: str) -> Callable[[nox.Session], None]:
     def reproduce(session: nox.Session) -> None:
         run(session, "capbench", "run", name, *session.posargs)
 
-    reproduce.__doc__ = f"Train and score {name} and record it (`-- --dataset flickr8k --seeds 3`)."
+    reproduce.__doc__ = f"Train {name}, score it and rewrite its page (`-- --dataset flickr8k --seeds 3`)."
     return reproduce
 
 
@@ -70,19 +70,19 @@ for _name in paper_names():
 
 @nox.session
 def leaderboards(session: nox.Session) -> None:
-    """Write the leaderboards from the records; `-- --check` fails where a page is stale."""
+    """Write the pages from the records; `-- --check` writes nothing and fails if a page is stale."""
     run(session, "capbench", "leaderboard", *session.posargs)
 
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Time the kernels and the training step against their rivals on this machine."""
+    """Time the kernels and the training step against their baselines on this machine."""
     run(session, "pytest", "benchmarks", "--benchmark-only", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests, one process a core; words after `--` go to pytest instead (`-- tests/test_layout.py -k floor`)."""
+    """Run all tests on all cores; arguments replace those of pytest (`-- tests/test_layout.py -k lock`)."""
     if session.posargs:
         run(session, "pytest", *session.posargs)
     else:
@@ -90,22 +90,22 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(name="tests-portable")
-@nox.parametrize("name", list(LESSER))
+@nox.parametrize("name", list(LIMITS))
 def tests_portable(session: nox.Session, name: str) -> None:
-    """Run the numerical tests again, as a processor with lesser instructions computes them."""
-    here, known = instructions(session), ["AVX512", *LESSER]
-    if here not in known[: known.index(name)]:
-        session.skip(f"with {here}, torch computes with no more here")
-    if (found := instructions(session, **LESSER[name])) != name:
-        session.error(f"torch was told to keep to {name} and computes with {found}")
-    run(session, "pytest", *PARALLEL, "-m", "numerical", *session.posargs, **ONE_THREAD, **LESSER[name])
+    """Run the numerical tests again with smaller instruction sets."""
+    own, known = instructions(session), ["AVX512", *LIMITS]
+    if own not in known[: known.index(name)]:
+        session.skip(f"torch uses {own} on this machine, which {name} does not limit")
+    if (limited := instructions(session, **LIMITS[name])) != name:
+        session.error(f"torch was limited to {name} but uses {limited}")
+    run(session, "pytest", *PARALLEL, "-m", "numerical", *session.posargs, **ONE_THREAD, **LIMITS[name])
 
 
 def instructions(session: nox.Session, **variables: str) -> str:
-    """The instructions that torch computes with here."""
+    """The instruction set that torch uses on this machine, with these environment variables."""
     environment(session)
-    ask = "import torch; print(torch.backends.cpu.get_cpu_capability())"
-    return str(session.run(str(PROGRAMS / "python"), "-c", ask, env=variables, silent=True)).split()[-1]
+    program = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    return str(session.run(str(PROGRAMS / "python"), "-c", program, env=variables, silent=True)).split()[-1]
 
 
 @nox.session
@@ -118,7 +118,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def lock(session: nox.Session) -> None:
-    """Write requirements.lock from pyproject.toml; `-- --upgrade` takes the newest versions."""
+    """Pin the dependencies of pyproject.toml in requirements.lock; `-- --upgrade` takes the newest versions."""
     groups = [f"--group={name}" for name in ("build", "test", "lint")]
     form = ["--universal", "--python-version=3.11", "--generate-hashes", "--no-emit-index-url", "--quiet"]
     files = ["pyproject.toml", "--output-file=requirements.lock", "--custom-compile-command=nox -s lock"]
@@ -126,9 +126,9 @@ def lock(session: nox.Session) -> None:
 
 
 def run(session: nox.Session, program: str, *words: str, **variables: str) -> None:
-    """Run a program of the shared environment, which is also the first that its children find.
+    """Run a program of the shared environment, which comes first on the PATH of its children.
 
-    Ctrl-C reaches the program too, and nox waits for it: a run that is stopped saves a checkpoint first.
+    Ctrl-C reaches the program too. nox then waits without limit, so that a run can save its checkpoint.
     """
     environment(session)
     path = os.pathsep.join([str(PROGRAMS), os.environ.get("PATH", "")])
@@ -137,10 +137,10 @@ def run(session: nox.Session, program: str, *words: str, **variables: str) -> No
 
 
 def environment(session: nox.Session) -> None:
-    """Make the shared environment, unless it stands and was made from the same files by the same Python."""
-    made_from = "".join(hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in MADE_FROM)
-    wanted = f"{sys.version} {ENVIRONMENT} {made_from}"
-    stamp = ENVIRONMENT / "made-from"
+    """Build the shared environment, unless the same Python built it from the same files."""
+    hashes = "".join(hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in BUILT_FROM)
+    wanted = f"{sys.version} {ENVIRONMENT} {hashes}"
+    stamp = ENVIRONMENT / "built-from"
     with one_at_a_time(ENVIRONMENT.with_suffix(".lock")):
         if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
             return
@@ -153,7 +153,7 @@ def environment(session: nox.Session) -> None:
 
 
 def uv(session: nox.Session) -> list[str]:
-    """How uv is called: the one beside nox, else the one on PATH."""
+    """The command of uv: the one installed beside nox, else the one on PATH."""
     if importlib.util.find_spec("uv"):
         return [sys.executable, "-m", "uv"]
     return [shutil.which("uv") or session.error("uv is missing: python -m pip install uv")]
@@ -161,7 +161,7 @@ def uv(session: nox.Session) -> list[str]:
 
 @contextmanager
 def one_at_a_time(file: Path) -> Iterator[None]:
-    """Of sessions started together, one makes the environment and the others wait (not on Windows)."""
+    """Let one process build the environment while others wait (not on Windows)."""
     file.parent.mkdir(exist_ok=True)
     with file.open("w") as handle:
         if importlib.util.find_spec("fcntl"):

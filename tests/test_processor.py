@@ -22,12 +22,12 @@ RESTRICTED = "ATEN_CPU_CAPABILITY" in os.environ
 def lesser() -> dict[str, dict[str, str]]:
     """What noxfile.py tells the processes of `nox -s tests-portable`."""
     tree = ast.parse((Path(__file__).parents[1] / "noxfile.py").read_text(encoding="utf-8"))
-    (found,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "LESSER"]
+    (found,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "LIMITS"]
     return ast.literal_eval(found)
 
 
-LESSER = lesser()
-KNOWN = ["AVX512", *LESSER]  # those that restrictions are for, the least last
+LIMITS = lesser()
+KNOWN = ["AVX512", *LIMITS]  # those that restrictions are for, the least last
 
 
 def flags() -> set[str]:
@@ -48,13 +48,13 @@ def test_a_bf16_convolution_runs_where_it_is_said_to():
     assert torch.allclose(functional.conv2d(images, weight).float(), expected, atol=0.1, rtol=0.02)
 
 
-@pytest.mark.parametrize("name", LESSER)
+@pytest.mark.parametrize("name", LIMITS)
 def test_a_process_that_is_told_to_keep_to_lesser_instructions_does_and_takes_float32(name):
     if instruction_set() not in KNOWN[: KNOWN.index(name) + 1]:
         pytest.skip(f"the processor has no more than {name}")
     words = "import torch; from capbench.base.processor import *; print(instruction_set(), "
     words += "*(computes_bf16(torch.device('cpu'), operation) for operation in ('product', 'convolution')))"
-    environment = {**os.environ, **LESSER[name]}
+    environment = {**os.environ, **LIMITS[name]}
     told = subprocess.run([sys.executable, "-c", words], env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.split() == [name, "False", "False"]
 

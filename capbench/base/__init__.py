@@ -1,1 +1,1 @@
-"""What everything stands on: errors, files, the processor, where a number comes from."""
+"""What all other parts use: errors, files, the cache folder, the processor, provenance."""

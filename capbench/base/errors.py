@@ -1,11 +1,11 @@
-"""The one error that a user can mend."""
+"""The error that a user can fix."""
 
 from __future__ import annotations
 
 
 class CapbenchError(Exception):
-    """A fault in what was given to capbench: a file, a field, a value, an option.
+    """Bad input: a file, a field, a value or an option.
 
-    The message names it and says what to do. The command line prints the message alone and exits with 2;
-    anything else that is raised is a defect of capbench and keeps its traceback.
+    The message names it and says what to do. The command line prints the message and exits with 2. Any other
+    exception is a defect of capbench and keeps its traceback.
     """

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, the hashes that name them, and locks between processes."""
+"""Atomic writes, hashes, and locks between processes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from capbench.base.errors import CapbenchError
 
 
 def atomic_write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
-    """Write `path` so that a reader, or a crash at any moment, sees the old file or the new one, never a part.
+    """Write `path` so that readers see the old file or the new one but never a part, even after a crash.
 
-    `content` is the bytes, or a function that writes them to the open file. The temporary file lies in the same
-    folder, is flushed to the disk before the rename, and is removed when anything fails.
-    Raises CapbenchError when the folder cannot be written or the disk is full.
+    `content` is the bytes or a function that writes them to an open file. The temporary file is in the same folder,
+    is flushed to disk before the rename, and is removed if anything fails.
+    Raises CapbenchError if the folder cannot be written or the disk is full.
     """
     temporary = None
     try:
@@ -44,7 +44,7 @@ def atomic_write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> 
 
 
 def check_writable(folder: Path) -> None:
-    """Create `folder` and a file in it, so that a read-only place is found before the work and not after it.
+    """Create `folder` and a file in it, so that a read-only folder is refused before the work starts.
 
     Raises CapbenchError naming the folder.
     """
@@ -58,7 +58,10 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, seconds: float) -> Iterator[None]:
-    """A lock between processes, waited for with a limit. The system frees the lock of a process that died."""
+    """Hold a lock between processes. The system frees the lock of a process that died.
+
+    Raises CapbenchError if another process holds it for longer than `seconds`.
+    """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=seconds)
@@ -74,11 +77,15 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Hexadecimal SHA-256 of a file, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(value: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON value, the same for the same value wherever it is made."""
+    """Hexadecimal SHA-256 of a JSON value, independent of the order of its keys.
+
+    >>> fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    True
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the processor at hand computes with: its instructions, its BLAS, and whether it multiplies in bf16."""
+"""What this processor computes with: its instruction set, its BLAS, and whether it multiplies in bf16."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ Operation = Literal["product", "convolution"]
 
 
 def instruction_set() -> str:
-    """The instructions that torch's own kernels use here: AVX512, AVX2, DEFAULT (SSE on x86), SVE256, ...
+    """The instruction set of torch's own kernels: AVX512, AVX2, DEFAULT (SSE on x86), SVE256, ...
 
-    ATEN_CPU_CAPABILITY lowers it for a process.
+    ATEN_CPU_CAPABILITY limits it for a process.
     """
     return torch.backends.cpu.get_cpu_capability()
 
 
 def blas() -> str:
-    """The library that multiplies matrices on a CPU, with its version where torch tells it: "MKL 2024.2"."""
-    built = torch.__config__.show()
-    if mkl := re.search(r"Math Kernel Library Version ([\d.]+)", built):
+    """The library that multiplies matrices on a CPU, with its version if torch knows it: "MKL 2024.2"."""
+    build = torch.__config__.show()
+    if mkl := re.search(r"Math Kernel Library Version ([\d.]+)", build):
         return f"MKL {mkl[1]}"
-    named = re.search(r"BLAS_INFO=(\w+)", built)
-    return named[1] if named else "unknown"
+    library = re.search(r"BLAS_INFO=(\w+)", build)
+    return library[1] if library else "unknown"
 
 
 def computes_bf16(device: torch.device, operation: Operation = "product") -> bool:
-    """Whether the device has instructions for bf16 in this operation. False sends the caller to float32.
+    """Whether the device has bf16 instructions for this operation; if not, the caller computes in float32.
 
-    Products in bf16 are emulated, and slow, on a CPU without avx512_bf16 or amx_bf16. Convolutions in bf16 are refused
-    by oneDNN there unless it has AVX-512 (BW, VL and DQ) or avx_ne_convert; they are asked for by name alone (see
-    `Encoder.fold`), so that emulation counts as support. A process that is restricted to lesser instructions, and a
-    processor that is not x86, take float32.
+    A CPU without avx512_bf16 or amx_bf16 emulates products in bf16, slowly. oneDNN refuses convolutions in bf16 without
+    AVX-512 (BW, VL and DQ) or avx_ne_convert. Emulated convolutions count as supported, because `Encoder.fold` uses
+    them only on request. A process limited to a smaller instruction set, and a processor other than x86, use float32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(False)

@@ -1,4 +1,4 @@
-"""How far a long work is."""
+"""Progress of long work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Report = Callable[[int, int], None]
 
 @contextmanager
 def reporter(progress: Report | bool | None, what: str) -> Iterator[Report]:
-    """A function to call with (images done, images): the one given, or one that draws a bar (True) or does nothing."""
+    """The function to call with (images done, images): `progress` itself, or one that draws a bar if it is True."""
     if callable(progress):
         yield progress
         return

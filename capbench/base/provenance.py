@@ -1,4 +1,4 @@
-"""Where a number comes from: the commit, the versions, the device, the moment; and what git tracks."""
+"""What produced a number: commit, versions, device; and which files git tracks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Moment = Annotated[str, AfterValidator(_utc)]  # ISO 8601, kept in UTC
 
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Where a number comes from: the fields of a Result from commit to threads, instruction_set and blas.
+    """What produces a number here: the fields of a Result from `commit` to `threads`, `instruction_set` and `blas`.
 
-    `commit` is "unknown" when capbench is not run from its own git checkout. Changes below leaderboards/ do
-    not make a tree dirty, for runs write there. `instruction_set` and `blas` are blank where the device is no CPU.
-    Names no host, no user, and nothing of the environment.
+    `commit` is "unknown" if capbench does not run from its own git checkout. Changes under leaderboards/ do not make
+    the tree dirty. `instruction_set` and `blas` are blank unless the device is a CPU. Holds no name of a host or user
+    and nothing of the environment.
     """
     commit, dirty = _commit()
     on_cpu = torch.device(device).type == "cpu"
@@ -48,19 +48,19 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def tracked(folder: Path) -> frozenset[str] | None:
-    """The names of the files of a folder that git tracks; None without git, or outside any checkout.
+    """The names of the files in a folder that git tracks; None without git or outside a checkout.
 
-    The folder may not be there yet.
+    The folder need not exist.
     """
-    where = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
+    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
     try:
-        words = ["git", "-C", str(where), "ls-files", "-z"]
-        run = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
+        command = ["git", "-C", str(existing), "ls-files", "-z"]
+        run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
     if run.returncode:
         return None
-    return frozenset(run.stdout.split("\0")) - {""} if where == folder else frozenset()
+    return frozenset(run.stdout.split("\0")) - {""} if existing == folder else frozenset()
 
 
 def _commit() -> tuple[str, bool]:

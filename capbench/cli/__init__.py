@@ -33,7 +33,7 @@ def _main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a letter that the encoding lacks never stops a command
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (CapbenchError, CycloptsError) as error:
         Console(stderr=True).print(f"capbench: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(REFUSED)
