@@ -16,6 +16,7 @@ from cyclopts import App
 from capbench.cli import main, options
 from capbench.cli.app import app
 from capbench.data.datasets import NAMES, SPLIT_FILES
+from capbench.data.scenes import scenes
 from capbench.vision.encoders import ENCODERS
 from capbench.vision.features import CROPS
 from capbench.vision.regions import PROVIDERS
@@ -83,15 +84,16 @@ def test_the_help_lists_the_exit_codes(tmp_path):
 def test_the_choices_of_options_are_those_of_the_modules_that_do_the_work():
     assert get_args(options.Dataset) == NAMES
     assert get_args(options.Encoder) == ENCODERS
-    assert get_args(options.Crop) == (*CROPS, *PROVIDERS)
+    assert get_args(options.View) == tuple(CROPS)
+    assert get_args(options.RegionProvider) == PROVIDERS
 
 
 REFUSED = {
     "rum vsepp": 'command "rum".*"run"',
     "run": "PAPER",
-    "run vsep": "no paper 'vsep'.*vsepp",
+    "run vsep": "no paper 'vsep'; did you mean 'vsepp'",
     "run vsepp --preset": "--preset requires at least 1",
-    "run vsepp --preset vse3": "no preset 'vse3'.*vse0",
+    "run vsepp --preset vse3": "no vsepp preset 'vse3'.*vse0",
     "run vsepp --encoder": "--encoder requires at least 1",
     "run vsepp --encoder resnet18": '"resnet18" for --encoder.*mobilenet_v2',
     "run vsepp --dataset flicker8k": '"flicker8k" for --dataset.*flickr8k',
@@ -101,7 +103,8 @@ REFUSED = {
     "run vsepp --seed 99999999999": '"99999999999" for --seed.*< 4294967296',
     "run vsepp --seeds 0": '"0" for --seeds.*>= 1',
     "features scene": '"scene".*scenes',
-    "features scenes --crop 2C": '"2C" for --crop.*1C',
+    "features scenes --view 2C": '"2C" for --view.*1C',
+    "features scenes --region-provider boxes": '"boxes" for --region-provider.*multiscale',
     "search ball --images . --top 0": '"0" for --top.*>= 1',
     "search ball --images . --top -1": '"-1" for --top.*>= 1',
     "search": "--images FOLDER",
@@ -144,6 +147,15 @@ def test_each_data_set_is_listed_in_whole_lines_on_a_narrow_terminal_that_lacks_
     assert "  3,750 images, 18,750 captions: 3,000 train / 250 val / 500 test" in lines
     (flickr30k,) = (line for line in lines if str(folder / "flickr30k").replace("→", "\\u2192") in line)
     assert SPLIT_FILES in flickr30k
+
+
+def test_the_shape_and_the_place_of_features_are_told(here, monkeypatch, capsys):
+    monkeypatch.setenv("CAPBENCH_CACHE", str(here / "cache"))
+    monkeypatch.setattr("capbench.data.datasets.load_dataset", lambda name: scenes(train=2, val=1, test=1))
+    for words, shape in ((["--view", "10C"], "(4, 512)"), (["--region-provider", "multiscale"], "(4, 20, 512)")):
+        app(["features", "scenes", *words], result_action="return_value")
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"{shape} float32 in {here / 'cache' / 'features'}")
 
 
 def test_export_writes_scenes_that_commands_can_use(tmp_path):

@@ -48,7 +48,7 @@ def test_an_ensemble_runs_once_for_every_seeds_that_it_joins_and_after_the_singl
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(CapbenchError, match=r"no preset 'vse3'.*vse0, vsepp"):
+    with pytest.raises(CapbenchError, match=r"no vsepp preset 'vse3'.*vse0, vsepp"):
         plan(paper("vsepp"), "scenes", ["vse0", "vse3"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from capbench.cli.options import Count, Crop, Dataset, Encoder
+from capbench.cli.options import Count, Dataset, Encoder, RegionProvider, View
 from capbench.cli.output import say
 
 
@@ -37,7 +37,15 @@ def export(dataset: Literal["scenes"], folder: Path, /, *, images: Count | None 
     say(export_scenes(folder, images))
 
 
-def features(dataset: Dataset, /, *, encoder: Encoder | None = None, crop: Crop = "1C", tolerant: bool = False) -> None:
+def features(
+    dataset: Dataset,
+    /,
+    *,
+    encoder: Encoder | None = None,
+    view: View = "1C",
+    region_provider: RegionProvider | None = None,
+    tolerant: bool = False,
+) -> None:
     """Compute the features of a data set, or open them if they are stored already.
 
     Parameters
@@ -46,9 +54,12 @@ def features(dataset: Dataset, /, *, encoder: Encoder | None = None, crop: Crop 
         The data set.
     encoder
         The network, named as in torchvision; mobilenet_v2 for photographs and the scenes' own for scenes if not given.
-    crop
-        What the network sees: the centre (1C), the mean of ten crops (10C), the whole image, its mean over two sizes
-        and mirrored (views), or 20 regions from one of the other sources.
+    view
+        What the network sees: the centre (1C), the mean of ten crops (10C), the whole image squeezed to a square, or
+        the mean of that image and its mirror at two sizes (views).
+    region_provider
+        Compute the features of 20 regions instead, with boxes from a fixed grid (multiscale), the scenes' own objects,
+        the data set's regions.json (file), or a detector.
     tolerant
         Leave out the images that cannot be decoded and list them; without it the first one stops the command.
     """
@@ -56,11 +67,10 @@ def features(dataset: Dataset, /, *, encoder: Encoder | None = None, crop: Crop 
     from capbench.runs.harness import DEFAULT_ENCODER, ENCODERS
     from capbench.vision import encoders
     from capbench.vision import features as store
-    from capbench.vision.regions import PROVIDERS
 
-    output: encoders.Output = "regions" if crop in PROVIDERS else "vector"
-    network = encoders.Encoder(encoder or ENCODERS.get(dataset, DEFAULT_ENCODER), output)
-    stored = store.features(load_dataset(dataset), network, crop, tolerant=tolerant)
+    name = encoder or ENCODERS.get(dataset, DEFAULT_ENCODER)
+    network = encoders.Encoder(name, "vector" if region_provider is None else "regions")
+    stored = store.features(load_dataset(dataset), network, region_provider or view, tolerant=tolerant)
     say(f"{stored.array.shape} {stored.array.dtype} in {stored.path}")
     for name in stored.skipped:
         say(f"left out: {name}")

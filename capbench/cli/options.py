@@ -14,8 +14,9 @@ Encoder = Literal[
     "densenet121", "densenet161", "densenet169", "densenet201",
     "squeezenet1_0", "mobilenet_v2", "scenes",
 ]  # fmt: skip
-Crop = Literal[
-    "1C", "10C", "whole", "views", "multiscale", "objects", "file",
+View = Literal["1C", "10C", "whole", "views"]
+RegionProvider = Literal[
+    "multiscale", "objects", "file",
     "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn",
     "retinanet_resnet50_fpn_v2",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import unknown
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.verdicts import Claim, Reported, read_reported
 from capbench.training.experiment import Experiment, Inputs, Recipe
@@ -53,7 +53,7 @@ class Paper:
         """The recipe of a preset on a data set. Raises CapbenchError naming the known presets."""
         presets = self.presets(dataset)
         if preset not in presets:
-            raise CapbenchError(f"{self.name} has no preset {preset!r}; it has {', '.join(presets)}")
+            raise unknown(f"{self.name} preset", preset, presets)
         return presets[preset]
 
 
@@ -72,7 +72,7 @@ def paper(name: str) -> Paper:
     found = papers()
     key = name.replace("-", "_")
     if key not in found:
-        raise CapbenchError(f"no paper {name!r}; there is {', '.join(found) or 'none: is reproductions installed?'}")
+        raise unknown("paper", name, found)
     return found[key]
 
 
