@@ -69,6 +69,8 @@ def _parsed(wanted: str) -> tuple[str, tuple[str, ...], frozenset[str]]:
 def _from_numpy(name: str, value: np.ndarray) -> Tensor:
     """A tensor over the array's memory, or over a copy where torch cannot use it (read-only, or with gaps)."""
     try:
-        return torch.from_numpy(np.require(value, requirements="CW"))
+        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     except TypeError as error:
-        raise CapbenchError(f"{name} is {type(value).__name__}, not a tensor or NumPy array of numbers: {error}") from error
+        raise CapbenchError(
+            f"{name} is {type(value).__name__}, not a tensor or NumPy array of numbers: {error}"
+        ) from error

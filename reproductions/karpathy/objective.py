@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.captioners.experiment import cross_entropy
-from capbench.kernels.ranking_loss.reference import matched_pairs, sum_of_hinges
+from capbench.kernels.ranking_loss.reference import excluded_pairs, sum_of_hinges
 
 
 def structured_margin(
@@ -21,7 +21,7 @@ def structured_margin(
 
     `images` says whose image each pair has: a caption of the same image is no negative.
     """
-    return sum_of_hinges(S, matched_pairs(images), margin)
+    return sum_of_hinges(S, excluded_pairs(images), margin)
 
 
 def negative_log_likelihood(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from capbench.kernels.gru import last_hidden
-from reproductions.vsepp.objective import cosine_similarity, order_similarity
+from capbench.kernels.ranking_loss.reference import dot_similarity, order_similarity
 from reproductions.vsepp.recipe import VSERecipe
 
 
@@ -62,8 +62,8 @@ class VSE(nn.Module):
     def similarity(
         self, images: Float[Tensor, "image dim"], captions: Float[Tensor, "caption dim"]
     ) -> Float[Tensor, "image caption"]:
-        """s(i, c) of every image and caption."""
-        measure = order_similarity if self.recipe.similarity == "order" else cosine_similarity
+        """s(i, c) of every image and caption: the inner product, or the order similarity."""
+        measure = order_similarity if self.recipe.similarity == "order" else dot_similarity
         return measure(images, captions)
 
 

@@ -8,10 +8,10 @@ number of threads; on a GPU as far as cuBLAS is, which multiplies in the backwar
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
 from capbench.kernels._arguments import Array, tensors
 from capbench.kernels._triton import runs_triton
 from capbench.kernels.attention import cpu
@@ -36,10 +36,7 @@ def attention_step(
     >>> context.tolist(), weights.tolist()
     ([[[2.0]]], [[[0.25, 0.25, 0.25, 0.25]]])
     """
-    keys, query, v = _checked(keys, query, v)
-    _, annotations = tensors(
-        keys=(keys, "float image location attention"), annotations=(annotations, "float image location dim")
-    )
+    keys, query, v, annotations = _checked(keys, query, v, annotations=(annotations, "float image location dim"))
     if runs_triton(keys):
         from capbench.kernels.attention.triton import TritonContext, TritonScores
 
@@ -70,9 +67,11 @@ def attention_weights(
     return cpu.attention_weights(keys, query, v)
 
 
-def _checked(keys: Array, query: Array, v: Array) -> tuple[Tensor, Tensor, Tensor]:
-    keys, query, _ = tensors(
+def _checked(keys: Array, query: Array, v: Array, **more: tuple[Array, str]) -> tuple[Tensor, ...]:
+    checked = tensors(
         keys=(keys, "float image location+ attention+"), query=(query, "float image beam attention"),
-        v=(v[0] if v.ndim == 2 and len(v) == 1 else v, "float attention"),
+        v=(v, "float one attention" if v.ndim == 2 else "float attention"), **more,
     )  # fmt: skip
-    return keys, query, torch.as_tensor(v)
+    if v.ndim == 2 and len(v) != 1:
+        raise CapbenchError(f"v is {list(v.shape)}, not [attention] or [1, attention]")
+    return checked

@@ -19,7 +19,7 @@ def reference_maxsim(
     lengths: Int[Tensor, " caption"],
     form: Form = "max",
 ) -> Float[Tensor, "image caption"]:
-    """S_kl = sum_t max_i v_i . s_t, or sum_t sum_i max(0, v_i . s_t), from the tensor [image, caption, region, word]."""
+    """S_kl = sum_t max_i v_i . s_t, or sum_t sum_i max(0, v_i . s_t), from [image, caption, region, word]."""
     check(regions, words, lengths, form)
     wide = torch.promote_types(regions.dtype, torch.float32)
     products = torch.einsum("kid,ltd->klit", regions.to(wide), words.to(wide))

@@ -147,7 +147,7 @@ def _fold_regions(
     rows,  # [word] int32
     total,  # [1] int32, the number of words
     best,  # [word, image] float32, out
-    saved,  # out where SAVE: the best region, [word, image] int16, or bits of the positive ones, [word, plane, image] int32
+    saved,  # [word, image] int16, out: the best region; without LARGEST, bits: [word, plane, image] int32
     images,
     count,
     dim,

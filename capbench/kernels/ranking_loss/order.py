@@ -1,7 +1,7 @@
 """Triton functions of the order similarity, s(i, c) = -||max(0, c - i)||, which no product of matrices gives.
 
-The coordinates pass `depth` at a time, so that [depth, block, block] fits the registers and a sum over it needs no
-other thread. Differences are taken in float32 whatever the embeddings are, and NaN stays NaN.
+Blocks of `depth` coordinates, [depth, block, block], are summed within one thread. Differences are taken in float32
+whatever the embeddings are, and NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def signed_violation(own, other, own_is_image: tl.constexpr):
 def tile_of_orders(
     images, captions, rows, columns, row_there, column_there, dim, block: tl.constexpr, depth: tl.constexpr
 ):  # fmt: skip
-    """S of block rows of `images` and block rows of `captions`, in float32; `rows` and `columns` are int64."""
+    """S [block, block] float32 of `images` [image, dim] at int64 `rows` and `captions` [caption, dim] at `columns`."""
     squares = tl.zeros((block, block), tl.float32)
     for start in tl.range(0, dim, depth, num_stages=3):
         inner = start + tl.arange(0, depth)
@@ -45,10 +45,19 @@ def tile_of_orders(
 @triton.jit
 @no_type_check
 def add_violations(
-    weights, own, other, result, own_count, other_count, dim,
-    own_is_image: tl.constexpr, block: tl.constexpr, width: tl.constexpr, depth: tl.constexpr,
-):  # fmt: skip
-    """result[o] += sum_t weights[t, o] signed_violation(own[o], other[t]), some rows and `width` coordinates each."""
+    weights,  # [other, own] float32
+    own,  # [own, dim]
+    other,  # [other, dim]
+    result,  # [own, dim] float32, in and out
+    own_count,
+    other_count,
+    dim,
+    own_is_image: tl.constexpr,
+    block: tl.constexpr,
+    width: tl.constexpr,
+    depth: tl.constexpr,
+):
+    """result[o] += sum_t weights[t, o] signed_violation(own[o], other[t]) for `block` rows and `width` coordinates."""
     rows = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)
     inner = tl.program_id(1) * width + tl.arange(0, width)
     row_there, there = rows < own_count, inner < dim
