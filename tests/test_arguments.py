@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inspect import unwrap
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def ints(*numbers: int) -> np.ndarray:
 
 
 GRU = nn.GRU(3, 4, batch_first=True)
-RIGHT = {
+RIGHT: dict[Any, dict[str, Any]] = {
     attention_step: {"keys": floats(2, 5, 3), "annotations": floats(2, 5, 4), "query": floats(2, 1, 3), "v": floats(3)},
     attention_weights: {"keys": floats(2, 5, 3), "query": floats(2, 1, 3), "v": floats(1, 3)},
     viterbi_decode: {"scores": floats(2, 3, 4), "lengths": ints(3, 0), "beta": 1.0},

@@ -207,7 +207,8 @@ def test_kernel_gives_ties_to_the_first_region_and_keeps_nan_and_nothing_from_be
     assert maxsim(v, words, torch.tensor([0, 0])).tolist() == [[0, 0]]
     v.grad = None
     maxsim(v, words[:, :0], torch.tensor([0, 0])).sum().backward()
-    assert v.grad.tolist() == torch.zeros(1, 3, 2).tolist()
+    assert v.grad is not None
+    assert not v.grad.any()
 
 
 @pytest.mark.kernel
