@@ -1,6 +1,8 @@
-"""The losses of VSE++ against loops written from equations 5 and 6, and against a matrix worked by hand."""
+"""The losses of VSE++ against loops written from equations 5 and 6 and a matrix worked by hand; what a recipe takes."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from capbench.kernels.ranking_loss.reference import (
     order_similarity,
     sum_of_hinges,
 )
+from reproductions.vsepp.objective import objective
+from reproductions.vsepp.recipe import VSEPP
 
 
 def loops(similarity, excluded, margin, over):
@@ -90,3 +94,25 @@ def test_dot_similarity_is_the_inner_product():
     torch.manual_seed(0)
     images, captions = torch.randn(3, 4), torch.randn(5, 4)
     torch.testing.assert_close(dot_similarity(images, captions), torch.einsum("id,cd->ic", images, captions))
+
+
+def test_a_recipe_trains_with_the_sum_of_hinges_in_its_warm_up_and_then_with_its_own_loss():
+    torch.manual_seed(0)
+    images, captions, image_ids = torch.randn(9, 4), torch.randn(9, 4), torch.arange(9) // 2
+    S, excluded = images @ captions.T, excluded_pairs(image_ids)  # noqa: N806
+    recipe = replace(VSEPP, warmup=2, margin=0.3)
+    for epoch, expected in ((0, sum_of_hinges), (1, sum_of_hinges), (2, max_of_hinges)):
+        torch.testing.assert_close(
+            objective(recipe, images, captions, image_ids, epoch), expected(S, excluded, 0.3), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_a_recipe_may_take_the_order_similarity_and_few_negatives():
+    torch.manual_seed(0)
+    images, captions, image_ids = torch.randn(9, 4), torch.randn(9, 4), torch.arange(9) // 2
+    recipe = replace(VSEPP, similarity="order", negatives=3)
+    expected = max_of_hinges(order_similarity(images, captions), excluded_pairs(image_ids, 3), recipe.margin)
+    assert torch.equal(objective(recipe, images, captions, image_ids, 0), expected)
+    whole = max_of_hinges(order_similarity(images, captions), excluded_pairs(image_ids), recipe.margin)
+    assert torch.equal(objective(replace(recipe, negatives=None), images, captions, image_ids, 0), whole)
+    assert not torch.equal(whole, expected)

@@ -99,12 +99,8 @@ def _scores(
     query,  # [image, beam, attention]
     v,  # [attention]
     scores,  # [image, beam, location] float32, out
-    beams,
-    locations,
-    dim,
-    LOCATIONS: tl.constexpr,
-    COORDINATES: tl.constexpr,
-):
+    beams, locations, dim, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr,
+):  # fmt: skip
     """v^T tanh(k_i + q) for a block of locations; after the first beam the keys come from the cache."""
     image = tl.program_id(0).to(tl.int64)
     location = tl.program_id(1) * LOCATIONS + tl.arange(0, LOCATIONS)
@@ -130,12 +126,8 @@ def _d_scores(
     d_keys,  # [image, location, attention], out
     d_query,  # [image, block of locations, beam, attention] float32, out: partial sums
     d_v,  # [image, block of locations, attention] float32, out: partial sums
-    beams,
-    locations,
-    dim,
-    LOCATIONS: tl.constexpr,
-    COORDINATES: tl.constexpr,
-):
+    beams, locations, dim, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr,
+):  # fmt: skip
     """With t = tanh(k_i + q): v (1 - t^2) de for the keys, its sum over the block for the query, and t de for v."""
     image, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     location = block * LOCATIONS + tl.arange(0, LOCATIONS)
@@ -165,15 +157,9 @@ def _context(
     annotations,  # [image, location, dim]
     weights,  # [image, beam, location] float32, out
     context,  # [image, beam, dim], out
-    beams,
-    locations,
-    dim,
-    BEAMS: tl.constexpr,
-    LOCATIONS: tl.constexpr,
-    COORDINATES: tl.constexpr,
-    SPAN: tl.constexpr,
+    beams, locations, dim, BEAMS: tl.constexpr, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr, SPAN: tl.constexpr,
     WIDEN: tl.constexpr,
-):
+):  # fmt: skip
     """alpha = softmax(e), and sum_i alpha_i a_i for a block of coordinates; the first such block stores alpha."""
     image = tl.program_id(0).to(tl.int64)
     beam = tl.program_id(1) * BEAMS + tl.arange(0, BEAMS)

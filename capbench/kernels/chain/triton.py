@@ -37,11 +37,8 @@ def _viterbi(
     came_from,  # [chain, place, label] int32, scratch: the label before, on the best path to each label
     path,  # [chain, place] int64, out
     energies,  # [chain] float32, out
-    beta,
-    places,
-    labels,
-    LABELS: tl.constexpr,
-):
+    beta, places, labels, LABELS: tl.constexpr,
+):  # fmt: skip
     chain = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, LABELS)
     real = label < labels

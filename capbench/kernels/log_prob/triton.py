@@ -43,9 +43,8 @@ def _forward(
     target,  # [word] int64
     log_probs,  # [word] float32, out
     log_sum,  # [word] float32, out
-    vocabulary,
-    WIDTH: tl.constexpr,
-):
+    vocabulary, WIDTH: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     scores += row * vocabulary
     place = tl.arange(0, WIDTH)
@@ -72,9 +71,8 @@ def _backward(
     log_sum,  # [word] float32
     gradient,  # [word] float32, of the log probabilities
     result,  # [word, vocabulary], out; may be `scores`
-    vocabulary,
-    WIDTH: tl.constexpr,
-):
+    vocabulary, WIDTH: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     there = place < vocabulary

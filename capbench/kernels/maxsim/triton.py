@@ -121,9 +121,8 @@ def _place_words(
     lengths,  # [caption] int32
     rows,  # [caption * room] int32, out: the place of each word among the padded ones; only the words present
     offsets,  # [caption + 1] int32, out: the first word of each caption, and the number of words
-    room,
-    BLOCK: tl.constexpr,
-):
+    room, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Puts the words of one caption behind those of all captions before it."""
     caption = tl.program_id(0)
     counts = tl.zeros([BLOCK], tl.int32)
@@ -148,17 +147,9 @@ def _fold_regions(
     total,  # [1] int32, the number of words
     best,  # [word, image] float32, out
     saved,  # [word, image] int16, out: the best region; without LARGEST, bits: [word, plane, image] int32
-    images,
-    count,
-    dim,
-    planes,
-    LARGEST: tl.constexpr,
-    SAVE: tl.constexpr,
-    IMAGES: tl.constexpr,
-    WORDS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+    images, count, dim, planes, LARGEST: tl.constexpr, SAVE: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+    AT_ONCE: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """max_i v_i . s_t or sum_i max(0, v_i . s_t) of a block of words and images, and the regions with a gradient."""
     blocks = tl.cdiv(images, IMAGES)
     image = tl.program_id(0) % blocks * IMAGES + tl.arange(0, IMAGES)
@@ -206,9 +197,8 @@ def _sum_words(
     best,  # [word, image] float32
     offsets,  # [caption + 1] int32
     similarity,  # [caption, image] float32, out
-    images,
-    IMAGES: tl.constexpr,
-):
+    images, IMAGES: tl.constexpr,
+):  # fmt: skip
     """The sum over the words of one caption, in their order."""
     caption = tl.program_id(0)
     image = tl.program_id(1) * IMAGES + tl.arange(0, IMAGES)
@@ -228,17 +218,9 @@ def _d_words(
     saved,  # [word, image] int16, or [word, plane, image] int32: see `_fold_regions`
     gradient,  # [caption, image] float32
     d_words,  # [caption * room, dim], out
-    images,
-    count,
-    dim,
-    room,
-    planes,
-    LARGEST: tl.constexpr,
-    IMAGES: tl.constexpr,
-    WORDS: tl.constexpr,
-    COORDINATES: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+    images, count, dim, room, planes, LARGEST: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+    COORDINATES: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """sum_k sum_i g[k, caption of t] v_ki over the regions that won or were positive, for a block of words."""
     place = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
     d = tl.program_id(2) * COORDINATES + tl.arange(0, COORDINATES)
@@ -279,17 +261,9 @@ def _d_regions(
     saved,  # [word, image] int16, or [word, plane, image] int32: see `_fold_regions`
     gradient,  # [caption, image] float32
     d_regions,  # [image, region, dim], out
-    images,
-    count,
-    dim,
-    room,
-    planes,
-    LARGEST: tl.constexpr,
-    IMAGES: tl.constexpr,
-    WORDS: tl.constexpr,
-    COORDINATES: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+    images, count, dim, room, planes, LARGEST: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+    COORDINATES: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """sum_t g[k, caption of t] s_t over the words that region i won or was positive for, for a block of images k."""
     image = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)
     i = tl.program_id(1)

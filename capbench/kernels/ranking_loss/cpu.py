@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.kernels._slices import slices
@@ -90,13 +89,7 @@ class _SumOfMatrix(torch.autograd.Function):
         return dS @ captions, dS.T @ images, None, None
 
 
-def streamed_max(
-    images: Float[Tensor, "pair dim"],
-    captions: Float[Tensor, "pair dim"],
-    image_ids: Int[Tensor, " pair"],
-    margin: float,
-    similarity: Similarity,
-) -> Float[Tensor, ""]:
+def streamed_max(images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, similarity: Similarity) -> Tensor:
     """Equation 6 by blocks of rows: first the winners, then a loss over them alone."""
     with torch.no_grad():
         positive = paired_similarity(images, captions, similarity)
@@ -113,10 +106,7 @@ def streamed_max(
 
 
 def hardest_negatives(
-    images: Float[Tensor, "pair dim"],
-    captions: Float[Tensor, "pair dim"],
-    image_ids: Int[Tensor, " pair"],
-    similarity: Similarity,
+    images: Tensor, captions: Tensor, image_ids: Tensor, similarity: Similarity
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Score and index [pair] of each image's closest wrong caption, and of each caption's closest wrong image.
 
@@ -136,13 +126,7 @@ def hardest_negatives(
     return (torch.cat(scores), torch.cat(indices)), (score, index)
 
 
-def streamed_sum(
-    images: Float[Tensor, "pair dim"],
-    captions: Float[Tensor, "pair dim"],
-    image_ids: Int[Tensor, " pair"],
-    margin: float,
-    similarity: Similarity,
-) -> Float[Tensor, ""]:
+def streamed_sum(images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, similarity: Similarity) -> Tensor:
     """Equation 5 by blocks of rows, each with its share of the gradient; no block is kept."""
     wanted = torch.is_grad_enabled() and (images.requires_grad or captions.requires_grad)
     total: Tensor = _StreamedSum.apply(images, captions, image_ids, margin, similarity, wanted)
@@ -154,14 +138,9 @@ class _StreamedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        images: Tensor,
-        captions: Tensor,
-        image_ids: Tensor,
-        margin: float,
-        similarity: Similarity,
+        ctx: Any, images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, similarity: Similarity,
         wanted: bool,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         images, captions = (x.detach().requires_grad_(wanted) for x in (images, captions))
         gradients = [torch.zeros_like(x, requires_grad=False) for x in (images, captions)] if wanted else []
         with torch.set_grad_enabled(wanted):
@@ -194,10 +173,8 @@ class _StreamedSum(torch.autograd.Function):
         return gradient * d_images, gradient * d_captions, None, None, None, None
 
 
-def paired_similarity(
-    images: Float[Tensor, "pair dim"], captions: Float[Tensor, "pair dim"], similarity: Similarity
-) -> Float[Tensor, " pair"]:
-    """s(i, c) of each row of `images` and the same row of `captions`."""
+def paired_similarity(images: Tensor, captions: Tensor, similarity: Similarity) -> Tensor:
+    """s(i, c), [pair], of each row of `images` and the same row of `captions`."""
     if similarity == "dot":
         return torch.einsum("pd,pd->p", images, captions)
     return -((captions - images).clamp(min=0).square().sum(1) + 1e-12).sqrt()

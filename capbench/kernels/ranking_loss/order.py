@@ -49,14 +49,9 @@ def add_violations(
     own,  # [own, dim]
     other,  # [other, dim]
     result,  # [own, dim] float32, in and out
-    own_count,
-    other_count,
-    dim,
-    own_is_image: tl.constexpr,
-    block: tl.constexpr,
-    width: tl.constexpr,
+    own_count, other_count, dim, own_is_image: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
     depth: tl.constexpr,
-):
+):  # fmt: skip
     """result[o] += sum_t weights[t, o] signed_violation(own[o], other[t]) for `block` rows and `width` coordinates."""
     rows = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)
     inner = tl.program_id(1) * width + tl.arange(0, width)

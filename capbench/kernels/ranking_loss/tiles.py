@@ -58,13 +58,8 @@ def matched_tiles(
     images,  # [pair, dim]
     captions,  # [pair, dim]
     scores,  # [pair] float32, out
-    pairs,
-    dim,
-    order: tl.constexpr,
-    block: tl.constexpr,
-    depth: tl.constexpr,
-    precision: tl.constexpr,
-):
+    pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
     """The similarity of each matched pair, as the other kernels compute it in their tiles."""
     place = tl.arange(0, block)
     rows = (tl.program_id(0) * block + place).to(tl.int64)
@@ -94,15 +89,8 @@ def hardest_tiles(
     row_index,  # [column block, width] int32, out: its column
     column_score,  # [row block, pair] float32, out: the best of each column in each tile
     column_index,  # [row block, pair] int32, out: its row
-    first,
-    width,
-    pairs,
-    dim,
-    order: tl.constexpr,
-    block: tl.constexpr,
-    depth: tl.constexpr,
-    precision: tl.constexpr,
-):
+    first, width, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
     """The closest negatives of `width` rows from `first` and of all columns, tile by tile."""
     row_block, column_block = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, block)
@@ -156,14 +144,8 @@ def sum_tiles(
     matched,  # [pair] float32
     totals,  # [row block, column block] float32, out: the sum of each tile's hinges
     violations,  # [pair] int32, in and out: the hinges in which each pair is the matched one
-    margin,
-    pairs,
-    dim,
-    order: tl.constexpr,
-    block: tl.constexpr,
-    depth: tl.constexpr,
-    precision: tl.constexpr,
-):
+    margin, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
     row_block, column_block = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, block)
     rows, columns = (row_block * block + place).to(tl.int64), (column_block * block + place).to(tl.int64)
@@ -186,15 +168,8 @@ def weight_tiles(
     image_ids,  # [pair] int64
     matched,  # [pair] float32
     weights,  # [row, pair], out
-    margin,
-    first,
-    pairs,
-    dim,
-    order: tl.constexpr,
-    block: tl.constexpr,
-    depth: tl.constexpr,
-    precision: tl.constexpr,
-):
+    margin, first, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
     """The active hinges of each image, from row `first` on, and caption: 0, 1 or 2, exact in every type.
 
     For the order, divided by the norm, as in its gradient.
@@ -238,12 +213,8 @@ def gather_winners(
     bounds,  # [pair + 1] int64, where those of each row of `own` start in `sorting`
     gradient,  # [] float32, of the loss
     result,  # [pair, dim], out
-    dim,
-    order: tl.constexpr,
-    own_is_image: tl.constexpr,
-    width: tl.constexpr,
-    at_once: tl.constexpr,
-):
+    dim, order: tl.constexpr, own_is_image: tl.constexpr, width: tl.constexpr, at_once: tl.constexpr,
+):  # fmt: skip
     """The gradient of each row of `own`: see `capbench.kernels.ranking_loss.triton.winners_gradient`."""
     row = tl.program_id(0).to(tl.int64)
     inner = tl.program_id(1) * width + tl.arange(0, width)

@@ -65,15 +65,9 @@ def _count_tiles(
     by_caption,  # [caption] int32, in and out: the images clearly ahead
     listed,  # [room, 2] int32, out: image and caption of the open pairs
     count,  # [1] int32, in and out: the open pairs, listed or not
-    image_count,
-    caption_count,
-    dim,
-    room,
-    order: tl.constexpr,
-    block: tl.constexpr,
-    depth: tl.constexpr,
+    image_count, caption_count, dim, room, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr,
     precision: tl.constexpr,
-):
+):  # fmt: skip
     place = tl.arange(0, block)
     columns = (tl.program_id(0) * block + place).to(tl.int64)
     rows = (tl.program_id(1) * block + place).to(tl.int64)
