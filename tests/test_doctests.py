@@ -30,7 +30,8 @@ def module_name(file: Path) -> str:
 
 
 def examples() -> Iterator[tuple[str, str, str]]:
-    """Module, name and text of each docstring with an example, read from the source: no module is imported yet."""
+    """Module, name and text of each docstring with an example, read from the source: doctest would not
+    find those of functions that the shape checker has wrapped."""
     for file in sorted(file for package in ("capbench", "reproductions") for file in (ROOT / package).rglob("*.py")):
         for name, text in documented(ast.parse(file.read_text(encoding="utf-8"))):
             if ">>>" in text:
@@ -39,7 +40,7 @@ def examples() -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("module", "name", "text"), [pytest.param(*e, id=".".join(e[:2])) for e in examples()])
 def test_an_example_gives_what_it_shows(module, name, text):
-    """As doctest runs it, in the namespace of its module; by way of it the shape checker would hide some."""
+    """In the namespace of its module, as doctest runs it."""
     namespace = dict(vars(pytest.importorskip(module, exc_type=ImportError)))
     example = doctest.DocTestParser().get_doctest(text, namespace, f"{module}.{name}", module, 0)
     said: list[str] = []

@@ -16,8 +16,8 @@ class VSE(nn.Module):
     """Images and captions in one space.
 
     The paper's letters: phi(i), the feature of image i; psi(c), the last state of a GRU over caption c; and
-    f(i) = W_f^T phi(i) and g(c) = W_g^T psi(c), their embeddings. As in the released code W_g = 1 (the GRU has the dimension of the
-    space), and f has a bias.
+    f(i) = W_f^T phi(i) and g(c) = W_g^T psi(c), their embeddings. As in the released code W_g = 1 (the
+    GRU has the dimension of the space), and f has a bias.
     """
 
     mean: Tensor
