@@ -89,7 +89,11 @@ def test_numpy_arrays_give_what_tensors_give(function):
         (target_log_probs, {"target": ints(0, 1)}, "scores has 3 for word"),
         (target_log_probs, {"scores": floats(3, 0)}, "vocabulary must be at least 1"),
         (maxsim, {"words": floats(5, 6, 2)}, "words is .* regions has 3 for dim"),
-        (maxsim, {"words": floats(5, 6, 3).astype(np.float64)}, "regions is float32, words is float64"),
+        (
+            maxsim,
+            {"words": floats(5, 6, 3).astype(np.float64)},
+            r"regions is float32 \[2, 4, 3\], words is float64 \[5, 6, 3\]: convert",
+        ),
         (maxsim, {"regions": floats(2, 4, 0), "words": floats(5, 6, 0)}, "dim must be at least 1"),
         (maxsim, {"form": "mean"}, "form must be max or sum"),
         (ranking_loss, {"captions": floats(3, 3)}, "images has 4 for pair"),

@@ -31,20 +31,20 @@ def tensors(**arguments: tuple[Array, str]) -> tuple[Tensor, ...]:
     for name, (value, wanted) in arguments.items():
         kind, axes, filled = _parsed(wanted)
         tensor = value if isinstance(value, Tensor) else _from_numpy(name, value)
-        here = f"{name} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
         right = tensor.is_floating_point() if kind == "float" else tensor.dtype in _INTEGERS
         if not right or tensor.ndim != len(axes):
-            raise CapbenchError(f"{here}, not {_KINDS[kind]} [{', '.join(axes)}]")
+            raise CapbenchError(f"{_described(name, tensor)}, not {_KINDS[kind]} [{', '.join(axes)}]")
         for axis, length in zip(axes, tensor.shape, strict=True):
             known, where = lengths.setdefault(axis, (length, name))
-            if length != known:
-                raise CapbenchError(f"{here}, [{', '.join(axes)}], but {where} has {known} for {axis}")
-            if axis in filled and not length:
-                raise CapbenchError(f"{here}, [{', '.join(axes)}]: {axis} must be at least 1")
+            if length != known or (not length and axis in filled):
+                why = f"but {where} has {known} for {axis}" if length != known else f"and {axis} must be at least 1"
+                raise CapbenchError(f"{_described(name, tensor)}, [{', '.join(axes)}], {why}")
         if kind == "float":
             device = device or tensor.device
             if tensor.device != device:
-                raise CapbenchError(f"{here} on {tensor.device}, and other arguments are on {device}")
+                raise CapbenchError(
+                    f"{_described(name, tensor)} on {tensor.device}, and other arguments are on {device}"
+                )
         result.append(tensor if kind == "float" else tensor.long())
     return tuple(result)
 
@@ -52,7 +52,7 @@ def tensors(**arguments: tuple[Array, str]) -> tuple[Tensor, ...]:
 def same_dtype(**arguments: Tensor) -> None:
     """Raises CapbenchError unless the arguments have one type."""
     if len({tensor.dtype for tensor in arguments.values()}) > 1:
-        each = ", ".join(f"{name} is {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in arguments.items())
+        each = ", ".join(_described(name, tensor) for name, tensor in arguments.items())
         raise CapbenchError(f"{each}: convert them to one type")
 
 
@@ -64,6 +64,10 @@ _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 def _parsed(wanted: str) -> tuple[str, tuple[str, ...], frozenset[str]]:
     kind, *axes = wanted.split()
     return kind, tuple(a.rstrip("+") for a in axes), frozenset(a[:-1] for a in axes if a.endswith("+"))
+
+
+def _described(name: str, tensor: Tensor) -> str:
+    return f"{name} is {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _from_numpy(name: str, value: np.ndarray) -> Tensor:

@@ -82,11 +82,7 @@ def embedding_ranks(
     >>> embedding_ranks(images, captions, np.array([0, 0, 1, 1]))
     Ranks(image_to_caption=tensor([0, 0]), caption_to_image=tensor([0, 0, 0, 1]))
     """
-    images, captions, image_of_caption = tensors(
-        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
-        image_of_caption=(image_of_caption, "int caption"),
-    )  # fmt: skip
-    images, captions, image_of_caption = images.detach(), captions.detach(), image_of_caption.to(images.device)
+    images, captions, image_of_caption = _embeddings(images, captions, image_of_caption)
     _check(len(images), image_of_caption)
     if chunk is not None and chunk < 1:
         raise CapbenchError(f"chunk must be at least 1 image, and is {chunk}")
@@ -156,11 +152,8 @@ def evaluate_protocol(
     >>> metrics["image_to_caption_r1"], metrics["caption_to_image_r1"]
     (100.0, 75.0)
     """
-    images, captions, image_of_caption = tensors(
-        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
-        image_of_caption=(image_of_caption, "int caption"),
-    )  # fmt: skip
-    folds, image_of_caption = _folds(protocol, len(images)), image_of_caption.to(images.device)
+    images, captions, image_of_caption = _embeddings(images, captions, image_of_caption)
+    folds = _folds(protocol, len(images))
     whole = len(folds) == 1 and folds[0].stop == len(images)
     image_ranks, caption_ranks, captions_used, metrics = [], [], [], []
     for fold in folds:
@@ -193,6 +186,14 @@ def _folds(protocol: str, images: int) -> list[slice]:
     if protocol == "5K":
         return [slice(0, images)]
     return [slice(start, start + FOLD) for start in range(0, images, FOLD)]
+
+
+def _embeddings(images: Array, captions: Array, image_of_caption: Array) -> tuple[Tensor, Tensor, Tensor]:
+    images, captions, image_of_caption = tensors(
+        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
+        image_of_caption=(image_of_caption, "int caption"),
+    )  # fmt: skip
+    return images.detach(), captions.detach(), image_of_caption.to(images.device)
 
 
 def _check(images: int, image_of_caption: Tensor) -> None:

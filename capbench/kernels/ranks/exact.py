@@ -98,13 +98,8 @@ class Contest:
         order: bool,
     ) -> Contest:
         """Raises CapbenchError when a matched score is NaN, as one is where any embedding is."""
-        matched = exact_scores(
-            images,
-            captions,
-            image_of_caption,
-            torch.arange(len(image_of_caption), device=image_of_caption.device),
-            order,
-        )
+        each = torch.arange(len(captions), device=captions.device)
+        matched = exact_scores(images, captions, image_of_caption, each, order)
         refuse_nan(bool(matched.isnan().any()))
         best = matched.new_full((len(images),), -torch.inf).scatter_reduce(0, image_of_caption, matched, "amax")
         return cls(images, captions, image_of_caption, order, best, matched)
