@@ -10,8 +10,8 @@ from torch import Tensor
 
 def energy(scores: Float[Tensor, "place label"], labels: tuple[int, ...], beta: float) -> float:
     """E(a) = sum_j score[j, a_j] + beta sum_j [a_j = a_{j+1}]."""
-    own = sum(float(scores[place, label]) for place, label in enumerate(labels))
-    return own + beta * sum(a == b for a, b in pairwise(labels))
+    total = sum(float(scores[place, label]) for place, label in enumerate(labels))
+    return total + beta * sum(a == b for a, b in pairwise(labels))
 
 
 def reference_viterbi_decode(scores: Float[Tensor, "place label"], beta: float) -> tuple[tuple[int, ...], float]:

@@ -49,8 +49,8 @@ def _viterbi(
     best = tl.where(real, tl.zeros([LABELS], tl.float32), float("-inf"))
     spoilt = tl.zeros([LABELS], tl.int32)
     for place in range(length):
-        own = tl.load(scores + place * labels + label, mask=real, other=0.0)
-        spoilt = spoilt | (own != own).to(tl.int32)
+        score = tl.load(scores + place * labels + label, mask=real, other=0.0)
+        spoilt = spoilt | (score != score).to(tl.int32)
         if place > 0:
             top = tl.max(best, 0)
             at = tl.minimum(tl.argmax(best, 0), labels - 1)  # NaN, too, gives a label that exists
@@ -58,7 +58,7 @@ def _viterbi(
             leave = top > stay
             tl.store(came_from + place * labels + label, tl.where(leave, at, label), mask=real)
             best = tl.where(leave, top, stay)
-        best = tl.where(real, best + own, float("-inf"))
+        best = tl.where(real, best + score, float("-inf"))
     energy = tl.where(tl.max(spoilt, 0) > 0, float("nan"), tl.max(best, 0))
     tl.store(energies + chain, tl.where(length > 0, energy, 0.0))
     tl.debug_barrier()  # what one thread stored, another reads

@@ -14,10 +14,10 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
-def signed_violation(own, other, own_is_image: tl.constexpr):
-    """-s times the gradient of s by `own`: max(0, c - i) for an image, and for a caption -max(0, c - i)."""
-    step = other - own
-    if own_is_image:
+def signed_violation(side, other, side_is_image: tl.constexpr):
+    """-s times the gradient of s by `side`: max(0, c - i) for an image, and for a caption -max(0, c - i)."""
+    step = other - side
+    if side_is_image:
         step = tl.maximum(step, 0.0, propagate_nan=tl.PropagateNan.ALL)
     else:
         step = tl.minimum(step, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -45,20 +45,20 @@ def tile_of_orders(
 @triton.jit
 @no_type_check
 def add_violations(
-    weights,  # [other, own] float32
-    own,  # [own, dim]
+    weights,  # [other, side] float32
+    side,  # [side, dim]
     other,  # [other, dim]
-    result,  # [own, dim] float32, in and out
-    own_count, other_count, dim, own_is_image: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
+    result,  # [side, dim] float32, in and out
+    side_count, other_count, dim, side_is_image: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
     depth: tl.constexpr,
 ):  # fmt: skip
-    """result[o] += sum_t weights[t, o] signed_violation(own[o], other[t]) for `block` rows and `width` coordinates."""
+    """result[o] += sum_t weights[t, o] signed_violation(side[o], other[t]) for `block` rows and `width` coordinates."""
     rows = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)
     inner = tl.program_id(1) * width + tl.arange(0, width)
-    row_there, there = rows < own_count, inner < dim
+    row_there, there = rows < side_count, inner < dim
     both = row_there[:, None] & there[None, :]
     at = rows[:, None] * dim + inner[None, :]
-    mine = tl.load(own + at, mask=both, other=0.0).to(tl.float32)
+    mine = tl.load(side + at, mask=both, other=0.0).to(tl.float32)
     total = tl.load(result + at, mask=both, other=0.0)
     for start in tl.range(0, other_count, depth, num_stages=3):
         others = start + tl.arange(0, depth).to(tl.int64)
@@ -67,10 +67,10 @@ def add_violations(
             other + others[:, None] * dim + inner[None, :], mask=other_there[:, None] & there[None, :], other=0.0
         )
         weight = tl.load(
-            weights + others[:, None] * own_count + rows[None, :],
+            weights + others[:, None] * side_count + rows[None, :],
             mask=other_there[:, None] & row_there[None, :],
             other=0.0,
         )
-        step = signed_violation(mine[None, :, :], theirs.to(tl.float32)[:, None, :], own_is_image)
+        step = signed_violation(mine[None, :, :], theirs.to(tl.float32)[:, None, :], side_is_image)
         total += tl.sum(weight[:, :, None] * step, 0)
     tl.store(result + at, total, mask=both)

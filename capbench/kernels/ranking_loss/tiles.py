@@ -126,10 +126,10 @@ def _hinges(
         images, captions, rows, columns, row_there, column_there, dim, order, block, depth, precision
     )
     negative = _negatives(image_ids, rows, columns, row_there, column_there)
-    own_row = tl.load(matched + rows, mask=row_there, other=0.0)
-    own_column = tl.load(matched + columns, mask=column_there, other=0.0)
-    over_captions = margin + tile - own_row[:, None]
-    over_images = margin + tile - own_column[None, :]
+    matched_row = tl.load(matched + rows, mask=row_there, other=0.0)
+    matched_column = tl.load(matched + columns, mask=column_there, other=0.0)
+    over_captions = margin + tile - matched_row[:, None]
+    over_images = margin + tile - matched_column[None, :]
     # Written so that NaN stays: a comparison with it is false.
     over_captions = tl.where((over_captions <= 0.0) | (negative == 0), 0.0, over_captions)
     return tile, over_captions, tl.where((over_images <= 0.0) | (negative == 0), 0.0, over_images)
@@ -191,43 +191,43 @@ def weight_tiles(
 
 @triton.jit
 @no_type_check
-def _gradient(own, other, score, order: tl.constexpr, own_is_image: tl.constexpr):
-    """The gradient by `own` of its similarity to `other`, which is `score`."""
+def _gradient(side, other, score, order: tl.constexpr, side_is_image: tl.constexpr):
+    """The gradient by `side` of its similarity to `other`, which is `score`."""
     slope = other.to(tl.float32)
     if order:
-        slope = signed_violation(own, slope, own_is_image) * (-1.0 / score)
+        slope = signed_violation(side, slope, side_is_image) * (-1.0 / score)
     return slope
 
 
 @triton.jit
 @no_type_check
 def gather_winners(
-    own,  # [pair, dim]
+    side,  # [pair, dim]
     other,  # [pair, dim]
     matched,  # [pair] float32
     chosen_score,  # [pair] float32, of the negative that each row chose
     chosen,  # [pair] int64, its row of `other`; -1 without a violation
     hinges,  # [pair] int32, the active hinges of each matched pair: 0, 1 or 2
     chosen_by_score,  # [pair] float32, of the negative that each row of `other` chose
-    sorting,  # [pair] int64, the rows of `other` sorted by the row of `own` that they chose
-    bounds,  # [pair + 1] int64, where those of each row of `own` start in `sorting`
+    sorting,  # [pair] int64, the rows of `other` sorted by the row of `side` that they chose
+    bounds,  # [pair + 1] int64, where those of each row of `side` start in `sorting`
     gradient,  # [] float32, of the loss
     result,  # [pair, dim], out
-    dim, order: tl.constexpr, own_is_image: tl.constexpr, width: tl.constexpr, at_once: tl.constexpr,
+    dim, order: tl.constexpr, side_is_image: tl.constexpr, width: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of each row of `own`: see `capbench.kernels.ranking_loss.triton.winners_gradient`."""
+    """The gradient of each row of `side`: see `capbench.kernels.ranking_loss.triton.winners_gradient`."""
     row = tl.program_id(0).to(tl.int64)
     inner = tl.program_id(1) * width + tl.arange(0, width)
     there = inner < dim
-    mine = tl.load(own + row * dim + inner, mask=there, other=0.0).to(tl.float32)
+    mine = tl.load(side + row * dim + inner, mask=there, other=0.0).to(tl.float32)
     partner = tl.load(other + row * dim + inner, mask=there, other=0.0)
     total = -tl.load(hinges + row).to(tl.float32) * _gradient(
-        mine, partner, tl.load(matched + row), order, own_is_image
+        mine, partner, tl.load(matched + row), order, side_is_image
     )
     choice = tl.load(chosen + row)
     chose = inner < tl.where(choice >= 0, dim, 0)
     wrong = tl.load(other + choice * dim + inner, mask=chose, other=0.0)
-    total += tl.where(chose, _gradient(mine, wrong, tl.load(chosen_score + row), order, own_is_image), 0.0)
+    total += tl.where(chose, _gradient(mine, wrong, tl.load(chosen_score + row), order, side_is_image), 0.0)
     last = tl.load(bounds + row + 1)
     for start in range(tl.load(bounds + row), last, at_once):
         places = start + tl.arange(0, at_once)
@@ -235,7 +235,7 @@ def gather_winners(
         scores = tl.load(chosen_by_score + sources, mask=places < last, other=-1.0)
         mask = (places < last)[:, None] & there[None, :]
         chosen_by = tl.load(other + sources[:, None] * dim + inner[None, :], mask=mask, other=0.0)
-        slope = _gradient(mine[None, :], chosen_by, scores[:, None], order, own_is_image)
+        slope = _gradient(mine[None, :], chosen_by, scores[:, None], order, side_is_image)
         total += tl.sum(tl.where(mask, slope, 0.0), 0)
     total *= tl.load(gradient)
     tl.store(result + row * dim + inner, total.to(result.dtype.element_ty), mask=there)

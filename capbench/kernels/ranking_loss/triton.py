@@ -57,10 +57,10 @@ class _MaxOfHinges(torch.autograd.Function):
         images, captions, matched, caption_score, caption, image_score, image = ctx.saved_tensors
         wrong_captions, wrong_images = (caption_score, caption), (image_score, image)
         d_images = winners_gradient(
-            images, captions, matched, wrong_captions, wrong_images, gradient, ctx.order, own_is_image=True
+            images, captions, matched, wrong_captions, wrong_images, gradient, ctx.order, side_is_image=True
         )
         d_captions = winners_gradient(
-            captions, images, matched, wrong_images, wrong_captions, gradient, ctx.order, own_is_image=False
+            captions, images, matched, wrong_images, wrong_captions, gradient, ctx.order, side_is_image=False
         )
         return d_images, d_captions, None, None, None
 
@@ -137,16 +137,16 @@ def hardest_negatives(
 
 
 def winners_gradient(
-    own: Tensor,
+    side: Tensor,
     other: Tensor,
     matched: Tensor,
     chosen: tuple[Tensor, Tensor],
     chosen_by: tuple[Tensor, Tensor],
     gradient: Tensor,
     order: bool,
-    own_is_image: bool,
+    side_is_image: bool,
 ) -> Tensor:
-    """The gradient [pair, dim] of one side of the pairs, `own`.
+    """The gradient [pair, dim] of one side of the pairs, `side`.
 
     Row k adds up the slope of the negative that it chose, minus the slope of its match for each active hinge of the
     pair, and the slopes of the rows of `other` that chose it. `chosen` has the score and index [pair] into `other` of
@@ -159,8 +159,8 @@ def winners_gradient(
     result = torch.empty_like(other)
     width = min(256, triton.next_power_of_2(dim))
     tiles.gather_winners[(pairs, triton.cdiv(dim, width))](
-        own, other, matched, *chosen, hinges, chosen_by[0], sorting, bounds, gradient, result, dim,
-        order=order, own_is_image=own_is_image, width=width, at_once=GATHERED,
+        side, other, matched, *chosen, hinges, chosen_by[0], sorting, bounds, gradient, result, dim,
+        order=order, side_is_image=side_is_image, width=width, at_once=GATHERED,
     )  # fmt: skip
     return result
 
@@ -215,15 +215,15 @@ def _matched_gradients(
     return violation, -violation
 
 
-def _add_violations(result: Tensor, weights: Tensor, own: Tensor, other: Tensor, own_is_image: bool) -> None:
-    grid = triton.cdiv(len(own), 16), triton.cdiv(own.shape[1], 64)
+def _add_violations(result: Tensor, weights: Tensor, side: Tensor, other: Tensor, side_is_image: bool) -> None:
+    grid = triton.cdiv(len(side), 16), triton.cdiv(side.shape[1], 64)
     add_violations[grid](
-        weights.contiguous(), own, other, result, len(own), len(other), own.shape[1],
-        own_is_image=own_is_image, block=16, width=64, depth=16,
+        weights.contiguous(), side, other, result, len(side), len(other), side.shape[1],
+        side_is_image=side_is_image, block=16, width=64, depth=16,
     )  # fmt: skip
 
 
-def _add_products(result: Tensor, weights: Tensor, _own: Tensor, other: Tensor, _own_is_image: bool) -> None:
+def _add_products(result: Tensor, weights: Tensor, _side: Tensor, other: Tensor, _side_is_image: bool) -> None:
     result += _float32_product(weights.T, other)
 
 
