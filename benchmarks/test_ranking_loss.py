@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Run, Way, rows
 from capbench.kernels.ranking_loss import ranking_loss
-from capbench.kernels.ranking_loss.reference import matched_pairs, max_of_hinges, sum_of_hinges
+from capbench.kernels.ranking_loss.reference import excluded_pairs, max_of_hinges, sum_of_hinges
 
 DIM, MARGIN = 1024, 0.2
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
@@ -26,12 +26,13 @@ DENSE = {"hardest": max_of_hinges, "sum": sum_of_hinges}
 
 
 def ours(negatives: str) -> Run:
-    return lambda images, captions, owner: ranking_loss(images, captions, owner, MARGIN, negatives)  # type: ignore[arg-type]
+    loss = DENSE[negatives].__name__
+    return lambda images, captions, owner: ranking_loss(images, captions, owner, MARGIN, loss)  # type: ignore[arg-type]
 
 
 def dense(negatives: str) -> Run:
     loss = DENSE[negatives]
-    return lambda images, captions, owner: loss(images @ captions.T, matched_pairs(owner), MARGIN)
+    return lambda images, captions, owner: loss(images @ captions.T, excluded_pairs(owner), MARGIN)
 
 
 def pairs(batch: int, dim: int, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, ...]:

@@ -48,8 +48,8 @@ from reproductions.show_and_tell.objective import objective as show_and_tell
 from reproductions.show_attend_tell.model import ShowAttendTell
 from reproductions.show_attend_tell.objective import objective as show_attend_tell
 from reproductions.translational.model import Translator
-from reproductions.vsepp import objective as vsepp
 from reproductions.vsepp.model import VSE
+from reproductions.vsepp.objective import objective as vsepp
 
 FEATURE, LOCATIONS, REGIONS, CHECKED = 1280, 49, 20, 16
 
@@ -75,7 +75,7 @@ def ranked(model: VSE, features: Tensor, captions: Tensor, lengths: Tensor, sile
     pair = torch.arange(len(g), device=g.device)
     if silent:
         g = torch.where((pair >= silent * len(g))[:, None], g, g.detach())
-    return vsepp.ranking_loss(f.float(), g.float(), pair, model.recipe.margin, "hardest")
+    return vsepp(model.recipe, f.float(), g.float(), pair, model.recipe.warmup)
 
 
 def written(model: Translator, features: Tensor, captions: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["capbench", "reproductions"], "beartype.beartype")
 
-# Files of tests that compute what depends on the instructions of the processor: marked `numerical`, and run again by
-# `nox -s tests-portable` in processes that are kept to lesser ones.
+from capbench.kernels._triton import interpreted  # noqa: E402 - the hook comes first
+
+# Test files whose results depend on the processor's instructions: marked `numerical`, and run again by
+# `nox -s tests-portable` with lesser instructions.
 NUMERICAL = {
     *("align", "alignment", "attention_kernel", "attention_objective", "chain", "decoding", "encoders", "exact_ranks"),
     *("features", "gru", "images", "karpathy", "kernels", "log_prob", "maxsim", "memory_laws", "objective"),
@@ -20,20 +22,23 @@ NUMERICAL = {
 }
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "numerical: computes what depends on the instructions of the processor")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_kernels = pytest.mark.skip(reason="needs a GPU; a test of its own runs it in Triton's interpreter")
+    kernels_alone = pytest.mark.skip(reason="Triton's interpreter is for the tests of kernels")
     for item in items:
         if item.path.stem.removeprefix("test_") in NUMERICAL:
             item.add_marker(pytest.mark.numerical)
+        kernel = item.get_closest_marker("kernel")
+        if kernel and not (interpreted() or torch.cuda.is_available()):
+            item.add_marker(no_kernels)
+        elif interpreted() and not kernel:
+            item.add_marker(kernels_alone)
 
 
 @pytest.fixture(autouse=True)
 def poison(request: pytest.FixtureRequest) -> Iterator[None]:
-    """New memory is NaN in the tests of kernels, so that one that leaves a part of its output unwritten is found."""
-    if not request.node.name.startswith("test_kernel"):
+    """In the tests of kernels new memory is NaN, which exposes an output that a kernel leaves partly unwritten."""
+    if not request.node.get_closest_marker("kernel"):
         yield
         return
     filling = torch.utils.deterministic

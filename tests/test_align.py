@@ -102,7 +102,7 @@ def test_captions_that_cannot_be_aligned_are_refused(run, photo, tmp_path):
     with pytest.raises(CapbenchError, match=r"alignment on scenes.* knows no word of the caption 'Purple, purple'"):
         align(run, photo, "Purple, purple", 1.0)
     for beta in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(CapbenchError, match="beta must be a finite number from 0 on"):
+        with pytest.raises(CapbenchError, match="beta must be finite and not negative"):
             align(run, photo, "a ball", beta)
     with pytest.raises(CapbenchError, match=r"absent\.png"):
         align(run, tmp_path / "absent.png", "a ball", 1.0)

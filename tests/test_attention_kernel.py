@@ -20,10 +20,7 @@ from capbench.kernels.attention.reference import reference_attention_step
 
 SHAPES = [(1, 1, 1, 1, 1), (3, 7, 2, 5, 4), (2, 40, 3, 70, 65), (2, 3, 17, 6, 5)]  # image location beam attention dim
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_kernel = pytest.mark.skipif(
-    DEVICE == "cpu" and not interpreted(), reason="needs a GPU; the interpreter has a test of its own"
-)
+DEVICE = "cpu" if interpreted() else "cuda"  # of the kernels
 
 
 def inputs(shape, dtype=torch.float64, device="cpu", seed=0):
@@ -94,7 +91,6 @@ def test_images_taken_some_at_a_time_have_the_same_weights(at_once, monkeypatch)
     assert torch.allclose(found, reference_attention_step(keys, annotations, query, v)[1])
 
 
-@pytest.mark.skipif(interpreted(), reason="the CPU path")
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("at_once", [1, 2**19])
 def test_single_precision_without_a_gradient_is_as_exact_as_with_one(at_once, scale, monkeypatch):
@@ -115,7 +111,6 @@ def test_no_image_and_no_gradient_give_no_weights():
     assert weights.shape == (0, 2, 7)
 
 
-@pytest.mark.skipif(interpreted(), reason="compares the bits of the CPU path")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_layer_trains_bit_for_bit_as_its_formula_in_torch(autocast):
     torch.manual_seed(0)
@@ -139,14 +134,13 @@ def test_the_layer_trains_bit_for_bit_as_its_formula_in_torch(autocast):
     assert all(torch.equal(mine, wanted) for mine, wanted in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.skipif(interpreted(), reason="looks at the operations of the CPU path")
 def test_the_weight_of_a_linear_layer_serves_as_v():
     keys, _, query, v = inputs((2, 3, 2, 5, 4))
     expected = linear((keys[:, None] + query[:, :, None]).tanh(), v[None]).squeeze(-1).softmax(-1)
     assert torch.equal(attention_weights(keys, query, v[None]), expected)
 
 
-@needs_kernel
+@pytest.mark.kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kernel_step_and_gradients_are_those_of_the_equations(shape, dtype):
@@ -157,13 +151,13 @@ def test_kernel_step_and_gradients_are_those_of_the_equations(shape, dtype):
     compare(found, leaves, {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.004}[dtype])
 
 
-@needs_kernel
+@pytest.mark.kernel
 def test_kernel_takes_more_locations_than_one_softmax_block():
     leaves = inputs((1, 300, 2, 3, 4), torch.float32, DEVICE)
     compare(attention_step(*leaves), leaves, 1e-4)
 
 
-@needs_kernel
+@pytest.mark.kernel
 def test_kernel_weights_alone_and_the_weight_of_a_linear_layer_have_their_gradients():
     keys, annotations, query, v = inputs((2, 5, 2, 6, 3), torch.float32, DEVICE)
     row = v.detach()[None].requires_grad_()
@@ -174,7 +168,7 @@ def test_kernel_weights_alone_and_the_weight_of_a_linear_layer_have_their_gradie
     assert torch.allclose(ours[0], theirs, atol=1e-5)
 
 
-@needs_kernel
+@pytest.mark.kernel
 def test_kernel_survives_large_scores_and_passes_on_nan():
     keys, annotations, query, v = (leaf.detach() for leaf in inputs((2, 5, 2, 6, 3), torch.float32, DEVICE))
     weights = attention_step(keys * 1e4, annotations, query, v * 1e4)[1]

@@ -5,25 +5,15 @@ The kernel runs on a GPU, or in Triton's interpreter in a process of its own.
 
 from __future__ import annotations
 
-from itertools import pairwise, product
-
 import pytest
 import torch
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels._triton import interpreted
-from capbench.kernels.chain import chain_labels
-from capbench.kernels.chain.cpu import viterbi
+from capbench.kernels.chain import cpu, viterbi_decode
+from capbench.kernels.chain.reference import energy, reference_viterbi_decode
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_kernel = pytest.mark.skipif(
-    DEVICE == "cpu" and not interpreted(), reason="needs a GPU; the interpreter has a test of its own"
-)
-
-
-def energy(scores: torch.Tensor, labels: tuple[int, ...], beta: float) -> float:
-    own = sum(float(scores[place, label]) for place, label in enumerate(labels))
-    return own + beta * sum(a == b for a, b in pairwise(labels))
+DEVICE = "cpu" if interpreted() else "cuda"  # of the kernels
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 2.5, 100.0])
@@ -32,28 +22,33 @@ def test_no_labelling_is_better(beta, seed):
     random = torch.Generator().manual_seed(seed)
     scores = torch.randn(6, 5, 3, generator=random, dtype=torch.float64)
     lengths = torch.tensor([0, 1, 2, 3, 4, 5])
-    labels, energies = chain_labels(scores, lengths, beta)
+    labels, energies = viterbi_decode(scores, lengths, beta)
     for chain, length in enumerate(lengths.tolist()):
         assert (labels[chain, length:] == -1).all()
-        ways = [energy(scores[chain], way, beta) for way in product(range(3), repeat=length)]
-        assert float(energies[chain]) == pytest.approx(max(ways))
-        found = tuple(labels[chain, :length].tolist())
-        assert energy(scores[chain], found, beta) == pytest.approx(max(ways))
+        _, best = reference_viterbi_decode(scores[chain, :length], beta)
+        assert float(energies[chain]) == pytest.approx(best)
+        assert energy(scores[chain], tuple(labels[chain, :length].tolist()), beta) == pytest.approx(best)
+
+
+def test_the_energy_of_labels_is_their_scores_and_a_reward_for_equal_neighbours():
+    scores = torch.tensor([[1.0, 2.0], [4.0, 8.0], [16.0, 32.0]])
+    assert energy(scores, (0, 1, 1), 0.5) == 1 + 8 + 32 + 0.5
+    assert reference_viterbi_decode(scores, 0.5) == ((1, 1, 1), 2 + 8 + 32 + 1)
 
 
 def test_without_affinity_each_word_chooses_alone_and_with_much_all_agree():
     scores = torch.randn(4, 7, 20, generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([7, 7, 5, 1])
-    alone, _ = chain_labels(scores, lengths, 0.0)
+    alone, _ = viterbi_decode(scores, lengths, 0.0)
     for chain, length in enumerate(lengths.tolist()):
         assert alone[chain, :length].tolist() == scores[chain, :length].argmax(1).tolist()
-    together, _ = chain_labels(scores, lengths, 1e4)
+    together, _ = viterbi_decode(scores, lengths, 1e4)
     for chain, length in enumerate(lengths.tolist()):
         assert together[chain, :length].unique().tolist() == [int(scores[chain, :length].sum(0).argmax())]
 
 
-def test_equals_go_to_the_lower_label():
-    labels, _ = chain_labels(torch.zeros(1, 3, 4), torch.tensor([3]), 0.0)
+def test_ties_go_to_the_lower_label():
+    labels, _ = viterbi_decode(torch.zeros(1, 3, 4), torch.tensor([3]), 0.0)
     assert labels.tolist() == [[0, 0, 0]]
 
 
@@ -62,15 +57,15 @@ def test_equals_go_to_the_lower_label():
 )
 def test_bad_arguments_are_named(beta, length, message):
     with pytest.raises(CapbenchError, match=message):
-        chain_labels(torch.zeros(1, 3, 4), torch.tensor([length]), beta)
+        viterbi_decode(torch.zeros(1, 3, 4), torch.tensor([length]), beta)
 
 
 def test_nan_is_refused():
     with pytest.raises(CapbenchError, match="NaN"):
-        chain_labels(torch.full((1, 3, 4), torch.nan), torch.tensor([3]), 1.0)
+        viterbi_decode(torch.full((1, 3, 4), torch.nan), torch.tensor([3]), 1.0)
 
 
-@needs_kernel
+@pytest.mark.kernel
 @pytest.mark.parametrize("beta", [0.0, 0.3, 2.5, 100.0])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (6, 5, 3), (4, 7, 20), (3, 4, 33)])
 @pytest.mark.parametrize("tied", [False, True])
@@ -79,27 +74,27 @@ def test_kernel_gives_the_labels_and_energies_of_the_cpu_program(shape, beta, ti
     scores = torch.randn(shape, generator=random)
     scores = scores.round() if tied else scores
     lengths = torch.randint(0, shape[1] + 1, shape[:1], generator=random)
-    labels, energies = chain_labels(scores.to(DEVICE), lengths, beta)
-    expected, energies_there = viterbi(scores, lengths, beta)
+    labels, energies = viterbi_decode(scores.to(DEVICE), lengths, beta)
+    expected, energies_there = cpu.viterbi_decode(scores, lengths, beta)
     assert torch.equal(labels.cpu(), expected)
     assert torch.equal(energies.cpu(), energies_there)
 
 
-@needs_kernel
+@pytest.mark.kernel
 def test_kernel_finds_that_no_labelling_is_better():
     scores = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(2))
-    labels, energies = chain_labels(scores.to(DEVICE), torch.tensor([4, 4, 4]), 0.7)
+    labels, energies = viterbi_decode(scores.to(DEVICE), torch.tensor([4, 4, 4]), 0.7)
     for chain in range(3):
-        best = max(energy(scores[chain], way, 0.7) for way in product(range(3), repeat=4))
+        _, best = reference_viterbi_decode(scores[chain], 0.7)
         assert float(energies[chain]) == pytest.approx(best, rel=1e-5)
         assert energy(scores[chain], tuple(labels[chain].tolist()), 0.7) == pytest.approx(best, rel=1e-5)
 
 
-@needs_kernel
+@pytest.mark.kernel
 def test_kernel_refuses_nan_within_a_chain_and_takes_it_beyond():
     scores = torch.zeros(2, 3, 4, device=DEVICE)
     scores[1, 2, 3] = torch.nan
     with pytest.raises(CapbenchError, match="NaN"):
-        chain_labels(scores, torch.tensor([3, 3]), 1.0)
-    assert chain_labels(scores, torch.tensor([3, 2]), 1.0)[0].tolist() == [[0, 0, 0], [0, 0, -1]]
-    assert chain_labels(scores[:0], torch.zeros(0, dtype=torch.int64), 1.0)[0].shape == (0, 3)
+        viterbi_decode(scores, torch.tensor([3, 3]), 1.0)
+    assert viterbi_decode(scores, torch.tensor([3, 2]), 1.0)[0].tolist() == [[0, 0, 0], [0, 0, -1]]
+    assert viterbi_decode(scores[:0], torch.zeros(0, dtype=torch.int64), 1.0)[0].shape == (0, 3)

@@ -93,6 +93,19 @@ def test_vsepp_embeds_equal_captions_once(tmp_path, monkeypatch):
     assert torch.allclose(captions, made.model.embed_captions(ids, lengths), atol=1e-5)
 
 
+@pytest.mark.parametrize(("preset", "similarity"), [("vse0", "dot"), ("vsepp", "cosine"), ("order0", "order")])
+@torch.no_grad()
+def test_vsepp_ranks_by_the_cosine_where_images_are_normalised_and_vse0_by_the_inner_product(
+    preset, similarity, tmp_path, monkeypatch
+):
+    made = experiment("vsepp", preset, "vector", tmp_path, embedding_dim=96, word_dim=30, view="1C")
+    ranked = watched(monkeypatch, VSEPP_MODULE, "evaluate_protocol")
+    made.evaluate("test", "whole")
+    ((images, _, _, _, chosen),) = ranked
+    assert chosen == similarity
+    assert torch.allclose(images.norm(dim=1), torch.ones(IMAGES)) == (similarity != "dot")
+
+
 @torch.no_grad()
 def test_karpathy_scores_equal_captions_once(tmp_path, monkeypatch):
     made = experiment("karpathy", "brnn-ours", "regions", tmp_path)

@@ -19,14 +19,11 @@ from torch.nn.functional import normalize
 
 from capbench.base.processor import computes_bf16
 from capbench.kernels._triton import interpreted
-from capbench.kernels.ranks import counts, embedding_ranks, exact
+from capbench.kernels.ranks import cpu, embedding_ranks, exact
 from capbench.kernels.ranks.exact import exact_scores
 
 DEVICE = "cpu" if interpreted() else "cuda"
 CASES = 1000
-needs_triton = pytest.mark.skipif(
-    not (interpreted() or torch.cuda.is_available()), reason="needs a GPU; the interpreter has a test of its own"
-)
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # of the bytes of a number
 
 
@@ -38,32 +35,32 @@ class Case:
     distinct_captions: Tensor
     image: Tensor
     caption: Tensor
-    owner: Tensor
+    image_of_caption: Tensor
     order: bool
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, bool]:
-        return self.distinct_images[self.image], self.distinct_captions[self.caption], self.owner, self.order
+        return self.distinct_images[self.image], self.distinct_captions[self.caption], self.image_of_caption, self.order
 
     def expected(self) -> tuple[list[int], list[int]]:
         """The definition of the ranks, over one score for each pair of distinct rows."""
         v, c = self.distinct_images.double().tolist(), self.distinct_captions.double().tolist()
         score = [[fsum_score(row, column, self.order) for column in c] for row in v]
-        image, caption, owner = self.image.tolist(), self.caption.tolist(), self.owner.tolist()
-        matched = [score[image[own]][caption[k]] for k, own in enumerate(owner)]
+        image, caption, image_of_caption = self.image.tolist(), self.caption.tolist(), self.image_of_caption.tolist()
+        matched = [score[image[own]][caption[k]] for k, own in enumerate(image_of_caption)]
         by_image = []
         for i, row in enumerate(image):
-            best = max(m for m, own in zip(matched, owner, strict=True) if own == i)
-            by_image.append(sum(score[row][caption[k]] >= best for k, own in enumerate(owner) if own != i))
+            best = max(m for m, own in zip(matched, image_of_caption, strict=True) if own == i)
+            by_image.append(sum(score[row][caption[k]] >= best for k, own in enumerate(image_of_caption) if own != i))
         by_caption = [
             sum(score[row][caption[k]] >= matched[k] for i, row in enumerate(image) if i != own)
-            for k, own in enumerate(owner)
+            for k, own in enumerate(image_of_caption)
         ]
         return by_image, by_caption
 
     def check_alike(self, by_caption: list[int]) -> None:
         """Equal captions of equal images have one rank."""
         rank: dict[tuple[int, int], int] = {}
-        for k, own in enumerate(self.owner.tolist()):
+        for k, own in enumerate(self.image_of_caption.tolist()):
             alike = int(self.caption[k]), int(self.image[own])
             assert rank.setdefault(alike, by_caption[k]) == by_caption[k]
 
@@ -101,10 +98,10 @@ def drawn(seed: int, most_images: int, most_dim: int, dtypes: list[torch.dtype])
         return torch.stack([*found, *(nudged(some.choice(found), some) for _ in range(some.randint(0, 3)))])
 
     v, c = rows(images), rows(captions)
-    owner = torch.tensor([*range(images), *(some.randrange(images) for _ in range(captions - images))])
+    image_of_caption = torch.tensor([*range(images), *(some.randrange(images) for _ in range(captions - images))])
     return Case(
         v, c, torch.randint(len(v), (images,), generator=normal), torch.randint(len(c), (captions,), generator=normal),
-        owner[torch.randperm(captions, generator=normal)], some.random() < 0.4,
+        image_of_caption[torch.randperm(captions, generator=normal)], some.random() < 0.4,
     )  # fmt: skip
 
 
@@ -116,8 +113,10 @@ def near_ties(dim: int, order: bool) -> Case:
     v += [nudged(row, some) for row in v for _ in range(2)]
     c += [nudged(row, some) for row in c]
     image, caption = torch.randperm(len(v), generator=normal), torch.arange(2 * len(c)) % len(c)
-    owner = torch.cat([torch.arange(len(v)), torch.randint(len(v), (len(caption) - len(v),), generator=normal)])
-    return Case(torch.stack(v), torch.stack(c), image, caption, owner, order)
+    image_of_caption = torch.cat(
+        [torch.arange(len(v)), torch.randint(len(v), (len(caption) - len(v),), generator=normal)]
+    )
+    return Case(torch.stack(v), torch.stack(c), image, caption, image_of_caption, order)
 
 
 def as_lists(counted: tuple[Tensor, Tensor]) -> tuple[list[int], list[int]]:
@@ -134,11 +133,10 @@ def threads():
 def path(monkeypatch: pytest.MonkeyPatch, some: random.Random) -> None:
     """How a tile is cut, when open pairs are settled and what counts as crowded: none of it may change a rank."""
     for name, values in (("CPU_STRIP", (40, 2**18)), ("OPEN", (0, 2**15)), ("CROWDED", (1, 16, 10**6))):
-        monkeypatch.setattr(counts, name, some.choice(values))
+        monkeypatch.setattr(cpu, name, some.choice(values))
     monkeypatch.setattr(exact, "CPU_ELEMENTS", some.choice([100, 2**16]))
 
 
-@pytest.mark.skipif(interpreted(), reason="the interpreter serves the CPU too")
 def test_ranks_are_those_of_exact_scores_in_any_tiles_by_any_threads(monkeypatch, threads):
     dtypes = [torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16]
     for seed in range(CASES):
@@ -150,7 +148,7 @@ def test_ranks_are_those_of_exact_scores_in_any_tiles_by_any_threads(monkeypatch
         case.check_alike(found[1])
 
 
-@needs_triton
+@pytest.mark.kernel
 def test_kernel_ranks_are_those_of_exact_scores_in_any_tiles(monkeypatch):
     """On a GPU, too, the fallback tile by tile is chosen in some cases, where the list has no room."""
     from capbench.kernels.ranks import triton as ranks_triton
@@ -166,8 +164,8 @@ def test_kernel_ranks_are_those_of_exact_scores_in_any_tiles(monkeypatch):
             return {"order": order, "precision": precision, "block": block, "depth": 16, "num_warps": 4}
 
         monkeypatch.setattr(ranks_triton, "tile_of", shaped)
-        v, c, owner, order = case.inputs()
-        found = as_lists(embedding_ranks(v.to(DEVICE), c.to(DEVICE), owner, order))
+        v, c, image_of_caption, order = case.inputs()
+        found = as_lists(embedding_ranks(v.to(DEVICE), c.to(DEVICE), image_of_caption, order))
         assert found == case.expected(), seed
         case.check_alike(found[1])
 
@@ -180,21 +178,21 @@ def test_near_ties_are_told_apart_in_any_tiles_by_any_threads(dim, order, thread
     for count, at_once in ((1, None), (1, 1), (1, 7), (2, None)):
         threads(count)
         assert as_lists(embedding_ranks(*case.inputs(), at_once=at_once)) == expected
-    v, c, owner, _ = case.inputs()
-    assert as_lists(embedding_ranks(v.double(), c.double(), owner, order)) == expected
+    v, c, image_of_caption, _ = case.inputs()
+    assert as_lists(embedding_ranks(v.double(), c.double(), image_of_caption, order)) == expected
 
 
-@needs_triton
+@pytest.mark.kernel
 @pytest.mark.parametrize(("order", "wide_from"), [(False, 1), (False, 2048), (True, 2048)])
 @pytest.mark.parametrize("dim", [300, 1024])
 def test_kernel_tells_near_ties_apart(dim, order, wide_from, monkeypatch):
     monkeypatch.setattr("capbench.kernels.ranking_loss.triton.WIDE_FROM", wide_from)
     case = near_ties(dim, order)
-    v, c, owner, _ = case.inputs()
-    assert as_lists(embedding_ranks(v.to(DEVICE), c.to(DEVICE), owner, order)) == case.expected()
+    v, c, image_of_caption, _ = case.inputs()
+    assert as_lists(embedding_ranks(v.to(DEVICE), c.to(DEVICE), image_of_caption, order)) == case.expected()
 
 
-@needs_triton
+@pytest.mark.kernel
 @pytest.mark.parametrize("order", [False, True])
 @pytest.mark.parametrize("room", [1, 2**22])
 def test_kernel_without_room_for_open_pairs_leaves_the_ranks_to_tiles(order, room, monkeypatch):
@@ -202,11 +200,11 @@ def test_kernel_without_room_for_open_pairs_leaves_the_ranks_to_tiles(order, roo
 
     monkeypatch.setattr(ranks_triton, "LISTED", room)
     case = near_ties(40, order)
-    v, c, owner, _ = case.inputs()
-    v, c, owner = v.to(DEVICE), c.to(DEVICE), owner.to(DEVICE)
-    counted = ranks_triton.counted(exact.Contest.of(v, c, owner, order))
+    v, c, image_of_caption, _ = case.inputs()
+    v, c, image_of_caption = v.to(DEVICE), c.to(DEVICE), image_of_caption.to(DEVICE)
+    counted = ranks_triton.counted(exact.Contest.of(v, c, image_of_caption, order))
     assert (counted is None) == (room == 1)
-    assert as_lists(embedding_ranks(v, c, owner, order)) == case.expected()
+    assert as_lists(embedding_ranks(v, c, image_of_caption, order)) == case.expected()
 
 
 @pytest.mark.parametrize("order", [False, True])
@@ -214,9 +212,9 @@ def test_kernel_without_room_for_open_pairs_leaves_the_ranks_to_tiles(order, roo
 def test_a_constant_model_ties_everywhere(at_once, count, order, threads):
     """Not whole numbers: products of matrices differ in the last bit between places, on some processors."""
     image, caption = normalize(torch.randn(2, 300, generator=torch.Generator().manual_seed(0)), dim=1)
-    owner = torch.arange(70).repeat_interleave(2)
+    image_of_caption = torch.arange(70).repeat_interleave(2)
     threads(count)
-    found = embedding_ranks(image.expand(70, -1), caption.expand(140, -1), owner, order, at_once)
+    found = embedding_ranks(image.expand(70, -1), caption.expand(140, -1), image_of_caption, order, at_once)
     assert as_lists(found) == ([138] * 70, [69] * 140)
 
 
@@ -227,9 +225,9 @@ def test_a_nearly_collapsed_model_is_ranked_by_what_is_left(spread, order):
     normal = torch.Generator().manual_seed(3)
     center = normalize(torch.randn(64, generator=normal), dim=0)
     v, c = (normalize(center + spread * torch.randn(n, 64, generator=normal), dim=1) for n in (30, 60))
-    owner = torch.arange(30).repeat_interleave(2)
-    case = Case(v, c, torch.arange(30), torch.arange(60), owner, order)
-    assert as_lists(embedding_ranks(v, c, owner, order, at_once=11)) == case.expected()
+    image_of_caption = torch.arange(30).repeat_interleave(2)
+    case = Case(v, c, torch.arange(30), torch.arange(60), image_of_caption, order)
+    assert as_lists(embedding_ranks(v, c, image_of_caption, order, at_once=11)) == case.expected()
 
 
 @pytest.mark.parametrize("order", [False, True])

@@ -10,16 +10,13 @@ import math
 import pytest
 import torch
 
-from capbench.kernels import log_prob
 from capbench.kernels._triton import interpreted
-from capbench.kernels.log_prob import target_log_probs
+from capbench.kernels.log_prob import cpu, target_log_probs
 from capbench.kernels.log_prob.reference import reference_target_log_probs
 
 SHAPES = [(1, 1), (1, 7), (5, 2), (33, 130), (64, 1000)]
+DEVICE = "cpu" if interpreted() else "cuda"  # of the kernels
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-needs_triton = pytest.mark.skipif(
-    not (interpreted() or torch.cuda.is_available()), reason="needs a GPU; the interpreter has a test of its own"
-)
 
 
 def inputs(shape, dtype, device="cpu"):
@@ -45,22 +42,21 @@ def compare(shape, dtype, device="cpu"):
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-@pytest.mark.skipif(interpreted(), reason="the interpreter serves the CPU too")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("at_once", [1, 300, 2**19])
 def test_values_and_gradients_are_those_of_float64(shape, dtype, at_once, monkeypatch):
-    monkeypatch.setattr(log_prob, "ELEMENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(cpu, "ELEMENTS_AT_ONCE", at_once)
     compare(shape, dtype)
 
 
-@needs_triton
+@pytest.mark.kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES[:4])
 @pytest.mark.parametrize("width", [64, 4096])
 def test_kernel_values_and_gradients_are_those_of_float64(shape, dtype, width, monkeypatch):
     monkeypatch.setattr("capbench.kernels.log_prob.triton.WIDEST", width)
-    compare(shape, dtype, "cpu" if interpreted() else "cuda")
+    compare(shape, dtype, DEVICE)
 
 
 def test_a_hand_worked_example():
@@ -110,13 +106,12 @@ def test_a_second_backward_pass_is_refused():
         loss.backward()
 
 
-@needs_triton
+@pytest.mark.kernel
 def test_kernel_hands_on_nan_and_lets_autograd_know_of_the_overwriting():
-    device = "cpu" if interpreted() else "cuda"
-    leaf = torch.randn(4, 9, device=device)
+    leaf = torch.randn(4, 9, device=DEVICE)
     leaf[2, 3] = torch.nan
     scores = leaf.requires_grad_() * 1
-    found = target_log_probs(scores, torch.arange(4, device=device))
+    found = target_log_probs(scores, torch.arange(4, device=DEVICE))
     assert found.isnan().tolist() == [False, False, True, False]
     found.sum().backward(retain_graph=True)
     assert torch.equal(scores.isnan().any(1), found.isnan())

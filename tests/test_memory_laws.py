@@ -10,17 +10,17 @@ from functools import partial
 import pytest
 import torch
 
-from capbench.kernels import log_prob
 from capbench.kernels.attention import attention_step
 from capbench.kernels.attention import cpu as attention
 from capbench.kernels.attention.reference import reference_attention_step
+from capbench.kernels.log_prob import cpu as log_prob
 from capbench.kernels.log_prob import target_log_probs
 from capbench.kernels.log_prob.reference import reference_target_log_probs
 from capbench.kernels.maxsim import cpu as blocks_of_maxsim
 from capbench.kernels.maxsim import maxsim
 from capbench.kernels.ranking_loss import ranking_loss
 from capbench.kernels.ranking_loss.reference import ELEMENTS_AT_ONCE
-from capbench.kernels.ranks.counts import CPU_TILE
+from capbench.kernels.ranks.cpu import CPU_TILE
 from capbench.metrics.retrieval import embedding_ranks
 from capbench.timing.measure import peak_bytes
 
@@ -34,13 +34,13 @@ def backward(function, *inputs):
 
 
 @pytest.mark.parametrize("pairs", [1500, 6000])
-@pytest.mark.parametrize(("negatives", "rows", "blocks"), [("hardest", 8, 3), ("sum", 10, 6)])
-def test_a_ranking_loss_holds_rows_and_a_block(pairs, negatives, rows, blocks):
-    dim, owner = 32, torch.arange(pairs)
+@pytest.mark.parametrize(("loss", "rows", "blocks"), [("max_of_hinges", 8, 3), ("sum_of_hinges", 10, 6)])
+def test_a_ranking_loss_holds_rows_and_a_block(pairs, loss, rows, blocks):
+    dim, image_ids = 32, torch.arange(pairs)
     images, captions = (torch.nn.functional.normalize(torch.randn(pairs, dim), dim=1) for _ in range(2))
     law = FLOAT * (rows * pairs * dim + 40 * pairs + blocks * ELEMENTS_AT_ONCE)
-    loss = partial(ranking_loss, owner=owner, margin=0.2, negatives=negatives)
-    held = peak_bytes(backward(loss, images, captions), "cpu")
+    value = partial(ranking_loss, image_ids=image_ids, margin=0.2, loss=loss)
+    held = peak_bytes(backward(value, images, captions), "cpu")
     assert held < law
     if pairs == 6000:
         assert law < FLOAT * pairs**2  # a single matrix, of which the dense form holds several
@@ -48,12 +48,12 @@ def test_a_ranking_loss_holds_rows_and_a_block(pairs, negatives, rows, blocks):
 
 @pytest.mark.parametrize("images", [500, 4000])
 def test_ranks_hold_a_tile_and_some_numbers_for_each_item(images):
-    owner = torch.arange(images).repeat_interleave(5)
+    image_of_caption = torch.arange(images).repeat_interleave(5)
     v, c = torch.randn(images, 16), torch.randn(5 * images, 16)
-    law = 3 * FLOAT * CPU_TILE + 8 * 12 * len(owner)
-    assert peak_bytes(partial(embedding_ranks, v, c, owner), "cpu") < law
+    law = 3 * FLOAT * CPU_TILE + 8 * 12 * len(image_of_caption)
+    assert peak_bytes(partial(embedding_ranks, v, c, image_of_caption, "dot"), "cpu") < law
     if images == 4000:
-        assert law < FLOAT * images * len(owner) / 10
+        assert law < FLOAT * images * len(image_of_caption) / 10
 
 
 @pytest.mark.parametrize("gradient", [False, True])

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, epoch): a resumed run needs no loader state."""
+"""Batches are a pure function of (seed, epoch), so a resumed run needs no loader state."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from capbench.data.vocabulary import PAD
 
 
 def length_grouped(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """The captions of one epoch in batches of nearly one length: every caption once, none alone in its batch.
+    """One epoch's captions in batches of nearly one length: each caption once, none alone.
 
-    Captions are shuffled, sorted by length with ties left in shuffled order, cut into batches, and the batches are
-    shuffled: so each batch is a random draw among captions of its length. `lengths` [caption] are in words.
+    Captions are shuffled, stably sorted by length, and cut into batches, which are shuffled: a batch is a random draw
+    among captions of its length. `lengths` [caption] count words.
+
+    >>> import numpy as np
+    >>> from capbench.data.batches import length_grouped
+    >>> lengths = np.array([3, 9, 3, 9])
+    >>> sorted(lengths[batch].tolist() for batch in length_grouped(lengths, 2, seed=0, epoch=0))
+    [[3, 3], [9, 9]]
     """
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     order = random.permutation(len(lengths))
@@ -27,14 +33,14 @@ def length_grouped(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch
 
 
 def shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """The captions of one epoch in batches of any lengths: every caption once, none alone in its batch."""
+    """One epoch's captions in batches of any lengths: each caption once, none alone."""
     return _cut(np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count), batch_size)
 
 
 def _cut(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
     """Batches of `batch_size`; the last may be shorter, or longer by a caption that would be alone.
 
-    One alone has no negative to be told from, nor a deviation to be standardised by.
+    A single caption has no negative, and no deviation to standardise by.
     """
     starts = list(range(0, len(order), batch_size))
     if len(order) % batch_size == 1 and len(starts) > 1:
@@ -43,7 +49,13 @@ def _cut(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
 
 
 def padded(captions: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "caption length"], Int[Tensor, " caption"]]:
-    """Word ids padded at the end with PAD, and how many of each row count."""
+    """Word ids padded at the end with PAD, and the length of each caption.
+
+    >>> from capbench.data.batches import padded
+    >>> padded([[1, 5, 2], [1, 2]])
+    (tensor([[1, 5, 2],
+            [1, 2, 0]]), tensor([3, 2]))
+    """
     lengths = np.array([len(caption) for caption in captions], np.int64)
     ids = np.full((len(captions), lengths.max()), PAD, np.int64)
     ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(captions)
@@ -51,9 +63,13 @@ def padded(captions: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "caption leng
 
 
 def distinct(captions: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The first of each group of equal captions, in their order, and the place among these of each caption.
+    """The numbers of the distinct captions, in order of first appearance, and which of them each caption is.
 
-    What is made of the first ones alone is the same, to the last bit, for captions that are equal.
+    Whatever is computed for the distinct captions alone has the same bits for equal captions.
+
+    >>> from capbench.data.batches import distinct
+    >>> [numbers.tolist() for numbers in distinct([[3, 1], [2], [3, 1]])]
+    [[0, 1], [0, 1, 0]]
     """
     places: dict[tuple[int, ...], int] = {}
     which = np.array([places.setdefault(tuple(caption), len(places)) for caption in captions], np.int64)

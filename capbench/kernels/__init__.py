@@ -1,1 +1,1 @@
-"""The compute core: an operation a folder, each with a reference, the fast paths, and one function that dispatches."""
+"""The compute core, an operation a folder: its public function, its equation, its CPU path and its Triton kernel."""

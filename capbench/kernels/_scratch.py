@@ -1,7 +1,7 @@
-"""A place for intermediate results on a CPU that is kept for the next call.
+"""CPU memory for intermediate results that is kept between calls.
 
-Torch hands memory of some megabytes back to the system, and gets it anew page by page at each call; for a tile that
-lives in the cache this can take as long as the arithmetic on it. A GPU has torch's caching allocator.
+The allocator returns blocks of megabytes to the system and gets them back page by page, which can take as long as the
+arithmetic on a tile that fits the cache. On a GPU torch caches memory itself.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import threading
 import torch
 from torch import Tensor
 
-MOST_BYTES = 2**25  # that are kept under a name; more is made anew
+MOST_BYTES = 2**25  # kept under one name; larger memory is allocated anew
 _kept = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory of this shape, of the device of `like` and its type or `dtype`, with whatever it holds.
+    """Uninitialised memory on the device of `like`, of its type or `dtype`.
 
-    It is the thread's own until it asks for the same name again, so that it must not outlive the operation.
+    The next request of the same thread for the same name reuses it: it must not outlive the operation.
     """
     dtype, count = dtype or like.dtype, math.prod(shape)
     if like.device.type != "cpu" or count * dtype.itemsize > MOST_BYTES:
         return torch.empty(shape, dtype=dtype, device=like.device)
-    space: Tensor | None = getattr(_kept, f"{name} {dtype}", None)
-    if space is None or space.numel() < count:
+    memory: Tensor | None = getattr(_kept, f"{name} {dtype}", None)
+    if memory is None or memory.numel() < count:
         with torch.inference_mode(False):
-            space = torch.empty(count, dtype=dtype)
-        setattr(_kept, f"{name} {dtype}", space)
-    return space[:count].view(shape)
+            memory = torch.empty(count, dtype=dtype)
+        setattr(_kept, f"{name} {dtype}", memory)
+    return memory[:count].view(shape)

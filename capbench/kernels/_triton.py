@@ -1,4 +1,4 @@
-"""Whether a tensor goes to a Triton kernel."""
+"""Which tensors go to a Triton kernel."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def runs_triton(tensor: Tensor) -> bool:
-    """Whether Triton serves this tensor: on a GPU, or on the CPU in Triton's interpreter, in float32 or narrower."""
+    """Whether a Triton kernel takes this tensor: on a GPU or in Triton's interpreter, in float32 or narrower."""
     return tensor.dtype is not torch.float64 and (interpreted() or (tensor.is_cuda and _installed()))
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET=1, set before Triton is imported."""
+    """Whether kernels run in Triton's interpreter on the CPU: TRITON_INTERPRET=1, set before Triton is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

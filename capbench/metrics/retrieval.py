@@ -1,7 +1,7 @@
 """Image-caption retrieval: exact ranks by counting, the metrics on them, and the published protocols.
 
-A rank is the number of wrong candidates that score at least as high as the right one, so 0 is first and a tie
-counts against the model: a constant similarity matrix has R@1 = 0.
+A rank is the number of wrong candidates that score at least as high as the right one: 0 is first, and a tie counts
+against the model, so that a constant similarity has R@1 = 0.
 """
 
 from __future__ import annotations
@@ -16,78 +16,106 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels import ranks as kernel
-from capbench.kernels.ranking_loss.reference import MEASURES
-from capbench.kernels.ranks.counts import Scores, images_at_once
+from capbench.kernels._arguments import Array, tensors
+from capbench.kernels.ranks.cpu import Scores, images_at_once
 
 PROTOCOLS = ("whole", "1K", "5-fold 1K", "5K")
 FOLD = 1000
+SIMILARITIES = ("cosine", "dot", "order")
 
-Similarity = Literal["cosine", "order"] | Callable[[Tensor, Tensor], Tensor]
+Similarity = Literal["cosine", "dot", "order"] | Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """Rank of each image's best caption, and of each caption's image; 0 is first. They lie on the CPU."""
+    """Ranks both ways, from 0, on the CPU."""
 
-    image_to_caption: Int[Tensor, " image"]
-    caption_to_image: Int[Tensor, " caption"]
+    image_to_caption: Int[Tensor, " image"]  # of each image's best caption
+    caption_to_image: Int[Tensor, " caption"]  # of each caption's image
 
 
-def match_ranks(similarity: Float[Tensor, "image caption"], image_of_caption: Int[Tensor, " caption"]) -> Ranks:
-    """Ranks from a whole similarity matrix (higher is closer).
+def match_ranks(similarity: Float[Array, "image caption"], image_of_caption: Int[Array, " caption"]) -> Ranks:
+    """Ranks from a whole similarity matrix; higher is closer.
 
-    An image's rank counts the captions of other images that score at least as high as the best of its own; a
-    caption's rank counts the other images that score at least as high as its own. Raises CapbenchError when a
-    similarity is NaN, or an image has no caption.
+    An image's rank counts the captions of other images that score at least as high as the best of its own; a caption's
+    rank counts the other images that score at least as high as its own.
+    Raises CapbenchError for wrong types or shapes, NaN, or an image without a caption.
+
+    >>> import numpy as np
+    >>> from capbench.metrics.retrieval import match_ranks
+    >>> similarity = np.array([[0.9, 0.2, 0.1, 0.8], [0.3, 0.1, 0.7, 0.6]])
+    >>> match_ranks(similarity, image_of_caption=np.array([0, 0, 1, 1]))
+    Ranks(image_to_caption=tensor([0, 0]), caption_to_image=tensor([0, 0, 0, 1]))
     """
-    _check(len(similarity), similarity.shape[1], image_of_caption)
-    order, owner = _by_image(image_of_caption.to(similarity.device))
+    similarity, image_of_caption = tensors(
+        similarity=(similarity, "float image caption"), image_of_caption=(image_of_caption, "int caption")
+    )
+    _check(len(similarity), image_of_caption)
+    order, sorted_images = _by_image(image_of_caption.to(similarity.device))
 
     def scores(rows: slice, columns: slice) -> Tensor:
         return similarity[rows, columns if order is None else order[columns]]
 
-    return _ranks(scores, order, owner, len(similarity))
+    return _ranks(scores, order, sorted_images, len(similarity))
 
 
 def embedding_ranks(
-    images: Float[Tensor, "image dim"],
-    captions: Float[Tensor, "caption dim"],
-    image_of_caption: Int[Tensor, " caption"],
+    images: Float[Array, "image dim"],
+    captions: Float[Array, "caption dim"],
+    image_of_caption: Int[Array, " caption"],
     similarity: Similarity = "cosine",
     chunk: int | None = None,
 ) -> Ranks:
-    """Ranks from embeddings: by the dot product ("cosine"), by the "order" similarity of Vendrov et al. (ICLR 2016),
-    or by a function `similarity(images, captions) -> [image, caption]`.
+    """Ranks from embeddings, by a similarity: "cosine", of vectors of unit length; "dot", of any; "order", of Vendrov
+    et al. (ICLR 2016); or a function of tensors, `similarity(images, captions) -> [image, caption]`.
 
-    Equal embeddings tie by name of a similarity: the ranks are those of one exact score, whatever the tile, the threads
-    or the device. Those of a function are the same in any tile as far as it gives a pair the same value there.
-    No matrix of similarities is held, but one tile, of `chunk` images and as large a share of the captions (5 MB on a
-    CPU, unless `chunk` is given), and for a function a copy of the captions where they are not in the order of their
-    images. When memory runs out the chunk is halved.
-    Raises CapbenchError as `match_ranks` does, for an unknown similarity, and when not even one image fits.
+    Under a named similarity equal embeddings tie: the ranks are those of one exact score, whatever the tile, the
+    threads or the device. Under a function they are the same in any tile if a pair's value is.
+    Memory is one tile of `chunk` images and as large a share of the captions (5 MB on a CPU, unless `chunk` is given),
+    halved when memory runs out; and for a function, a copy of captions that are not sorted by image.
+    Raises CapbenchError as `match_ranks` does; for an unknown similarity, vectors whose length is not 1 under "cosine",
+    or a function's result of another shape; and when not even one image fits.
+
+    >>> import numpy as np
+    >>> from capbench.metrics.retrieval import embedding_ranks
+    >>> images, captions = np.eye(2), np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.8, 0.6]])
+    >>> embedding_ranks(images, captions, np.array([0, 0, 1, 1]))
+    Ranks(image_to_caption=tensor([0, 0]), caption_to_image=tensor([0, 0, 0, 1]))
     """
-    images, captions = images.detach(), captions.detach()
-    _check(len(images), len(captions), image_of_caption)
-    image_of_caption = image_of_caption.to(images.device)
+    images, captions, image_of_caption = _embeddings(images, captions, image_of_caption)
+    _check(len(images), image_of_caption)
+    if chunk is not None and chunk < 1:
+        raise CapbenchError(f"chunk must be at least 1 image, and is {chunk}")
     if isinstance(similarity, str):
-        if similarity not in MEASURES:
-            raise CapbenchError(f"unknown similarity {similarity!r}; choose one of {', '.join(MEASURES)}")
+        if similarity not in SIMILARITIES:
+            raise CapbenchError(f"similarity must be {', '.join(SIMILARITIES)} or a function, not {similarity!r}")
+        if similarity == "cosine":
+            _check_unit_length(images=images, captions=captions)
         by_name = kernel.embedding_ranks(images, captions, image_of_caption, similarity == "order", chunk)
         return Ranks(*(ranks.cpu() for ranks in by_name))
-    order, owner = _by_image(image_of_caption)
+    order, sorted_images = _by_image(image_of_caption)
     captions = captions if order is None else captions[order]
 
     def scores(rows: slice, columns: slice) -> Tensor:
-        return similarity(images[rows], captions[columns])
+        tile, shape = similarity(images[rows], captions[columns]), (len(images[rows]), len(captions[columns]))
+        if tile.shape != shape:
+            raise CapbenchError(f"the similarity returned {list(tile.shape)}, not [image, caption] = {list(shape)}")
+        return tile
 
-    return _ranks(scores, order, owner, len(images), chunk)
+    return _ranks(scores, order, sorted_images, len(images), chunk)
 
 
 def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent, median and mean rank (1 is best) in both directions, and the recalls' sum.
+    """R@1, R@5, R@10 in percent, median and mean rank (1 is best) in both directions, and rsum, the sum of recalls.
 
     The median of an even number of ranks is rounded down, as in the authors' code.
     Raises CapbenchError when there are no ranks.
+
+    >>> import torch
+    >>> from capbench.metrics.retrieval import Ranks, retrieval_metrics
+    >>> metrics = retrieval_metrics(Ranks(torch.tensor([0, 6]), torch.tensor([0, 0, 1, 20])))
+    >>> metrics["image_to_caption_r1"], metrics["caption_to_image_r5"], metrics["rsum"]
+    (50.0, 75.0, 400.0)
     """
     metrics: dict[str, float] = {}
     for direction in ("image_to_caption", "caption_to_image"):
@@ -105,20 +133,27 @@ def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
 
 
 def evaluate_protocol(
-    images: Float[Tensor, "image dim"],
-    captions: Float[Tensor, "caption dim"],
-    image_of_caption: Int[Tensor, " caption"],
+    images: Float[Array, "image dim"],
+    captions: Float[Array, "caption dim"],
+    image_of_caption: Int[Array, " caption"],
     protocol: str = "whole",
     similarity: Similarity = "cosine",
     chunk: int | None = None,
 ) -> tuple[dict[str, float], Ranks]:
     """Metrics and ranks under a protocol: "whole", "1K" (the first 1,000 images), "5-fold 1K" or "5K".
 
-    "5-fold 1K" is the mean of the metrics over five consecutive blocks of 1,000 images; its ranks, each in
-    its own block, come in the order of the images and of the captions.
-    Raises CapbenchError for an unknown protocol, or when the number of images does not fit it.
+    "5-fold 1K" averages the metrics of five consecutive blocks of 1,000 images; each rank is that within its block.
+    Raises CapbenchError as `embedding_ranks` does, for an unknown protocol, or a number of images that does not fit it.
+
+    >>> import numpy as np
+    >>> from capbench.metrics.retrieval import evaluate_protocol
+    >>> images, captions = np.eye(2), np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [0.8, 0.6]])
+    >>> metrics, ranks = evaluate_protocol(images, captions, np.array([0, 0, 1, 1]))
+    >>> metrics["image_to_caption_r1"], metrics["caption_to_image_r1"]
+    (100.0, 75.0)
     """
-    folds, image_of_caption = _folds(protocol, len(images)), image_of_caption.to(images.device)
+    images, captions, image_of_caption = _embeddings(images, captions, image_of_caption)
+    folds = _folds(protocol, len(images))
     whole = len(folds) == 1 and folds[0].stop == len(images)
     image_ranks, caption_ranks, captions_used, metrics = [], [], [], []
     for fold in folds:
@@ -126,8 +161,8 @@ def evaluate_protocol(
         if whole:
             ranks = embedding_ranks(images, captions, image_of_caption, similarity, chunk)
         else:
-            own = image_of_caption[chosen] - fold.start
-            ranks = embedding_ranks(images[fold], captions[chosen], own, similarity, chunk)
+            image_in_fold = image_of_caption[chosen] - fold.start
+            ranks = embedding_ranks(images[fold], captions[chosen], image_in_fold, similarity, chunk)
         metrics.append(retrieval_metrics(ranks))
         image_ranks.append(ranks.image_to_caption)
         caption_ranks.append(ranks.caption_to_image)
@@ -153,29 +188,46 @@ def _folds(protocol: str, images: int) -> list[slice]:
     return [slice(start, start + FOLD) for start in range(0, images, FOLD)]
 
 
-def _check(images: int, captions: int, image_of_caption: Tensor) -> None:
-    if len(image_of_caption) != captions:
-        raise CapbenchError(f"image_of_caption has {len(image_of_caption)} entries for {captions} captions")
-    if captions and (int(image_of_caption.min()) < 0 or int(image_of_caption.max()) >= images):
-        raise CapbenchError(f"image_of_caption must lie in 0..{images - 1}, and does not")
+def _embeddings(images: Array, captions: Array, image_of_caption: Array) -> tuple[Tensor, Tensor, Tensor]:
+    images, captions, image_of_caption = tensors(
+        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
+        image_of_caption=(image_of_caption, "int caption"),
+    )  # fmt: skip
+    return images.detach(), captions.detach(), image_of_caption.to(images.device)
+
+
+def _check(images: int, image_of_caption: Tensor) -> None:
+    if len(image_of_caption) and not 0 <= int(image_of_caption.min()) <= int(image_of_caption.max()) < images:
+        raise CapbenchError(f"image_of_caption must lie in 0..{images - 1}, the rows of the {images} images")
     alone = torch.nonzero(torch.bincount(image_of_caption, minlength=images) == 0).flatten()
     if len(alone):
         some = ", ".join(map(str, alone[:10].tolist()))
         raise CapbenchError(f"images without a caption cannot be ranked, leave out {len(alone)}: {some}")
 
 
+def _check_unit_length(**embeddings: Tensor) -> None:
+    """Raises CapbenchError for lengths that are not 1 up to rounding; NaN passes, and is refused among the scores."""
+    for name, vectors in embeddings.items():
+        lengths = torch.linalg.vector_norm(vectors, dim=1)
+        wrong = torch.nonzero((lengths - 1).abs() > max(1e-3, torch.finfo(vectors.dtype).eps)).flatten()
+        if len(wrong):
+            raise CapbenchError(
+                f"the cosine is of vectors of length 1, and row {int(wrong[0])} of {name} has length "
+                f'{float(lengths[wrong[0]]):.4g}; normalise them, or ask for similarity "dot"'
+            )
+
+
 def _by_image(image_of_caption: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The order that brings captions into the order of their images, None where they are, and the owners in it."""
-    image_of_caption = image_of_caption.long()
+    """The order that sorts captions by image, None where they are sorted, and their images in that order."""
     if bool((image_of_caption.diff() >= 0).all()):
         return None, image_of_caption
-    owner, order = image_of_caption.sort(stable=True)
-    return order, owner
+    sorted_images, order = image_of_caption.sort(stable=True)
+    return order, sorted_images
 
 
-def _ranks(scores: Scores, order: Tensor | None, owner: Tensor, images: int, chunk: int | None = None) -> Ranks:
-    at_once = chunk or images_at_once(images, len(owner), owner.device)
-    by_image, by_caption = kernel.counted_ranks(scores, owner, images, at_once)
+def _ranks(scores: Scores, order: Tensor | None, sorted_images: Tensor, images: int, chunk: int | None = None) -> Ranks:
+    at_once = chunk or images_at_once(images, len(sorted_images), sorted_images.device)
+    by_image, by_caption = kernel.counted_ranks(scores, sorted_images, images, at_once)
     if order is not None:
         by_caption = torch.empty_like(by_caption).index_copy_(0, order, by_caption)
     return Ranks(by_image.cpu(), by_caption.cpu())

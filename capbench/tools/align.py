@@ -20,7 +20,7 @@ from capbench.base.errors import CapbenchError
 from capbench.data.batches import padded
 from capbench.data.images import decode
 from capbench.data.vocabulary import UNKNOWN, tokenize
-from capbench.kernels.chain import chain_labels
+from capbench.kernels.chain import viterbi_decode
 from capbench.metrics.alignment import runs
 from capbench.runs.loaded import Trained, find_run
 from capbench.tools.drawing import save_figure
@@ -114,7 +114,7 @@ def align(trained: Trained, picture: Path, caption: str, beta: float | None = No
     v = model.embed_regions(trained.features([picture]))[0]
     scores = (model.embed_words(ids, lengths)[0] @ v.T).float()
     beta = trained.recipe.beta if beta is None else beta
-    labels, _ = chain_labels(scores[None], lengths, beta)
+    labels, _ = viterbi_decode(scores[None], lengths, beta)
     boxes = trained.boxes([picture])[0].numpy()
     return Aligned(picture, tuple(words), boxes, scores.numpy(), labels[0].numpy(), beta, tuple(unknown))
 

@@ -14,7 +14,7 @@ from capbench.data.batches import distinct, padded, shuffled
 from capbench.data.captions import Split
 from capbench.data.vocabulary import PAD
 from capbench.data.word_vectors import file_of, word_vectors
-from capbench.kernels.chain import chain_labels
+from capbench.kernels.chain import viterbi_decode
 from capbench.kernels.maxsim import maxsim
 from capbench.metrics.alignment import BETAS, f1, hits, overlaps, pointing, snippet_counts
 from capbench.metrics.retrieval import evaluate_protocol
@@ -103,7 +103,7 @@ class AlignmentExperiment:
         weights, inside, half, owner = [], [], [], []
         counts = {beta: np.zeros(3, np.int64) for beta in BETAS}
         for numbers, scores, lengths in self.word_scores(part, v):
-            labels = {beta: chain_labels(scores, lengths, beta)[0].cpu().numpy() for beta in BETAS}
+            labels = {beta: viterbi_decode(scores, lengths, beta)[0].cpu().numpy() for beta in BETAS}
             own_scores, own_lengths = scores.cpu().numpy(), lengths.tolist()
             for row, caption in enumerate(numbers):
                 image, phrases = part.image_of_caption[caption], dataset.phrases[part.caption_index[caption]]

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.captioners.experiment import cross_entropy
-from capbench.kernels.ranking_loss.reference import matched_pairs, sum_of_hinges
+from capbench.kernels.ranking_loss.reference import excluded_pairs, sum_of_hinges
 
 
 def structured_margin(
@@ -16,16 +16,15 @@ def structured_margin(
     images: Int[Tensor, " pair"],
     margin: float,
 ) -> Float[Tensor, ""]:
-    """Equation 9: for each pair k, sum_l max(0, S_kl - S_kk + 1) over captions l and sum_l max(0, S_lk - S_kk + 1) over
-    images l.
+    """Equation 9: sum_k [ sum_l max(0, S_kl - S_kk + 1) + sum_l max(0, S_lk - S_kk + 1) ], with `margin` for the 1.
 
-    `images` says whose image each pair has: a caption of the same image is no negative.
+    `images` holds the image id of each pair; a caption of the same image is not a negative.
     """
-    return sum_of_hinges(S, matched_pairs(images), margin)
+    return sum_of_hinges(S, excluded_pairs(images), margin)
 
 
 def negative_log_likelihood(
     model: Any, images: Float[Tensor, "caption feature"], captions: Int[Tensor, "caption length"]
 ) -> Float[Tensor, ""]:
-    """Section 3.2: the softmax cost of each next word, START to END, as a mean of a word."""
+    """Section 3.2: -log p(next word), START to END, averaged over the words of the batch."""
     return cross_entropy(model(images, captions), captions)

@@ -9,7 +9,7 @@ import torch
 
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, START
-from capbench.kernels.chain import chain_labels
+from capbench.kernels.chain import viterbi_decode
 from capbench.metrics.alignment import runs
 from reproductions.karpathy.experiment import AlignmentExperiment
 
@@ -28,7 +28,7 @@ def snippets(alignment: AlignmentExperiment, part: Split, beta: float) -> Iterat
     alignment.model.eval()
     encoded = alignment.inputs.encoded(part.name)
     for numbers, scores, lengths in alignment.word_scores(part):
-        labels, _ = chain_labels(scores, lengths, beta)
+        labels, _ = viterbi_decode(scores, lengths, beta)
         for row, caption in enumerate(numbers):
             image = int(part.image_index[part.image_of_caption[caption]])
             words = encoded[caption][1:-1]

@@ -11,10 +11,10 @@ from reproductions.show_and_tell.recipe import NICRecipe
 
 
 class ShowAndTell(nn.Module):
-    """An image, then its caption, through one LSTM.
+    """One LSTM reads the image, then its caption.
 
-    Legend, the paper's letters: I, the image; S_t, word t of the caption, S_0 being START and S_N END; W_e, the word
-    embeddings; x_t, what the LSTM reads; m_t, its output.
+    The paper's letters: I, the image; S_t, word t of the caption, with S_0 = START and S_N = END; W_e, the word
+    embeddings; x_t, the input of the LSTM; m_t, its output.
     """
 
     def __init__(self, recipe: NICRecipe, vocabulary_size: int, feature_dim: int) -> None:
@@ -33,7 +33,7 @@ class ShowAndTell(nn.Module):
     def forward(
         self, images: Float[Tensor, "caption feature"], captions: Int[Tensor, "caption length"]
     ) -> Float[Tensor, "caption step word"]:
-        """Scores of S_1 ... S_N; a softmax turns them into p_{t+1}."""
+        """Scores of S_1 ... S_N, whose softmax is p_{t+1}."""
         x = torch.cat(
             [
                 self.image(images)[:, None],  # equation 10: x_{-1} = CNN(I)
@@ -45,7 +45,7 @@ class ShowAndTell(nn.Module):
         return self.word(self.dropout(m[:, 1:]))  # equation 12: p_{t+1} = LSTM(x_t)
 
     def start(self, images: Float[Tensor, "image feature"]) -> State:
-        """The state after x_{-1}, the image, which is seen once."""
+        """The state after x_{-1}, the image, which the LSTM reads once."""
         _, (hidden, cell) = self.lstm(self.image(images)[:, None])
         return {"hidden": hidden[0][:, None], "cell": cell[0][:, None]}
 

@@ -12,5 +12,5 @@ from reproductions.show_and_tell.model import ShowAndTell
 def objective(
     model: ShowAndTell, images: Float[Tensor, "caption feature"], captions: Int[Tensor, "caption length"]
 ) -> Float[Tensor, ""]:
-    """Equation 13, L(I, S) = -sum_t log p_t(S_t), over the words of the batch, as a mean of a word."""
+    """Equation 13, L(I, S) = -sum_t log p_t(S_t), averaged over the words of the batch."""
     return cross_entropy(model(images, captions), captions)

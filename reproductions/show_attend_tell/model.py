@@ -14,25 +14,20 @@ from reproductions.show_attend_tell.recipe import AttentionRecipe
 
 
 class DecodedPath(NamedTuple):
-    """What a caption's words were predicted from.
+    """The predictions for the words of captions, and where they looked."""
 
-    scores: logits of the next words, [caption, step, word]; attention: alpha, [caption, step, location]; chosen: the
-    location that hard attention sampled, [caption, step], else None; sampled: [caption], whether the caption followed
-    its samples rather than their expectation, else None.
-    """
-
-    scores: Tensor
-    attention: Tensor
-    chosen: Tensor | None
-    sampled: Tensor | None
+    scores: Tensor  # [caption, step, word], logits of the next words
+    attention: Tensor  # [caption, step, location], alpha
+    chosen: Tensor | None  # [caption, step], the locations that hard attention sampled
+    sampled: Tensor | None  # [caption], whether hard attention followed its samples, not their expectation
 
 
 class ShowAttendTell(nn.Module):
-    """A caption written word by word, each from a part of the image.
+    """An LSTM that attends to a part of the image for each word.
 
-    Legend, the paper's letters: a_i, annotation i of L, of dimension D; y_t, word t; E, the word embeddings; h and c,
-    hidden state and cell of the LSTM; alpha_ti, how much word t looks at a_i; z_t, the context; beta_t, the gate; b_k,
-    the moving average of log p(y | s, a) that hard attention subtracts.
+    The paper's letters: a_i, annotation i of L, of dimension D; y_t, word t; E, the word embeddings; h and c, hidden
+    state and cell of the LSTM; alpha_ti, the attention weight of a_i for word t; z_t, the context; beta_t, the gate;
+    b_k, the baseline of hard attention, a moving average of log p(y | s, a).
     """
 
     b: Tensor
@@ -55,11 +50,11 @@ class ShowAttendTell(nn.Module):
     def forward(
         self, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]
     ) -> Float[Tensor, "caption step word"]:
-        """Scores of the words after the first; a softmax turns them into p(y_t | a, y_1 ... y_{t-1})."""
+        """Scores of the words after the first, whose softmax is p(y_t | a, y_1 ... y_{t-1})."""
         return self.path(a, captions).scores
 
     def path(self, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]) -> DecodedPath:
-        """`forward`, with what the losses of section 4 need beside the scores."""
+        """`forward`, with what the losses of section 4 need besides the scores."""
         Ey, keys = self.dropout(self.E(captions[:, :-1])), self.f_att.keys(a)  # noqa: N806
         h, c = self.initial(a)
         stochastic = self.training and self.recipe.attention == "hard"
@@ -90,7 +85,7 @@ class ShowAttendTell(nn.Module):
     ) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:
         """z_t = sum_i alpha_ti a_i and alpha_t = softmax(e_t), e_ti = f_att(a_i, h_{t-1}): equations 4, 5 and 13.
 
-        Without attention, the same weight everywhere.
+        Without attention, the weights are equal.
         """
         if self.recipe.attention == "none":
             alpha = keys.new_full((*h.shape[:2], keys.shape[1]), 1 / keys.shape[1], dtype=torch.float32)
@@ -111,7 +106,7 @@ class ShowAttendTell(nn.Module):
         return {"h": h, "c": c, "attention_weights": h.new_zeros(len(a), 1, a.shape[1], dtype=torch.float32)}
 
     def step(self, a: Float[Tensor, "image location dim"]) -> Step:
-        """One word for every beam. Hard attention, too, takes the expectation here (section 4.2), not a sample."""
+        """One word for every beam. Hard attention, too, takes the expectation (section 4.2)."""
         keys = self.f_att.keys(a)
 
         def step(words: Tensor, state: State) -> tuple[Tensor, State]:

@@ -1,8 +1,8 @@
-"""The losses of Show, Attend and Tell (Xu et al., ICML 2015, section 4), each a mean over the captions of a batch.
+"""The losses of Show, Attend and Tell (Xu et al., ICML 2015, section 4), averaged over the captions of a batch.
 
-Legend: y, a caption; a, the annotations of its image; s, the locations looked at; alpha_ti, the attention weights;
-b, the moving average of log p(y | s, a); lambda_r, lambda_e and lambda, the weights of the reward, the entropy and the
-doubly stochastic penalty.
+The paper's letters: y, a caption; a, the annotations of its image; s, the attended locations; alpha_ti, the attention
+weights; b, the moving average of log p(y | s, a); lambda_r, lambda_e and lambda, the weights of the reward, the entropy
+and the doubly stochastic penalty.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from reproductions.show_attend_tell.model import ShowAttendTell
 def objective(
     model: ShowAttendTell, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]
 ) -> Float[Tensor, ""]:
-    """What the recipe minimises: equation 14 for soft attention; for hard, the same with a surrogate whose gradient is
-    the learning rule of section 4.1 (equation 12 with the baseline and the entropy).
+    """Equation 14 for soft attention; for hard attention, also a surrogate whose gradient is the learning rule of
+    section 4.1 (equation 12 with baseline and entropy).
     """
     recipe = model.recipe
     path = model.path(a, captions)
@@ -39,7 +39,7 @@ def objective(
 def doubly_stochastic_penalty(
     alpha: Float[Tensor, "caption step location"], present: Bool[Tensor, "caption step"]
 ) -> Float[Tensor, " caption"]:
-    """Equation 14: sum_i (1 - sum_t alpha_ti)^2, so that every part of the image is looked at in the end."""
+    """Equation 14: sum_i (1 - sum_t alpha_ti)^2, which spreads the attention over the whole image."""
     return (1 - (alpha * present[..., None]).sum(1)).square().sum(1)
 
 
@@ -49,7 +49,7 @@ def score_function(
     present: Bool[Tensor, "caption step"],
     advantage: Float[Tensor, " caption"],
 ) -> Float[Tensor, " caption"]:
-    """(log p(y | s, a) - b) log p(s | a) for one sampled path s, of which section 4.1 takes the derivative."""
+    """(log p(y | s, a) - b) log p(s | a) for one sampled path s, the term that section 4.1 differentiates."""
     log_alpha = alpha.gather(2, chosen[..., None])[..., 0].clamp(min=1e-10).log()
     return advantage * (log_alpha * present).sum(1)
 
@@ -57,5 +57,5 @@ def score_function(
 def entropy(
     alpha: Float[Tensor, "caption step location"], present: Bool[Tensor, "caption step"]
 ) -> Float[Tensor, " caption"]:
-    """H[s] of section 4.1, summed over the steps: it keeps the samples from settling on one location."""
+    """H[s] of section 4.1, summed over the steps, which keeps the samples from settling on one location."""
     return -(alpha * alpha.clamp(min=1e-10).log()).sum(2).mul(present).sum(1)

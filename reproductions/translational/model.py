@@ -15,10 +15,10 @@ CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
 
 
 class Translator(nn.Module):
-    """An image, translated into a sentence by an LSTM or a GRU.
+    """An LSTM or a GRU that translates an image into a sentence.
 
-    Legend: a_i, annotation i; v_i, the same in the space of the words; x_t, what the cell reads; h_t, its state; the
-    image takes the place of START. With attention, c_t is what word t sees of the image.
+    a_i is annotation i; v_i, its projection into the space of the words; x_t, the input of the cell; h_t, its state;
+    c_t, the attended context of word t. The image takes the place of START.
     """
 
     def __init__(self, recipe: TranslatorRecipe, vocabulary: Vocabulary, annotation: int) -> None:

@@ -13,12 +13,10 @@ from capbench.data.batches import distinct, length_grouped, padded
 from capbench.metrics.retrieval import evaluate_protocol
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.sources import FeatureSource
-from reproductions.vsepp import objective
 from reproductions.vsepp.model import VSE
+from reproductions.vsepp.objective import objective
 from reproductions.vsepp.recipe import VSERecipe
 
-LOSSES = {"sum_of_hinges": objective.sum_of_hinges, "max_of_hinges": objective.max_of_hinges}
-NEGATIVES: dict[str, objective.Negatives] = {"sum_of_hinges": "sum", "max_of_hinges": "hardest"}
 CHUNK = 512  # captions or images embedded at a time in evaluation
 
 
@@ -47,14 +45,8 @@ class VSEExperiment:
         pairs = self.train.image_of_caption[batch]
         images = self.model.embed_images(self.source.training(self.train.image_index[pairs]))
         captions = self._embed_captions([self.inputs.encoded("train")[i] for i in batch])
-        images, captions, owner = images.float(), captions.float(), torch.from_numpy(pairs).to(self.device)
-        loss = "sum_of_hinges" if epoch < self.recipe.warmup else self.recipe.loss
-        if self.recipe.negatives is None:
-            return objective.ranking_loss(
-                images, captions, owner, self.recipe.margin, NEGATIVES[loss], self.recipe.similarity
-            )
-        matched = objective.matched_pairs(owner, self.recipe.negatives)
-        return LOSSES[loss](self.model.similarity(images, captions), matched, self.recipe.margin)
+        image_ids = torch.from_numpy(pairs).to(self.device)
+        return objective(self.recipe, images.float(), captions.float(), image_ids, epoch)
 
     def evaluate(self, split: str, protocol: str) -> Evaluation:
         part = self.inputs.dataset.split(split)
@@ -64,8 +56,10 @@ class VSEExperiment:
         first, which = distinct(encoded)
         parts = np.split(first, range(CHUNK, len(first), CHUNK))
         captions = torch.cat([self._embed_captions([encoded[i] for i in some]) for some in parts])[which]
-        owner = torch.from_numpy(part.image_of_caption).to(self.device)
-        metrics, ranks = evaluate_protocol(torch.cat(images), captions, owner, protocol, self.recipe.similarity)
+        image_ids = torch.from_numpy(part.image_of_caption).to(self.device)
+        inner_product = self.recipe.similarity == "cosine" and not self.recipe.normalise_images  # VSE0's is no cosine
+        similarity = "dot" if inner_product else self.recipe.similarity
+        metrics, ranks = evaluate_protocol(torch.cat(images), captions, image_ids, protocol, similarity)
         arrays = {
             "image_to_caption": ranks.image_to_caption.cpu().numpy(),
             "caption_to_image": ranks.caption_to_image.cpu().numpy(),

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from capbench.kernels.gru import last_hidden
-from reproductions.vsepp.objective import cosine_similarity, order_similarity
+from capbench.kernels.ranking_loss.reference import dot_similarity, order_similarity
 from reproductions.vsepp.recipe import VSERecipe
 
 
 class VSE(nn.Module):
     """Images and captions in one space.
 
-    Legend, the paper's letters: phi(i), the feature of image i; psi(c), the last state of a GRU over caption c;
-    f(i) = W_f^T phi(i) and g(c) = W_g^T psi(c), their embeddings. The released code takes W_g = 1 (the GRU has the
-    dimension of the space), and gives f a bias.
+    The paper's letters: phi(i), the feature of image i; psi(c), the last state of a GRU over caption c; and
+    f(i) = W_f^T phi(i) and g(c) = W_g^T psi(c), their embeddings. As in the released code W_g = 1 (the
+    GRU has the dimension of the space), and f has a bias.
     """
 
     mean: Tensor
@@ -40,12 +40,12 @@ class VSE(nn.Module):
             update += recipe.update_gate_bias
 
     def standardise(self, features: Float[Tensor, "image feature"]) -> None:
-        """Fix the mean and scale from the training images: each coordinate's root then has mean 0 and deviation 1."""
+        """Fix the mean and scale so that the roots of the training features have mean 0 and deviation 1."""
         self.mean = _root(features).mean(0)
         self.scale = 1 / _root(features).std(0).clamp(min=1e-6)
 
     def embed_images(self, phi: Float[Tensor, "image feature"]) -> Float[Tensor, "image dim"]:
-        """f(i), of length one where the recipe normalises images."""
+        """f(i), of unit length if the recipe normalises images."""
         if self.recipe.input == "standardised_roots":
             phi = (_root(phi) - self.mean) * self.scale
         f = self.W_f(phi)
@@ -55,18 +55,18 @@ class VSE(nn.Module):
     def embed_captions(
         self, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]
     ) -> Float[Tensor, "caption dim"]:
-        """g(c), of length one. `captions` are word ids padded at the end, `lengths` how many of them count."""
+        """g(c), of unit length. `captions` are word ids padded at the end, `lengths` their numbers of words."""
         g = normalize(last_hidden(self.psi, self.words, captions, lengths), dim=1)
         return g.abs() if self.recipe.absolute else g
 
     def similarity(
         self, images: Float[Tensor, "image dim"], captions: Float[Tensor, "caption dim"]
     ) -> Float[Tensor, "image caption"]:
-        """s(i, c) of every image and caption."""
-        measure = order_similarity if self.recipe.similarity == "order" else cosine_similarity
+        """s(i, c) of every image and caption: the inner product, or the order similarity."""
+        measure = order_similarity if self.recipe.similarity == "order" else dot_similarity
         return measure(images, captions)
 
 
 def _root(phi: Float[Tensor, "image feature"]) -> Float[Tensor, "image feature"]:
-    """The signed square root, which tames long tails (Perronnin, Sanchez, Mensink 2010, section 3.1)."""
+    """The signed square root, which shortens long tails (Perronnin, Sanchez, Mensink 2010, section 3.1)."""
     return phi.sign() * phi.abs().sqrt()

@@ -1,28 +1,29 @@
-"""The losses of VSE++ (Faghri et al., BMVC 2018, section 2), as the core computes them.
-
-Equation 5 is `sum_of_hinges` (VSE0) and equation 6 `max_of_hinges` (VSE++), over a matrix of similarities; each pair's
-similarity is equation 1's inner product, or Vendrov et al.'s order. `ranking_loss` is either of the two from the
-embeddings, and never holds the matrix of a large batch.
-"""
+"""The loss of VSE++. Equations 5 and 6 are in `capbench/kernels/ranking_loss/reference.py`."""
 
 from __future__ import annotations
 
-from capbench.kernels.ranking_loss import ranking_loss
-from capbench.kernels.ranking_loss.reference import (
-    Negatives,
-    cosine_similarity,
-    matched_pairs,
-    max_of_hinges,
-    order_similarity,
-    sum_of_hinges,
-)
+from jaxtyping import Float, Int
+from torch import Tensor
 
-__all__ = [
-    "Negatives",
-    "cosine_similarity",
-    "matched_pairs",
-    "max_of_hinges",
-    "order_similarity",
-    "ranking_loss",
-    "sum_of_hinges",
-]
+from capbench.kernels.ranking_loss import ranking_loss
+from capbench.kernels.ranking_loss.reference import LOSSES, SIMILARITIES, Loss, Similarity, excluded_pairs
+from reproductions.vsepp.recipe import VSERecipe
+
+
+def objective(
+    recipe: VSERecipe,
+    images: Float[Tensor, "pair dim"],
+    captions: Float[Tensor, "pair dim"],
+    image_ids: Int[Tensor, " pair"],
+    epoch: int,
+) -> Float[Tensor, ""]:
+    """Equation 6 (max of hinges) or 5 (sum of hinges), as the recipe says; equation 5 during its warm-up.
+
+    A recipe with `negatives` limits each query to that many (figure 2b), which takes the whole matrix.
+    """
+    loss: Loss = "sum_of_hinges" if epoch < recipe.warmup else recipe.loss
+    similarity: Similarity = "order" if recipe.similarity == "order" else "dot"
+    if recipe.negatives is None:
+        return ranking_loss(images, captions, image_ids, recipe.margin, loss, similarity)
+    S = SIMILARITIES[similarity](images, captions)  # noqa: N806 (the paper's letter)
+    return LOSSES[loss](S, excluded_pairs(image_ids, recipe.negatives), recipe.margin)

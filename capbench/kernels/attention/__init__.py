@@ -1,13 +1,9 @@
-"""One step of additive attention: where each hypothesis looks, and what it sees there.
+"""One step of additive attention: where each beam looks, and what it sees there.
 
-e_i = v^T tanh(k_i + q), alpha = softmax(e), context = sum_i alpha_i a_i over the locations i of an image, with the keys
-k_i = W_a a_i made once for all steps and the query q = W_h h of each hypothesis (Bahdanau, Cho, Bengio, ICLR 2015,
-appendix A.1.2; Xu et al., ICML 2015, equations 4 to 6 and 13). The CPU path is torch's own operations with the tanh in
-place; where nothing is kept for a gradient some images at a time, and outside half precision the tanh by way of a
-sigmoid. On a GPU Triton reads the keys and annotations of an image from memory once for all its beams, and keeps no
-[image, beam, location, attention]: the backward pass computes it again (triton.py). Forward and backward are
-deterministic: on a CPU for a given number of threads; on a GPU as far as cuBLAS is, which multiplies in the backward
-pass of the context.
+e_i = v^T tanh(k_i + q), alpha = softmax(e), context = sum_i alpha_i a_i over the locations i of an image, with keys
+k_i = W_a a_i made once for all steps, and a query q = W_h h for each beam (Bahdanau, Cho, Bengio, ICLR 2015, appendix
+A.1.2; Xu et al., ICML 2015, equations 4 to 6 and 13). Forward and backward are deterministic: on a CPU for a given
+number of threads; on a GPU as far as cuBLAS is, which multiplies in the backward pass of the context.
 """
 
 from __future__ import annotations
@@ -15,40 +11,67 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
+from capbench.kernels._arguments import Array, tensors
 from capbench.kernels._triton import runs_triton
 from capbench.kernels.attention import cpu
 
 
 def attention_step(
-    keys: Float[Tensor, "image location attention"],
-    annotations: Float[Tensor, "image location dim"],
-    query: Float[Tensor, "image beam attention"],
-    v: Float[Tensor, "*one attention"],
+    keys: Float[Array, "image location attention"],
+    annotations: Float[Array, "image location dim"],
+    query: Float[Array, "image beam attention"],
+    v: Float[Array, "*one attention"],
 ) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:
     """The context and the attention weights of every beam.
 
-    The weights are float32 (float64 for float64 keys) and sum to one over the locations; the context has the type of
-    the annotations, or on a CPU that of autocast. `v` may also be the [1, attention] weight of a linear layer itself,
-    which autocast converts once for all steps. Deterministic as the module says.
+    The weights are float32 (float64 for float64 keys); the context has the type of the annotations, or on a CPU that of
+    autocast. `v` may be the [1, attention] weight of a linear layer itself, which autocast converts once for all steps.
+    Raises CapbenchError for wrong types or shapes.
+
+    >>> import torch
+    >>> from capbench.kernels.attention import attention_step
+    >>> keys, annotations = torch.zeros(1, 4, 2), torch.tensor([[[0.0], [0.0], [4.0], [4.0]]])
+    >>> context, weights = attention_step(keys, annotations, query=torch.ones(1, 1, 2), v=torch.ones(2))
+    >>> context.tolist(), weights.tolist()
+    ([[[2.0]]], [[[0.25, 0.25, 0.25, 0.25]]])
     """
+    keys, query, v, annotations = _checked(keys, query, v, annotations=(annotations, "float image location dim"))
     if runs_triton(keys):
         from capbench.kernels.attention.triton import TritonContext, TritonScores
 
         context, weights = TritonContext.apply(TritonScores.apply(keys, query, v), annotations)
         return context, weights
-    weights = attention_weights(keys, query, v)
+    weights = cpu.attention_weights(keys, query, v)
     return weights.to(annotations.dtype) @ annotations, weights
 
 
 def attention_weights(
-    keys: Float[Tensor, "image location attention"],
-    query: Float[Tensor, "image beam attention"],
-    v: Float[Tensor, "*one attention"],
+    keys: Float[Array, "image location attention"],
+    query: Float[Array, "image beam attention"],
+    v: Float[Array, "*one attention"],
 ) -> Float[Tensor, "image beam location"]:
-    """The attention weights of `attention_step` alone."""
+    """The attention weights of `attention_step` alone.
+
+    >>> import torch
+    >>> from capbench.kernels.attention import attention_weights
+    >>> attention_weights(torch.tensor([[[0.0], [0.0]]]), torch.zeros(1, 1, 1), torch.ones(1)).tolist()
+    [[[0.5, 0.5]]]
+    """
+    keys, query, v = _checked(keys, query, v)
     if runs_triton(keys):
         from capbench.kernels.attention.triton import TritonScores
 
         scores: Tensor = TritonScores.apply(keys, query, v)
         return scores.softmax(-1)
     return cpu.attention_weights(keys, query, v)
+
+
+def _checked(keys: Array, query: Array, v: Array, **more: tuple[Array, str]) -> tuple[Tensor, ...]:
+    checked = tensors(
+        keys=(keys, "float image location+ attention+"), query=(query, "float image beam attention"),
+        v=(v, "float one attention" if v.ndim == 2 else "float attention"), **more,
+    )  # fmt: skip
+    if v.ndim == 2 and len(v) != 1:
+        raise CapbenchError(f"v is {list(v.shape)}, not [attention] or [1, attention]")
+    return checked

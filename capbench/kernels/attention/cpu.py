@@ -1,4 +1,4 @@
-"""The attention weights by torch's own operations, some images at a time where nothing is kept for a gradient."""
+"""The attention weights by torch's own operations; without a gradient, a block of images at a time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch.nn.functional import linear
 
 from capbench.kernels._scratch import scratch
 
-ELEMENTS_AT_ONCE = 2**23  # of [image, beam, location, attention] where no gradient is asked for: 32 MiB in float32
-ELEMENTS_IN_CACHE = 2**20  # of the same outside of half precision: 4 MiB in float32
+ELEMENTS_AT_ONCE = 2**23  # of [image, beam, location, attention] without a gradient: 32 MiB in float32
+ELEMENTS_IN_CACHE = 2**20  # of the same in float32 and float64: 4 MiB in float32
 EXACT = (torch.float32, torch.float64)
 
 
 def attention_weights(keys: Tensor, query: Tensor, v: Tensor) -> Tensor:
-    """`capbench.kernels.attention.attention_weights`, on any device."""
+    """`capbench.kernels.attention.attention_weights`, unchecked, on any device."""
     if torch.is_grad_enabled():
         e = _scores(keys, query, v)
     elif _whole(keys, query, v):
@@ -30,18 +30,18 @@ def _scores(keys: Tensor, query: Tensor, v: Tensor) -> Tensor:
 
 
 def _shifted_scores(keys: Tensor, query: Tensor, v: Tensor) -> Tensor:
-    """Scores less sum(v), which the softmax does not see: tanh(x) = 2 sigmoid(2x) - 1, and torch's sigmoid takes a
-    sixth of the time of its tanh. Some images at a time in one place that stays in the cache."""
+    """Scores up to a constant, -sum(v), which the softmax removes: tanh(x) = 2 sigmoid(2x) - 1, and torch's sigmoid
+    takes a sixth of the time of its tanh. Blocks of images share memory that stays in the cache."""
     beam, (_, *each) = query.shape[1], keys.shape
     step = max(1, ELEMENTS_IN_CACHE // max(1, beam * keys[0].numel()))
-    parts = []
+    scores = []
     for k, q in zip(keys[:, None].split(step), (2 * query[:, :, None]).split(step), strict=True):
         seen = torch.add(q, k, alpha=2, out=scratch("attention", (len(k), beam, *each), keys))
-        parts.append(linear(seen.sigmoid_(), 2 * v).squeeze(-1))
-    return torch.cat(parts)
+        scores.append(linear(seen.sigmoid_(), 2 * v).squeeze(-1))
+    return torch.cat(scores)
 
 
 def _whole(keys: Tensor, query: Tensor, v: Tensor) -> bool:
-    """Whether no half precision is near, which would round the shift."""
+    """Whether nothing is in half precision, which would round the constant."""
     alike = all(x.dtype is keys.dtype and x.dtype in EXACT for x in (keys, query, v))
     return alike and keys.numel() > 0 and not torch.is_autocast_enabled(keys.device.type)

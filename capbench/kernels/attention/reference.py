@@ -13,7 +13,7 @@ def reference_attention_step(
     query: Float[Tensor, "image beam attention"],
     v: Float[Tensor, "*one attention"],
 ) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:
-    """The same as its equations: the oracle."""
+    """The context and the weights: e_i = v^T tanh(k_i + q), alpha = softmax(e), context = sum_i alpha_i a_i."""
     e = torch.einsum("kbia,a->kbi", torch.tanh(keys[:, None] + query[:, :, None]), v.flatten())
     alpha = e.softmax(-1)
     return torch.einsum("kbi,kid->kbd", alpha, annotations), alpha

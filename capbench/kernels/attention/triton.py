@@ -1,7 +1,8 @@
-"""Additive attention in Triton: the scores of a block of locations, then softmax and context of a block of coordinates.
+"""Additive attention in Triton: scores by blocks of locations, then softmax and context by blocks of coordinates.
 
-Keys and annotations are read in two launches of many small programs, since one an image would leave most of a GPU idle.
-No sum is atomic: what several programs add to is kept in parts, and the parts are summed in their order.
+Two launches of many small programs read keys and annotations; a program an image would leave most of a GPU idle. The
+backward pass recomputes tanh(k + q) instead of keeping it. No sum is atomic: programs write partial sums, which are
+then added in order.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from capbench.kernels._triton import interpreted
 
-# ruff: noqa: N803 - what a kernel is compiled for stands in capitals
+# ruff: noqa: N803 - compile-time constants are capitals
 
 LOCATIONS, COORDINATES = 32, 64  # a program's block
-SOFTMAX = 256  # locations, at most, of which a softmax takes the sum at once
-BEAMS = 16  # the fewest rows that a matrix product takes
+SOFTMAX = 256  # locations, at most, that the softmax sums at once
+BEAMS = 16  # the fewest rows of a matrix product
 
 
 class TritonScores(torch.autograd.Function):
@@ -93,8 +94,14 @@ def _tanh(x):
 
 @triton.jit
 @no_type_check
-def _scores(keys, query, v, scores, beams, locations, dim, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr):
-    """v^T tanh(k_i + q) for a block of locations; beams after the first find the keys in the cache."""
+def _scores(
+    keys,  # [image, location, attention]
+    query,  # [image, beam, attention]
+    v,  # [attention]
+    scores,  # [image, beam, location] float32, out
+    beams, locations, dim, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr,
+):  # fmt: skip
+    """v^T tanh(k_i + q) for a block of locations; after the first beam the keys come from the cache."""
     image = tl.program_id(0).to(tl.int64)
     location = tl.program_id(1) * LOCATIONS + tl.arange(0, LOCATIONS)
     for beam in range(beams):
@@ -112,8 +119,14 @@ def _scores(keys, query, v, scores, beams, locations, dim, LOCATIONS: tl.constex
 @triton.jit
 @no_type_check
 def _d_scores(
-    keys, query, v, gradient, d_keys, d_query, d_v, beams, locations, dim,
-    LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr,
+    keys,  # [image, location, attention]
+    query,  # [image, beam, attention]
+    v,  # [attention]
+    gradient,  # [image, beam, location] float32
+    d_keys,  # [image, location, attention], out
+    d_query,  # [image, block of locations, beam, attention] float32, out: partial sums
+    d_v,  # [image, block of locations, attention] float32, out: partial sums
+    beams, locations, dim, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr,
 ):  # fmt: skip
     """With t = tanh(k_i + q): v (1 - t^2) de for the keys, its sum over the block for the query, and t de for v."""
     image, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
@@ -140,8 +153,11 @@ def _d_scores(
 @triton.jit
 @no_type_check
 def _context(
-    scores, annotations, weights, context, beams, locations, dim,
-    BEAMS: tl.constexpr, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr, SPAN: tl.constexpr,
+    scores,  # [image, beam, location] float32
+    annotations,  # [image, location, dim]
+    weights,  # [image, beam, location] float32, out
+    context,  # [image, beam, dim], out
+    beams, locations, dim, BEAMS: tl.constexpr, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr, SPAN: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     """alpha = softmax(e), and sum_i alpha_i a_i for a block of coordinates; the first such block stores alpha."""

@@ -1,9 +1,9 @@
-"""The best labels of a chain whose neighbours like to agree: exact, for many chains at once.
+"""Viterbi decoding of chains in which equal neighbours are rewarded: exact, many chains at once.
 
-E(a) = sum_j score[j, a_j] + beta sum_j [a_j = a_{j+1}], maximised over the labels a (Karpathy & Fei-Fei, CVPR 2015,
-equations 10 to 12, with the sign of a reward). Since only agreement counts, the best way to a label comes either from
-the same label or from the best one of all, and a step costs as much as there are labels, not their square. A GPU runs
-the whole program in one launch (triton.py), with the same operations and so the same result.
+E(a) = sum_j score[j, a_j] + beta sum_j [a_j = a_{j+1}] is maximised over the labels a (Karpathy & Fei-Fei, CVPR 2015,
+equations 10 to 12, with the sign of a reward). The best path to a label comes from the same label or from the best
+label of all, so a step costs O(labels). On a GPU one launch runs the whole program with the same operations, and gives
+the same result.
 """
 
 from __future__ import annotations
@@ -13,35 +13,41 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
+from capbench.kernels._arguments import Array, tensors
 from capbench.kernels._triton import runs_triton
-from capbench.kernels.chain.cpu import viterbi
+from capbench.kernels.chain import cpu
 
 
-def chain_labels(
-    scores: Float[Tensor, "chain place label"], lengths: Int[Tensor, " chain"], beta: float
+def viterbi_decode(
+    scores: Float[Array, "chain place label"], lengths: Int[Array, " chain"], beta: float
 ) -> tuple[Int[Tensor, "chain place"], Float[Tensor, " chain"]]:
-    """The labels of every chain and the energy E that they reach.
+    """The best labels of every chain, and their energy E.
 
-    `lengths` says how many places of a chain count; labels beyond are -1, and a chain without a place has energy 0.
-    `beta` = 0 takes the best label of each place alone; a large one gives all the same label. Of equals, staying with
-    the next label wins, then the lower label. Deterministic, and the same on a CPU and a GPU; half precision is
-    computed in float32. While a graph is captured, lengths on the GPU and NaN go unchecked. Raises CapbenchError when
-    `beta` is negative or not finite, for a length outside the chain, or for NaN.
+    `lengths` counts the places of each chain; labels beyond are -1, and an empty chain has energy 0. Ties go to the
+    label of the next place, then to the lower label. Deterministic, and equal on a CPU and a GPU; half precision is
+    computed in float32. During graph capture, lengths on the GPU and NaN are not checked.
+    Raises CapbenchError for wrong types or shapes, a length outside the chain, NaN, or a beta that is negative or not
+    finite.
+
+    >>> import numpy as np
+    >>> from capbench.kernels.chain import viterbi_decode
+    >>> scores = np.array([[[1.0, 0.0], [0.0, 0.4], [1.0, 0.0]]])
+    >>> [viterbi_decode(scores, np.array([3]), beta)[0].tolist() for beta in (0.0, 0.5)]
+    [[[0, 1, 0]], [[0, 0, 0]]]
     """
-    chains, places, labels = scores.shape
+    scores, lengths = tensors(scores=(scores, "float chain place label+"), lengths=(lengths, "int chain"))
+    chains, places, _ = scores.shape
     if not 0 <= beta < float("inf"):
-        raise CapbenchError(f"beta must be a finite number from 0 on, and is {beta}")
-    if labels == 0:
-        raise CapbenchError("there is no label to choose from")
+        raise CapbenchError(f"beta must be finite and not negative, and is {beta}")
     capturing = scores.is_cuda and torch.cuda.is_current_stream_capturing()
     if chains and not (capturing and lengths.is_cuda) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= places:
-        raise CapbenchError(f"lengths must lie in 0..{places}, the places that each chain has")
+        raise CapbenchError(f"lengths must lie in 0..{places}, the places of a chain")
     lengths, scores = lengths.to(scores.device), scores.to(torch.promote_types(scores.dtype, torch.float32))
     if runs_triton(scores):
-        from capbench.kernels.chain.triton import viterbi as program
+        from capbench.kernels.chain.triton import viterbi_decode as program
     else:
-        program = viterbi
-    found, energy = program(scores, lengths, beta)
+        program = cpu.viterbi_decode
+    labels, energy = program(scores, lengths, beta)
     if not capturing and bool(energy.isnan().any()):
         raise CapbenchError("the scores hold NaN: has the model diverged?")
-    return found, energy
+    return labels, energy

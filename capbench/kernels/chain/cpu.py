@@ -1,4 +1,4 @@
-"""The best labels of a chain place by place, for all chains at once: the CPU program."""
+"""Viterbi decoding place by place, for all chains at once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 
-def viterbi(scores: Tensor, lengths: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """`chain_labels`, unchecked, place by place on any device: the CPU program."""
+def viterbi_decode(scores: Tensor, lengths: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """`capbench.kernels.chain.viterbi_decode`, unchecked, on any device."""
     chains, places, labels = scores.shape
-    best = scores.new_zeros(chains, labels)  # of all ways that end in each label at the place before
+    best = scores.new_zeros(chains, labels)  # of all paths that end in each label at the place before
     came_from = []
     for place in range(places):
         top, at = _first_best(best)
@@ -19,16 +19,16 @@ def viterbi(scores: Tensor, lengths: Tensor, beta: float) -> tuple[Tensor, Tenso
         ahead = torch.where(leave, top[:, None], stay) if place else best
         best = torch.where((lengths > place)[:, None], ahead + scores[:, place], best)
     energy, label = _first_best(best)
-    found = torch.full((chains, places), -1, dtype=torch.int64, device=scores.device)
+    path = torch.full((chains, places), -1, dtype=torch.int64, device=scores.device)
     for place in range(places - 1, -1, -1):
         inside = lengths > place
-        found[:, place] = torch.where(inside, label, -1)
+        path[:, place] = torch.where(inside, label, -1)
         before = came_from[place].gather(1, label[:, None])[:, 0]
         label = torch.where(inside, before, label)
-    return found, torch.where(lengths > 0, energy, 0.0)
+    return path, torch.where(lengths > 0, energy, 0.0)
 
 
 def _first_best(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of each row and where it first stands."""
+    """The largest value of each row, and its first position."""
     top = values.amax(1)
     return top, (values == top[:, None]).int().argmax(1)

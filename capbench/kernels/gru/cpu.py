@@ -1,4 +1,4 @@
-"""The last hidden state by a tree of the distinct prefixes of a batch."""
+"""The last hidden state, computed once for each distinct prefix of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from capbench.base.processor import computes_bf16
 from capbench.kernels.gru.reference import Embedding
 
-PACK_FROM = 2**19  # elements; a smaller weight costs more to hand to oneDNN than the product takes
+PACK_FROM = 2**19  # elements; to pack a smaller weight for oneDNN costs more than the product
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -26,7 +26,7 @@ def prefix_tree_last_hidden(
     captions: Int[Tensor, "caption length"],
     lengths: Int[Tensor, " caption"],
 ) -> Float[Tensor, "caption hidden"]:
-    """The same, computed once for each distinct prefix of the batch."""
+    """`capbench.kernels.gru.last_hidden`, unchecked, on the CPU."""
     tree = PrefixTree.of(captions.numpy(), lengths.numpy())
     input_weight, recurrent, input_bias, bias = (getattr(gru, f"{name}_l0") for name in PARAMETERS)
     projected = linear(embedding(tree.vocabulary), input_weight, input_bias)
@@ -36,31 +36,27 @@ def prefix_tree_last_hidden(
 
 @dataclass(frozen=True)
 class Level:
-    """The nodes of one depth: where they lie, their words, and which row of the distinct parents each follows."""
+    """The nodes of one depth."""
 
-    nodes: slice
+    nodes: slice  # their rows among all nodes
     word: Tensor  # [node], into the vocabulary of the tree
     parent: Tensor  # [parent], the distinct parents as rows among all nodes
-    follows: Tensor | None  # [node], into `parent`; None where each node has a parent of its own
+    follows: Tensor | None  # [node], into `parent`; None where no two nodes share a parent
 
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """The distinct prefixes of a batch of captions, shallow before deep.
+    """The distinct prefixes of a batch of captions, shallow before deep."""
 
-    word, parent: [node]; last: [caption], the node that ends each caption; bounds: the first node of each depth, and
-    the end.
-    """
-
-    vocabulary: Tensor
-    word: np.ndarray
-    parent: np.ndarray
-    last: np.ndarray
-    bounds: tuple[int, ...]
+    vocabulary: Tensor  # [word], the distinct words
+    word: np.ndarray  # [node], into the vocabulary
+    parent: np.ndarray  # [node], -1 for the first words
+    last: np.ndarray  # [caption], the node that ends it
+    bounds: tuple[int, ...]  # the first node of each depth, and the number of nodes
 
     @classmethod
     def of(cls, captions: np.ndarray, lengths: np.ndarray) -> PrefixTree:
-        """The tree of `captions` [caption, length], of which the first `lengths` [caption] words count."""
+        """The tree of `captions` [caption, length] with `lengths` [caption]."""
         count, longest = len(lengths), int(lengths.max())
         present = np.arange(longest) < lengths[:, None]
         vocabulary, compact = np.unique(np.where(present, captions[:, :longest], captions[0, 0]), return_inverse=True)
@@ -92,7 +88,7 @@ class PrefixTree:
         return tuple(levels)
 
     def ending_in(self, captions: np.ndarray) -> tuple[PrefixTree, np.ndarray]:
-        """The part of the tree that leads to `captions` [chosen], and its nodes as rows of this tree."""
+        """The subtree that leads to `captions` [chosen], and its nodes as rows of this tree."""
         kept = np.zeros(len(self.word), bool)
         kept[self.last[captions]] = True
         for start, stop in reversed(list(zip(self.bounds[1:], self.bounds[2:], strict=False))):
@@ -100,14 +96,14 @@ class PrefixTree:
         rows = np.flatnonzero(kept)
         place = np.cumsum(kept) - 1
         parent = self.parent[rows]
-        part = PrefixTree(
+        subtree = PrefixTree(
             self.vocabulary,
             self.word[rows],
             np.where(parent < 0, -1, place[parent]),
             place[self.last[captions]],
             tuple(int(n) for n in np.searchsorted(rows, self.bounds)),
         )
-        return part, rows
+        return subtree, rows
 
 
 class _TreeGRU(torch.autograd.Function):
@@ -145,7 +141,7 @@ class _TreeGRU(torch.autograd.Function):
             chosen = torch.from_numpy(rows)
             states, gates, reset_part, gradient = states[chosen], gates[chosen], reset_part[chosen], gradient[active]
         hidden = recurrent.shape[1]
-        multiply = _times(recurrent.t(), ctx.compute)  # as torch's own layers: in the forward's type
+        multiply = _times(recurrent.t(), ctx.compute)  # in the type of the forward pass, as in torch's layers
         d_projected = gradient.new_zeros(ctx.words, 3 * hidden)
         d_state = torch.zeros_like(states).index_add_(0, torch.from_numpy(tree.last), gradient)
         d_product = [gradient.new_zeros(0, 3 * hidden)]  # of each distinct parent, deep before shallow
@@ -164,7 +160,7 @@ class _TreeGRU(torch.autograd.Function):
             dz.mul_(z).mul_(1 - z)
             torch.mul(dn, reset_part[level.nodes], out=dr).mul_(r).mul_(1 - r)
             d_projected.index_add_(0, level.word, d_gate)
-            dn.mul_(r)  # from here on d_gate is the gradient of the recurrent product
+            dn.mul_(r)  # now d_gate is the gradient of the recurrent product
             d_bias += d_gate.sum(0)
             if parents is not None:
                 d_gate = _gather(d_gate, level)
@@ -207,7 +203,7 @@ def _times(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN packs weights of this type here: bf16 where it has convolutions in it, float16 nowhere."""
+    """Whether oneDNN packs weights of this type here: bf16 only where it convolves in bf16, float16 never."""
     supported = dtype is torch.float32 or (
         dtype is torch.bfloat16 and computes_bf16(torch.device("cpu"), "convolution")
     )

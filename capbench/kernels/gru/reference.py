@@ -17,7 +17,7 @@ def reference_last_hidden(
     captions: Int[Tensor, "caption length"],
     lengths: Int[Tensor, " caption"],
 ) -> Float[Tensor, "caption hidden"]:
-    """The same through torch's packed sequences: cuDNN on a GPU, the oracle everywhere."""
+    """The state after the last word of each caption, by cuDNN on a GPU."""
     packed = pack_padded_sequence(embedding(captions), lengths, batch_first=True, enforce_sorted=False)
     _, hidden = gru(packed)
     return hidden[0]

@@ -1,32 +1,40 @@
-"""The log probability of one word in each row of scores, which is what cross entropy and likelihood are made of.
+"""The log probability of one word in each row of scores, for cross entropy and likelihoods.
 
-log p(t) = x_t - log sum_w exp(x_w), with the gradient (1[w = t] - p_w) by x_w. Neither the log probabilities nor the
-probabilities of a whole vocabulary are kept: the backward pass makes the gradient from the scores and writes it over
-them. On a CPU some rows at a time lie in the cache; on a GPU Triton reads the scores once a pass.
+log p(t) = x_t - log sum_w exp(x_w), with the gradient [w = t] - p_w by x_w. Nothing of the size of the scores is kept:
+the backward pass recomputes the probabilities and writes the gradient over the scores. A CPU takes the rows that fit
+its cache at a time; a GPU reads the scores once a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
+from capbench.kernels._arguments import Array, tensors
 from capbench.kernels._triton import runs_triton
-from capbench.kernels.log_prob.reference import wide
-
-ELEMENTS_AT_ONCE = 2**19  # 2 MiB in float32
+from capbench.kernels.log_prob import cpu
 
 
-def target_log_probs(scores: Float[Tensor, "word vocabulary"], target: Int[Tensor, " word"]) -> Float[Tensor, " word"]:
-    """log p of each row's target, in float32 (float64 for float64 scores), whatever autocast says.
+def target_log_probs(scores: Float[Array, "word vocabulary"], target: Int[Array, " word"]) -> Float[Tensor, " word"]:
+    """log p of each row's target, in float32 (float64 for float64 scores), under autocast too.
 
-    **The backward pass overwrites `scores` with their gradient**, and so whatever shares their memory, unless they are
-    a leaf; autograd raises where another operation still needs them. The targets must lie in the vocabulary, which is
-    not checked on a GPU. Deterministic.
+    **The backward pass overwrites `scores`, and all that shares their memory, with the gradient**, unless they are a
+    leaf; autograd raises where another operation still needs them. Deterministic.
+    Raises CapbenchError for wrong types or shapes, and for a target outside the vocabulary (not checked on a GPU).
+
+    >>> import torch
+    >>> from capbench.kernels.log_prob import target_log_probs
+    >>> target_log_probs(torch.tensor([[1.0, 1.0], [0.0, 50.0]]), torch.tensor([0, 1])).exp().tolist()
+    [0.5, 1.0]
     """
+    scores, target = tensors(scores=(scores, "float word vocabulary+"), target=(target, "int word"))
+    if not target.is_cuda and len(target) and not 0 <= int(target.min()) <= int(target.max()) < scores.shape[1]:
+        raise CapbenchError(f"target must lie in 0..{scores.shape[1] - 1}, the words of the scores")
     log_probs: Tensor = _TargetLogProbs.apply(scores, target)
     return log_probs
 
@@ -34,40 +42,25 @@ def target_log_probs(scores: Float[Tensor, "word vocabulary"], target: Int[Tenso
 class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, target: Tensor) -> Tensor:
-        owner = scores._base if scores._is_view() else scores
-        ctx.kept = owner is None or owner.is_leaf
+        base = scores._base if scores._is_view() else scores
+        ctx.keeps_scores = base is None or base.is_leaf
         scores = scores.contiguous()
-        if runs_triton(scores):
-            from capbench.kernels.log_prob import triton as log_prob_triton
-
-            log_probs, log_sum = log_prob_triton.forward(scores, target)
-            ctx.save_for_backward(scores, target, log_sum)
-            return log_probs
-        log_probs = scores.new_empty(len(scores), dtype=wide(scores))
-        for part in _parts(scores):
-            log_p = scores[part].to(log_probs.dtype).log_softmax(1)
-            log_probs[part] = log_p.gather(1, target[part, None])[:, 0]
-        ctx.save_for_backward(scores, target)
+        log_probs, *saved = _path(scores).forward(scores, target)
+        ctx.save_for_backward(scores, target, *saved)
         return log_probs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scores, target, *by_triton = ctx.saved_tensors
-        result = torch.empty_like(scores) if ctx.kept else scores
-        if by_triton:
-            from capbench.kernels.log_prob import triton as log_prob_triton
-
-            log_prob_triton.backward(scores, target, by_triton[0], gradient, result)
-            torch.autograd.graph.increment_version(result)
-            return result.detach(), None
-        for part in _parts(scores):
-            p = scores[part].to(gradient.dtype).softmax(1)
-            of_row = gradient[part, None]
-            result[part] = p.mul_(-of_row).scatter_add_(1, target[part, None], of_row)
+        scores, target, *saved = ctx.saved_tensors
+        result = torch.empty_like(scores) if ctx.keeps_scores else scores
+        _path(scores).backward(scores, target, *saved, gradient, result)
         return result.detach(), None
 
 
-def _parts(scores: Tensor) -> Iterator[slice]:
-    rows = max(1, ELEMENTS_AT_ONCE // max(1, scores.shape[1]))
-    yield from (slice(start, start + rows) for start in range(0, len(scores), rows))
+def _path(scores: Tensor) -> ModuleType:
+    if runs_triton(scores):
+        from capbench.kernels.log_prob import triton
+
+        return triton
+    return cpu

@@ -1,4 +1,4 @@
-"""Log probabilities of target words in Triton: a program a row forward, and a block of a row backward."""
+"""Log probabilities of target words in Triton: a program for a row forward, for a block of a row backward."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# ruff: noqa: N803 - what a kernel is compiled for stands in capitals
+# ruff: noqa: N803 - compile-time constants are capitals
 
 WIDEST = 4096  # words at once
 
 
 def forward(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """log p of each target [word], and the log of the sum of exponentials [word], of contiguous scores."""
+    """log p of each target [word], and log sum_w exp(x_w) [word], of contiguous scores [word, vocabulary]."""
     words, vocabulary = scores.shape
     log_probs, log_sum = (torch.empty(words, device=scores.device) for _ in range(2))
     if words:
@@ -33,11 +33,18 @@ def backward(scores: Tensor, target: Tensor, log_sum: Tensor, gradient: Tensor, 
         _backward[grid](
             scores, target.contiguous(), log_sum, gradient.contiguous(), result, vocabulary, WIDTH=width, num_warps=8
         )
+    torch.autograd.graph.increment_version(result)  # which autograd does not see the kernel write to
 
 
 @triton.jit
 @no_type_check
-def _forward(scores, target, log_probs, log_sum, vocabulary, WIDTH: tl.constexpr):
+def _forward(
+    scores,  # [word, vocabulary]
+    target,  # [word] int64
+    log_probs,  # [word] float32, out
+    log_sum,  # [word] float32, out
+    vocabulary, WIDTH: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     scores += row * vocabulary
     place = tl.arange(0, WIDTH)
@@ -50,19 +57,26 @@ def _forward(scores, target, log_probs, log_sum, vocabulary, WIDTH: tl.constexpr
     for start in range(0, vocabulary, WIDTH):
         x = tl.load(scores + start + place, mask=start + place < vocabulary, other=float("-inf"))
         total += tl.exp(x.to(tl.float32) - most)
-    found = most + tl.log(tl.sum(total, 0))
-    own = tl.load(scores + tl.load(target + row)).to(tl.float32)
-    tl.store(log_sum + row, found)
-    tl.store(log_probs + row, own - found)
+    log_total = most + tl.log(tl.sum(total, 0))
+    score = tl.load(scores + tl.load(target + row)).to(tl.float32)
+    tl.store(log_sum + row, log_total)
+    tl.store(log_probs + row, score - log_total)
 
 
 @triton.jit
 @no_type_check
-def _backward(scores, target, log_sum, gradient, result, vocabulary, WIDTH: tl.constexpr):
+def _backward(
+    scores,  # [word, vocabulary]
+    target,  # [word] int64
+    log_sum,  # [word] float32
+    gradient,  # [word] float32, of the log probabilities
+    result,  # [word, vocabulary], out; may be `scores`
+    vocabulary, WIDTH: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     there = place < vocabulary
     at = row * vocabulary + place
     p = tl.exp(tl.load(scores + at, mask=there, other=0.0).to(tl.float32) - tl.load(log_sum + row))
-    one = (place == tl.load(target + row)).to(tl.float32)
-    tl.store(result + at, (one - p) * tl.load(gradient + row), mask=there)
+    is_target = (place == tl.load(target + row)).to(tl.float32)
+    tl.store(result + at, (is_target - p) * tl.load(gradient + row), mask=there)

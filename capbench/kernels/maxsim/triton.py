@@ -1,14 +1,14 @@
-"""maxsim in Triton: the regions of an image pass one after the other, so that their maximum is taken in registers.
+"""maxsim in Triton: the regions of an image pass in turn, and their maximum stays in registers.
 
-A program holds a block of images and a block of words. For each region in turn it multiplies that region of all its
-images with its words and folds the product into the running maximum (or sum), so that no number of regions needs
-padding and no product leaves the chip. What is kept for the backward pass is the winning region of each image and word,
-or one bit a region under the sum. The words of all captions stand in a row: `rows` [word] says where each lies among
-the padded ones, `offsets` [caption + 1] where each caption starts, both made on the device, so that nothing waits.
-Every sum has one order, and nothing is added atomically: forward and backward are deterministic.
+A program holds a block of images and a block of words. It multiplies each region of its images with its words and folds
+the product into the running maximum (or sum): regions need no padding, and no product leaves the chip. The backward
+pass gets the best region of each image and word, or a bit for each region under the sum. The words of all captions
+stand in a row without padding: `rows` says where each lies among the padded words, `offsets` where each caption starts;
+both are made on the device, so that nothing waits. Every sum has one order, without atomics: forward and backward are
+deterministic.
 """
 
-# ruff: noqa: N803 - what a kernel is compiled for stands in capitals
+# ruff: noqa: N803 - compile-time constants are capitals
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from torch import Tensor
 
 from capbench.kernels._triton import interpreted
 
-LARGE_FROM = 128  # programs; with fewer large blocks than this a GPU has idle processors, and small blocks are quicker
+LARGE_FROM = 128  # programs; below, large blocks leave processors of a GPU idle
 WINNERS, BITS = torch.int16, torch.int32
 
 
 class Blocks(NamedTuple):
-    """Images, words and coordinates that a program holds, how many coordinates a product takes at once, and warps."""
+    """What a program holds."""
 
     images: int
     words: int
-    coordinates: int
-    at_once: int
+    coordinates: int  # of a gradient
+    at_once: int  # coordinates of one product
     warps: int
 
 
@@ -109,7 +109,7 @@ def _blocks(images: int, words: int, dtype: torch.dtype) -> Blocks:
 @triton.jit
 @no_type_check
 def _multiply(left, right, result, WIDEN: tl.constexpr):
-    """result + left right, with about the precision of float32 where both have it. The interpreter lacks bfloat16."""
+    """result + left right, float32 at about its precision. WIDEN serves the interpreter, which lacks bfloat16."""
     if WIDEN:
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, right, result, input_precision="tf32x3")
@@ -117,8 +117,13 @@ def _multiply(left, right, result, WIDEN: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _place_words(lengths, rows, offsets, room, BLOCK: tl.constexpr):
-    """Where the words of one caption go: after those of all captions before it."""
+def _place_words(
+    lengths,  # [caption] int32
+    rows,  # [caption * room] int32, out: the place of each word among the padded ones; only the words present
+    offsets,  # [caption + 1] int32, out: the first word of each caption, and the number of words
+    room, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Puts the words of one caption behind those of all captions before it."""
     caption = tl.program_id(0)
     counts = tl.zeros([BLOCK], tl.int32)
     for start in range(0, caption, BLOCK):
@@ -136,9 +141,14 @@ def _place_words(lengths, rows, offsets, room, BLOCK: tl.constexpr):
 @triton.jit
 @no_type_check
 def _fold_regions(
-    regions, words, rows, total, best, saved, images, count, dim, planes,
-    LARGEST: tl.constexpr, SAVE: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr, AT_ONCE: tl.constexpr,
-    WIDEN: tl.constexpr,
+    regions,  # [image, region, dim]
+    words,  # [caption * room, dim]
+    rows,  # [word] int32
+    total,  # [1] int32, the number of words
+    best,  # [word, image] float32, out
+    saved,  # [word, image] int16, out: the best region; without LARGEST, bits: [word, plane, image] int32
+    images, count, dim, planes, LARGEST: tl.constexpr, SAVE: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+    AT_ONCE: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """max_i v_i . s_t or sum_i max(0, v_i . s_t) of a block of words and images, and the regions with a gradient."""
     blocks = tl.cdiv(images, IMAGES)
@@ -166,7 +176,7 @@ def _fold_regions(
             )
             product = _multiply(s, v, product, WIDEN)
         if LARGEST:
-            better = (product > folded) | (product != product)  # the first of equals; NaN stays
+            better = (product > folded) | (product != product)  # the first of ties; NaN stays
             folded = tl.where(better, product, folded)
             kept = tl.where(better, i, kept)
         else:
@@ -183,7 +193,12 @@ def _fold_regions(
 
 @triton.jit
 @no_type_check
-def _sum_words(best, offsets, similarity, images, IMAGES: tl.constexpr):
+def _sum_words(
+    best,  # [word, image] float32
+    offsets,  # [caption + 1] int32
+    similarity,  # [caption, image] float32, out
+    images, IMAGES: tl.constexpr,
+):  # fmt: skip
     """The sum over the words of one caption, in their order."""
     caption = tl.program_id(0)
     image = tl.program_id(1) * IMAGES + tl.arange(0, IMAGES)
@@ -197,9 +212,14 @@ def _sum_words(best, offsets, similarity, images, IMAGES: tl.constexpr):
 @triton.jit
 @no_type_check
 def _d_words(
-    regions, rows, total, saved, gradient, d_words, images, count, dim, room, planes,
-    LARGEST: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr, COORDINATES: tl.constexpr,
-    WIDEN: tl.constexpr,
+    regions,  # [image, region, dim]
+    rows,  # [word] int32
+    total,  # [1] int32, the number of words
+    saved,  # [word, image] int16, or [word, plane, image] int32: see `_fold_regions`
+    gradient,  # [caption, image] float32
+    d_words,  # [caption * room, dim], out
+    images, count, dim, room, planes, LARGEST: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+    COORDINATES: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """sum_k sum_i g[k, caption of t] v_ki over the regions that won or were positive, for a block of words."""
     place = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
@@ -235,9 +255,14 @@ def _d_words(
 @triton.jit
 @no_type_check
 def _d_regions(
-    words, rows, total, saved, gradient, d_regions, images, count, dim, room, planes,
-    LARGEST: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr, COORDINATES: tl.constexpr,
-    WIDEN: tl.constexpr,
+    words,  # [caption * room, dim]
+    rows,  # [word] int32
+    total,  # [1] int32, the number of words
+    saved,  # [word, image] int16, or [word, plane, image] int32: see `_fold_regions`
+    gradient,  # [caption, image] float32
+    d_regions,  # [image, region, dim], out
+    images, count, dim, room, planes, LARGEST: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
+    COORDINATES: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """sum_t g[k, caption of t] s_t over the words that region i won or was positive for, for a block of images k."""
     image = tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)

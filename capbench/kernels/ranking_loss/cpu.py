@@ -1,4 +1,4 @@
-"""The hinge ranking losses without Triton: the whole matrix of a small batch, blocks of rows of a larger one."""
+"""The ranking losses on a CPU: the whole matrix of a small batch, blocks of rows of a larger one."""
 
 from __future__ import annotations
 
@@ -6,50 +6,51 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
+from capbench.kernels._slices import slices
 from capbench.kernels.ranking_loss.reference import (
     ELEMENTS_AT_ONCE,
-    MEASURES,
-    Negatives,
+    SIMILARITIES,
+    Loss,
     Similarity,
-    cosine_similarity,
-    matched_pairs,
+    dot_similarity,
+    excluded_pairs,
     reference_ranking_loss,
     widened,
 )
 
 DENSE_UP_TO = {  # pairs; beyond, blocks save memory and time
-    ("hardest", "cosine"): 640, ("sum", "cosine"): 1024, ("hardest", "order"): 128, ("sum", "order"): 128,
+    ("max_of_hinges", "dot"): 640, ("sum_of_hinges", "dot"): 1024,
+    ("max_of_hinges", "order"): 128, ("sum_of_hinges", "order"): 128,
 }  # fmt: skip
 
 
 def ranking_loss(
-    images: Tensor, captions: Tensor, owner: Tensor, margin: float, negatives: Negatives, similarity: Similarity
+    images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, loss: Loss, similarity: Similarity
 ) -> Tensor:
     """`capbench.kernels.ranking_loss.ranking_loss`, unchecked, on any device."""
-    small = len(images) <= DENSE_UP_TO[negatives, similarity]
+    small = len(images) <= DENSE_UP_TO[loss, similarity]
     with torch.autocast(images.device.type, enabled=False):
         if small and similarity == "order":
-            return reference_ranking_loss(images, captions, owner, margin, negatives, similarity)
+            return reference_ranking_loss(images, captions, image_ids, margin, loss, similarity)
         images, captions = widened(images), widened(captions)
         if small:
-            of_matrix = _HardestOfMatrix if negatives == "hardest" else _SumOfMatrix
-            loss: Tensor = of_matrix.apply(images, captions, owner, margin)
-            return loss
-        streamed = streamed_hardest if negatives == "hardest" else streamed_sum
-        return streamed(images, captions, owner, margin, similarity)
+            of_matrix = _MaxOfMatrix if loss == "max_of_hinges" else _SumOfMatrix
+            value: Tensor = of_matrix.apply(images, captions, image_ids, margin)
+            return value
+        streamed = streamed_max if loss == "max_of_hinges" else streamed_sum
+        return streamed(images, captions, image_ids, margin, similarity)
 
 
-class _HardestOfMatrix(torch.autograd.Function):
-    """Equation 6 of the cosine from the whole matrix, with the gradient at hand: S has one at the winners alone."""
+class _MaxOfMatrix(torch.autograd.Function):
+    """Equation 6 of the dot product from the whole matrix; only the winners of S have a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, captions: Tensor, owner: Tensor, margin: float) -> Tensor:
-        S = cosine_similarity(images, captions)  # noqa: N806
+    def forward(ctx: Any, images: Tensor, captions: Tensor, image_ids: Tensor, margin: float) -> Tensor:
+        S = dot_similarity(images, captions)  # noqa: N806
         raised = margin - S.diagonal()
-        S = S.masked_fill(matched_pairs(owner), -torch.inf)  # noqa: N806
+        S = S.masked_fill(excluded_pairs(image_ids), -torch.inf)  # noqa: N806
         (over_captions, caption), (over_images, image) = S.max(1), S.max(0)
         hinges = torch.stack([over_captions + raised, over_images + raised])
         ctx.save_for_backward(images, captions, caption, image, hinges)
@@ -59,20 +60,20 @@ class _HardestOfMatrix(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, captions, caption, image, hinges = ctx.saved_tensors
-        active = torch.where(hinges <= 0, 0, gradient)  # so that NaN is active
+        active = torch.where(hinges <= 0, 0, gradient)  # NaN is active
         dS = torch.diag(-active.sum(0))  # noqa: N806
         dS.scatter_add_(1, caption[:, None], active[0, :, None]).scatter_add_(0, image[None], active[1, None])
         return dS @ captions, dS.T @ images, None, None
 
 
 class _SumOfMatrix(torch.autograd.Function):
-    """Equation 5 of the cosine likewise: the gradient by S counts the hinges."""
+    """Equation 5 of the dot product from the whole matrix; the gradient by S counts the hinges."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, captions: Tensor, owner: Tensor, margin: float) -> Tensor:
-        S = cosine_similarity(images, captions)  # noqa: N806
+    def forward(ctx: Any, images: Tensor, captions: Tensor, image_ids: Tensor, margin: float) -> Tensor:
+        S = dot_similarity(images, captions)  # noqa: N806
         positive = S.diagonal()
-        raised = (S + margin).masked_fill_(matched_pairs(owner), -torch.inf)
+        raised = (S + margin).masked_fill_(excluded_pairs(image_ids), -torch.inf)
         hinges = (raised - positive[:, None]).clamp_(min=0), (raised - positive).clamp_(min=0)
         ctx.save_for_backward(images, captions, *hinges)
         return hinges[0].sum() + hinges[1].sum()
@@ -88,18 +89,12 @@ class _SumOfMatrix(torch.autograd.Function):
         return dS @ captions, dS.T @ images, None, None
 
 
-def streamed_hardest(
-    images: Float[Tensor, "pair dim"],
-    captions: Float[Tensor, "pair dim"],
-    owner: Int[Tensor, " pair"],
-    margin: float,
-    similarity: Similarity = "cosine",
-) -> Float[Tensor, ""]:
-    """Equation 6 by blocks of rows: the winners first, then a loss over them alone."""
+def streamed_max(images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, similarity: Similarity) -> Tensor:
+    """Equation 6 by blocks of rows: first the winners, then a loss over them alone."""
     with torch.no_grad():
         positive = paired_similarity(images, captions, similarity)
-        (caption_score, caption), (image_score, image) = hardest_negatives(images, captions, owner, similarity)
-        # Not above zero or NaN: a diverged model must not pass for one without violations.
+        (caption_score, caption), (image_score, image) = hardest_negatives(images, captions, image_ids, similarity)
+        # Written so that NaN is kept: a diverged model must not look like one without violations.
         over_captions = (~(margin + caption_score - positive <= 0)).nonzero()[:, 0]
         over_images = (~(margin + image_score - positive <= 0)).nonzero()[:, 0]
     positive = paired_similarity(images, captions, similarity)
@@ -111,76 +106,63 @@ def streamed_hardest(
 
 
 def hardest_negatives(
-    images: Float[Tensor, "pair dim"],
-    captions: Float[Tensor, "pair dim"],
-    owner: Int[Tensor, " pair"],
-    similarity: Similarity = "cosine",
+    images: Tensor, captions: Tensor, image_ids: Tensor, similarity: Similarity
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Score and index, [pair] each, of every image's closest wrong caption, and of every caption's closest wrong image.
+    """Score and index [pair] of each image's closest wrong caption, and of each caption's closest wrong image.
 
-    The score is -inf where a batch holds no negative. Of equals the first wins.
+    Without a negative the score is -inf. The first of ties wins.
     """
     by_row = []
-    score, index = images.new_full((len(images),), -torch.inf), owner.new_zeros(len(images), dtype=torch.int64)
-    for part in _parts(images, similarity):
-        block = MEASURES[similarity](images[part], captions).masked_fill_(owner[part, None] == owner, -torch.inf)
+    score, index = images.new_full((len(images),), -torch.inf), image_ids.new_zeros(len(images), dtype=torch.int64)
+    for rows in _blocks(images, similarity):
+        block = SIMILARITIES[similarity](images[rows], captions)
+        block.masked_fill_(image_ids[rows, None] == image_ids, -torch.inf)
         by_row.append(block.max(1))
         block_score, block_index = block.max(0)
         closer = block_score > score
         score = torch.where(closer, block_score, score)
-        index = torch.where(closer, block_index + part.start, index)
-    return (torch.cat([row[0] for row in by_row]), torch.cat([row[1] for row in by_row])), (score, index)
+        index = torch.where(closer, block_index + rows.start, index)
+    scores, indices = zip(*by_row, strict=True)
+    return (torch.cat(scores), torch.cat(indices)), (score, index)
 
 
-def streamed_sum(
-    images: Float[Tensor, "pair dim"],
-    captions: Float[Tensor, "pair dim"],
-    owner: Int[Tensor, " pair"],
-    margin: float,
-    similarity: Similarity = "cosine",
-) -> Float[Tensor, ""]:
-    """Equation 5 by blocks of rows, each with its part of the gradient; no block is kept."""
-
+def streamed_sum(images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, similarity: Similarity) -> Tensor:
+    """Equation 5 by blocks of rows, each with its share of the gradient; no block is kept."""
     wanted = torch.is_grad_enabled() and (images.requires_grad or captions.requires_grad)
-    total: Tensor = _StreamedSum.apply(images, captions, owner, margin, similarity, wanted)
+    total: Tensor = _StreamedSum.apply(images, captions, image_ids, margin, similarity, wanted)
     return total
 
 
 class _StreamedSum(torch.autograd.Function):
-    """With a block of hinges at hand its gradient is too, since it only counts them: both are made together."""
+    """The gradient counts the hinges of a block, and is made with it."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        images: Tensor,
-        captions: Tensor,
-        owner: Tensor,
-        margin: float,
-        similarity: Similarity,
+        ctx: Any, images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, similarity: Similarity,
         wanted: bool,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         images, captions = (x.detach().requires_grad_(wanted) for x in (images, captions))
         gradients = [torch.zeros_like(x, requires_grad=False) for x in (images, captions)] if wanted else []
         with torch.set_grad_enabled(wanted):
             positive = paired_similarity(images, captions, similarity)
-        own, d_positive, total = positive.detach(), torch.zeros_like(positive), images.new_zeros(())
-        for part in _parts(images, similarity):
+        matched, d_positive, total = positive.detach(), torch.zeros_like(positive), images.new_zeros(())
+        for rows in _blocks(images, similarity):
             with torch.set_grad_enabled(wanted):
-                rows = images[part]
-                block = MEASURES[similarity](rows, captions)
-            raised = (block.detach() + margin).masked_fill_(owner[part, None] == owner, -torch.inf)
-            over_captions = (raised - own[part, None]).clamp_(min=0)
-            over_images = raised.sub_(own).clamp_(min=0)
+                some = images[rows]
+                block = SIMILARITIES[similarity](some, captions)
+            raised = (block.detach() + margin).masked_fill_(image_ids[rows, None] == image_ids, -torch.inf)
+            over_captions = (raised - matched[rows, None]).clamp_(min=0)
+            over_images = raised.sub_(matched).clamp_(min=0)
             total += over_captions.sum() + over_images.sum()
             if wanted:
-                d_positive[part] -= over_captions.gt_(0).sum(1)
+                d_positive[rows] -= over_captions.gt_(0).sum(1)
                 d_positive -= over_images.gt_(0).sum(0)
-                d_rows, d_captions = torch.autograd.grad(block, (rows, captions), over_captions.add_(over_images))
-                gradients[0][part] += d_rows
+                d_some, d_captions = torch.autograd.grad(block, (some, captions), over_captions.add_(over_images))
+                gradients[0][rows] += d_some
                 gradients[1] += d_captions
         if wanted:
-            matched = torch.autograd.grad(positive, (images, captions), d_positive)
-            gradients = [wrong + right for wrong, right in zip(gradients, matched, strict=True)]
+            of_matched = torch.autograd.grad(positive, (images, captions), d_positive)
+            gradients = [wrong + right for wrong, right in zip(gradients, of_matched, strict=True)]
         ctx.save_for_backward(*gradients)
         return total
 
@@ -191,16 +173,13 @@ class _StreamedSum(torch.autograd.Function):
         return gradient * d_images, gradient * d_captions, None, None, None, None
 
 
-def paired_similarity(
-    images: Float[Tensor, "pair dim"], captions: Float[Tensor, "pair dim"], similarity: Similarity = "cosine"
-) -> Float[Tensor, " pair"]:
-    """s(i, c) of each row of `images` and the same row of `captions`."""
-    if similarity == "cosine":
+def paired_similarity(images: Tensor, captions: Tensor, similarity: Similarity) -> Tensor:
+    """s(i, c), [pair], of each row of `images` and the same row of `captions`."""
+    if similarity == "dot":
         return torch.einsum("pd,pd->p", images, captions)
     return -((captions - images).clamp(min=0).square().sum(1) + 1e-12).sqrt()
 
 
-def _parts(images: Tensor, similarity: Similarity) -> Iterator[slice]:
+def _blocks(images: Tensor, similarity: Similarity) -> Iterator[slice]:
     pairs, dim = images.shape
-    rows = max(1, ELEMENTS_AT_ONCE // (pairs * (dim if similarity == "order" else 1)))
-    yield from (slice(start, min(start + rows, pairs)) for start in range(0, pairs, rows))
+    return slices(0, pairs, max(1, ELEMENTS_AT_ONCE // (pairs * (dim if similarity == "order" else 1))))

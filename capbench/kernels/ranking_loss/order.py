@@ -1,7 +1,7 @@
 """Triton functions of the order similarity, s(i, c) = -||max(0, c - i)||, which no product of matrices gives.
 
-The coordinates pass `depth` at a time, so that [depth, block, block] fits the registers and a sum over it needs no
-other thread. Differences are taken in float32 whatever the embeddings are, and NaN stays NaN.
+Blocks of `depth` coordinates, [depth, block, block], are summed within one thread. Differences are taken in float32
+whatever the embeddings are, and NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import triton.language as tl
 
 @triton.jit
 @no_type_check
-def signed_violation(own, other, own_is_image: tl.constexpr):
-    """-s times the gradient of s by `own`: max(0, c - i) for an image, and for a caption -max(0, c - i)."""
-    step = other - own
-    if own_is_image:
+def signed_violation(side, other, side_is_image: tl.constexpr):
+    """-s times the gradient of s by `side`: max(0, c - i) for an image, and for a caption -max(0, c - i)."""
+    step = other - side
+    if side_is_image:
         step = tl.maximum(step, 0.0, propagate_nan=tl.PropagateNan.ALL)
     else:
         step = tl.minimum(step, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -29,7 +29,7 @@ def signed_violation(own, other, own_is_image: tl.constexpr):
 def tile_of_orders(
     images, captions, rows, columns, row_there, column_there, dim, block: tl.constexpr, depth: tl.constexpr
 ):  # fmt: skip
-    """S of block rows of `images` and block rows of `captions`, in float32; `rows` and `columns` are int64."""
+    """S [block, block] float32 of `images` [image, dim] at int64 `rows` and `captions` [caption, dim] at `columns`."""
     squares = tl.zeros((block, block), tl.float32)
     for start in tl.range(0, dim, depth, num_stages=3):
         inner = start + tl.arange(0, depth)
@@ -45,16 +45,20 @@ def tile_of_orders(
 @triton.jit
 @no_type_check
 def add_violations(
-    weights, own, other, result, own_count, other_count, dim,
-    own_is_image: tl.constexpr, block: tl.constexpr, width: tl.constexpr, depth: tl.constexpr,
+    weights,  # [other, side] float32
+    side,  # [side, dim]
+    other,  # [other, dim]
+    result,  # [side, dim] float32, in and out
+    side_count, other_count, dim, side_is_image: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
+    depth: tl.constexpr,
 ):  # fmt: skip
-    """result[o] += sum_t weights[t, o] signed_violation(own[o], other[t]), some rows and `width` coordinates each."""
+    """result[o] += sum_t weights[t, o] signed_violation(side[o], other[t]) for `block` rows and `width` coordinates."""
     rows = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)
     inner = tl.program_id(1) * width + tl.arange(0, width)
-    row_there, there = rows < own_count, inner < dim
+    row_there, there = rows < side_count, inner < dim
     both = row_there[:, None] & there[None, :]
     at = rows[:, None] * dim + inner[None, :]
-    mine = tl.load(own + at, mask=both, other=0.0).to(tl.float32)
+    mine = tl.load(side + at, mask=both, other=0.0).to(tl.float32)
     total = tl.load(result + at, mask=both, other=0.0)
     for start in tl.range(0, other_count, depth, num_stages=3):
         others = start + tl.arange(0, depth).to(tl.int64)
@@ -63,10 +67,10 @@ def add_violations(
             other + others[:, None] * dim + inner[None, :], mask=other_there[:, None] & there[None, :], other=0.0
         )
         weight = tl.load(
-            weights + others[:, None] * own_count + rows[None, :],
+            weights + others[:, None] * side_count + rows[None, :],
             mask=other_there[:, None] & row_there[None, :],
             other=0.0,
         )
-        step = signed_violation(mine[None, :, :], theirs.to(tl.float32)[:, None, :], own_is_image)
+        step = signed_violation(mine[None, :, :], theirs.to(tl.float32)[:, None, :], side_is_image)
         total += tl.sum(weight[:, :, None] * step, 0)
     tl.store(result + at, total, mask=both)

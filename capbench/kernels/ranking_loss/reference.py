@@ -1,4 +1,11 @@
-"""The hinge ranking losses as their equations, over a whole matrix of similarities."""
+"""The ranking losses of VSE++ (Faghri, Fleet, Kiros, Fidler, BMVC 2018, section 2) over a matrix of similarities.
+
+S[i, c] = s(i, c) is the similarity of image i and caption c, and S[k, k] that of a matched pair; alpha is the margin;
+[x]+ = max(0, x); c' and i' are the captions and images of the batch that do not belong to i and to c.
+
+    (5)  l_SH(i, c) = sum_c' [alpha - s(i, c) + s(i, c')]+  +  sum_i' [alpha - s(i, c) + s(i', c)]+
+    (6)  l_MH(i, c) = max_c' [alpha - s(i, c) + s(i, c')]+  +  max_i' [alpha - s(i, c) + s(i', c)]+
+"""
 
 from __future__ import annotations
 
@@ -9,91 +16,79 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Negatives = Literal["hardest", "sum"]
-Similarity = Literal["cosine", "order"]
+Loss = Literal["sum_of_hinges", "max_of_hinges"]
+Similarity = Literal["dot", "order"]
 ELEMENTS_AT_ONCE = 2**20  # of a block of the product or, for the order, of [image, caption, dim]
-
-
-def reference_ranking_loss(
-    images: Float[Tensor, "pair dim"],
-    captions: Float[Tensor, "pair dim"],
-    owner: Int[Tensor, " pair"],
-    margin: float,
-    negatives: Negatives,
-    similarity: Similarity = "cosine",
-) -> Float[Tensor, ""]:
-    """The same as its equation, with the whole matrix: the oracle, and the CPU path of a small batch of the order."""
-    measure = MEASURES[similarity]
-    loss = max_of_hinges if negatives == "hardest" else sum_of_hinges
-    return loss(measure(widened(images), widened(captions)), matched_pairs(owner), margin)
 
 
 def sum_of_hinges(
     S: Float[Tensor, "pair pair"],  # noqa: N803 (the paper's letter)
-    matched: Bool[Tensor, "pair pair"],
-    margin: float,
+    excluded: Bool[Tensor, "pair pair"],
+    alpha: float,
 ) -> Float[Tensor, ""]:
-    """Equation 5, VSE0: [alpha - s(i, c) + s(i, c')]+ and [alpha - s(i, c) + s(i', c)]+, summed over all negatives."""
-    over_captions, over_images = hinges(S, matched, margin)
+    """Equation 5, the loss of VSE0, summed over the pairs of a batch; `excluded` as `excluded_pairs` gives it."""
+    over_captions, over_images = hinges(S, excluded, alpha)
     return over_captions.sum() + over_images.sum()
 
 
 def max_of_hinges(
     S: Float[Tensor, "pair pair"],  # noqa: N803
-    matched: Bool[Tensor, "pair pair"],
-    margin: float,
+    excluded: Bool[Tensor, "pair pair"],
+    alpha: float,
 ) -> Float[Tensor, ""]:
-    """Equation 6, VSE++: the hardest negative alone, max over c' of [.]+ and max over i' of [.]+, for each pair."""
-    over_captions, over_images = hinges(S, matched, margin)
+    """Equation 6, the loss of VSE++, summed over the pairs of a batch."""
+    over_captions, over_images = hinges(S, excluded, alpha)
     return over_captions.amax(1).sum() + over_images.amax(0).sum()
 
 
 def hinges(
     S: Float[Tensor, "pair pair"],  # noqa: N803
-    matched: Bool[Tensor, "pair pair"],
-    margin: float,
+    excluded: Bool[Tensor, "pair pair"],
+    alpha: float,
 ) -> tuple[Float[Tensor, "pair pair"], Float[Tensor, "pair pair"]]:
-    """Violations of the margin by caption c of image i's own caption, and by image i of caption c's own image.
-
-    Where `matched` there is no negative, and no violation.
-    """
-    positive = S.diagonal()
-    over_captions = (margin + S - positive[:, None]).clamp(min=0).masked_fill(matched, 0)
-    over_images = (margin + S - positive[None, :]).clamp(min=0).masked_fill(matched, 0)
+    """[alpha - s(i, c) + s(i, c')]+ at [i, c'], and [alpha - s(i, c) + s(i', c)]+ at [i', c]; 0 where `excluded`."""
+    matched = S.diagonal()
+    over_captions = (alpha + S - matched[:, None]).clamp(min=0).masked_fill(excluded, 0)
+    over_images = (alpha + S - matched[None, :]).clamp(min=0).masked_fill(excluded, 0)
     return over_captions, over_images
 
 
-def matched_pairs(images: Int[Tensor, " pair"], negatives: int | None = None) -> Bool[Tensor, "pair pair"]:
-    """Which (image, caption) of a batch is no negative: captions of the same image, by the image id of each pair.
+def excluded_pairs(image_ids: Int[Tensor, " pair"], negatives: int | None = None) -> Bool[Tensor, "pair pair"]:
+    """Which (image, caption) of a batch is not a negative: those of equal `image_ids`, the image of each pair.
 
-    With `negatives` = n (figure 2b), each image sees only the n captions that follow its own in the batch, in a
-    circle, and each caption only the n images before its own: the order of a batch is random, and so is the set.
+    With `negatives` = n (figure 2b), an image also excludes all but the n captions that follow its own in the batch,
+    cyclically, and a caption all but the n images before its own. The order of a batch is random, and so is the set.
+
+    >>> import torch
+    >>> from capbench.kernels.ranking_loss.reference import excluded_pairs
+    >>> excluded_pairs(torch.tensor([7, 7, 9])).int().tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     """
-    same = images[:, None] == images[None, :]
+    same = image_ids[:, None] == image_ids[None, :]
     if negatives is None:
         return same
-    place = torch.arange(len(images), device=images.device)
-    ahead = (place[None, :] - place[:, None]) % len(images)
+    place = torch.arange(len(image_ids), device=image_ids.device)
+    ahead = (place[None, :] - place[:, None]) % len(image_ids)
     return same | (ahead > negatives)
 
 
-def cosine_similarity(
+def dot_similarity(
     images: Float[Tensor, "image dim"], captions: Float[Tensor, "caption dim"]
 ) -> Float[Tensor, "image caption"]:
-    """Equation 1's inner product; a cosine where both embeddings have length one (VSE0 leaves the image's as it is)."""
+    """s(i, c) = i . c, section 2.1: a cosine where both have unit length. VSE0 leaves images as they are."""
     return images @ captions.T
 
 
 def order_similarity(
     images: Float[Tensor, "image dim"], captions: Float[Tensor, "caption dim"]
 ) -> Float[Tensor, "image caption"]:
-    """-||max(0, c - i)||: how far a caption is from lying below its image in every coordinate (Vendrov et al., 2016).
+    """s(i, c) = -||max(0, c - i)||: how far c is from lying below i in every coordinate (Vendrov et al., ICLR 2016).
 
-    The norm, as the released code has it; Vendrov et al. square it. Without a gradient no more than
-    `ELEMENTS_AT_ONCE` of [image, caption, dim], or one image's, are held.
+    The norm as in the released code; Vendrov et al. square it. Without a gradient memory holds `ELEMENTS_AT_ONCE` of
+    [image, caption, dim], or one image's.
     """
     rows = max(1, ELEMENTS_AT_ONCE // max(1, captions.numel()))
-    return torch.cat([_order(some, captions) for some in images.split(rows)])
+    return torch.cat([_order(block, captions) for block in images.split(rows)])
 
 
 def _order(images: Tensor, captions: Tensor) -> Tensor:
@@ -101,8 +96,26 @@ def _order(images: Tensor, captions: Tensor) -> Tensor:
     return -(violation.square().sum(2) + 1e-12).sqrt()
 
 
-MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": cosine_similarity, "order": order_similarity}
+LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "sum_of_hinges": sum_of_hinges,
+    "max_of_hinges": max_of_hinges,
+}
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"dot": dot_similarity, "order": order_similarity}
+
+
+def reference_ranking_loss(
+    images: Float[Tensor, "pair dim"],
+    captions: Float[Tensor, "pair dim"],
+    image_ids: Int[Tensor, " pair"],
+    margin: float,
+    loss: Loss,
+    similarity: Similarity = "dot",
+) -> Float[Tensor, ""]:
+    """A loss from the embeddings by way of the whole matrix; also the CPU path of a small batch of the order."""
+    S = SIMILARITIES[similarity](widened(images), widened(captions))  # noqa: N806
+    return LOSSES[loss](S, excluded_pairs(image_ids), margin)
 
 
 def widened(embeddings: Tensor) -> Tensor:
+    """Half precision as float32."""
     return embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings

@@ -1,7 +1,7 @@
-"""Triton kernels over tiles of S, the similarities of image and caption embeddings: their products, or the `order`.
+"""Triton kernels over tiles of S, the similarities of image and caption embeddings by dot product or by the order.
 
-`block` rows of each side make a tile, `depth` coordinates of them at a time. Indices of rows are int64, similarities
-and all that follows are float32.
+A tile has `block` rows of each side and takes `depth` coordinates at a time. Row indices are int64, similarities and
+all that follows from them float32.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def tile_of_products(
     images, captions, rows, columns, row_there, column_there, dim, block: tl.constexpr, depth: tl.constexpr,
     precision: tl.constexpr,
 ):  # fmt: skip
-    """S of block rows of `images` and block rows of `captions`, in float32; `rows` and `columns` are int64.
+    """S [block, block] in float32 of `images` [image, dim] at int64 `rows` and `captions` [caption, dim] at `columns`.
 
-    `precision` is that of a product of float32: exact ("ieee"), or in three bf16 parts ("bf16x3"). Half precision is
-    always exact. "widened" is what the interpreter needs, which does not multiply bf16.
+    `precision` is that of float32 products: exact ("ieee") or in three bf16 parts ("bf16x3"); half precision is always
+    exact. "widened" serves the interpreter, which does not multiply bf16.
     """
     products = tl.zeros((block, block), tl.float32)
     for start in range(0, dim, depth):
@@ -55,25 +55,43 @@ def tile_of_similarities(
 @triton.jit
 @no_type_check
 def matched_tiles(
-    images, captions, owner, total, dim, scores,
-    order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+    images,  # [pair, dim]
+    captions,  # [pair, dim]
+    scores,  # [pair] float32, out
+    pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
+    """The similarity of each matched pair, as the other kernels compute it in their tiles."""
     place = tl.arange(0, block)
-    columns = (tl.program_id(0) * block + place).to(tl.int64)
-    there = columns < total
-    rows = tl.load(owner + columns, mask=there, other=0).to(tl.int64)
-    tile = tile_of_similarities(images, captions, rows, columns, there, there, dim, order, block, depth, precision)
+    rows = (tl.program_id(0) * block + place).to(tl.int64)
+    there = rows < pairs
+    tile = tile_of_similarities(images, captions, rows, rows, there, there, dim, order, block, depth, precision)
     diagonal = tl.sum(tl.where(place[:, None] == place[None, :], tile, 0.0), 0)
-    tl.store(scores + columns, diagonal, mask=there)
+    tl.store(scores + rows, diagonal, mask=there)
+
+
+@triton.jit
+@no_type_check
+def _negatives(image_ids, rows, columns, row_there, column_there):
+    """Which pairs of a tile are negatives: those of two images."""
+    of_row = tl.load(image_ids + rows, mask=row_there, other=0)
+    of_column = tl.load(image_ids + columns, mask=column_there, other=0)
+    return (of_row[:, None] != of_column[None, :]) & row_there[:, None] & column_there[None, :]
 
 
 @triton.jit
 @no_type_check
 def hardest_tiles(
-    images, captions, owner, first, width, pairs, dim,
-    positive, row_score, row_index, column_score, column_index,
-    order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+    images,  # [pair, dim]
+    captions,  # [pair, dim]
+    image_ids,  # [pair] int64
+    matched,  # [pair] float32, out: similarities of the matched pairs
+    row_score,  # [column block, width] float32, out: the best of each row in each tile
+    row_index,  # [column block, width] int32, out: its column
+    column_score,  # [row block, pair] float32, out: the best of each column in each tile
+    column_index,  # [row block, pair] int32, out: its row
+    first, width, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
+    """The closest negatives of `width` rows from `first` and of all columns, tile by tile."""
     row_block, column_block = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, block)
     local = (row_block * block + place).to(tl.int64)
@@ -84,10 +102,8 @@ def hardest_tiles(
     )
     if first + row_block * block == column_block * block:
         diagonal = tl.sum(tl.where(place[:, None] == place[None, :], tile, 0.0), 1)
-        tl.store(positive + rows, diagonal, mask=row_there)
-    row_owner = tl.load(owner + rows, mask=row_there, other=0)
-    column_owner = tl.load(owner + columns, mask=column_there, other=0)
-    negative = (row_owner[:, None] != column_owner[None, :]) & row_there[:, None] & column_there[None, :]
+        tl.store(matched + rows, diagonal, mask=row_there)
+    negative = _negatives(image_ids, rows, columns, row_there, column_there)
     tile = tl.where(negative, tile, float("-inf"))
     best, at = tl.max(tile, 1, return_indices=True)
     partial = column_block.to(tl.int64) * width + local
@@ -102,20 +118,18 @@ def hardest_tiles(
 @triton.jit
 @no_type_check
 def _hinges(
-    images, captions, owner, positive, margin, rows, columns, row_there, column_there, dim,
+    images, captions, image_ids, matched, margin, rows, columns, row_there, column_there, dim,
     order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """S of a tile and its hinges, over captions and over images; these are 0 for what is no negative."""
+    """S of a tile and its hinges over captions and over images, which are 0 where there is no negative."""
     tile = tile_of_similarities(
         images, captions, rows, columns, row_there, column_there, dim, order, block, depth, precision
     )
-    row_owner = tl.load(owner + rows, mask=row_there, other=0)
-    column_owner = tl.load(owner + columns, mask=column_there, other=0)
-    negative = (row_owner[:, None] != column_owner[None, :]) & row_there[:, None] & column_there[None, :]
-    own_row = tl.load(positive + rows, mask=row_there, other=0.0)
-    own_column = tl.load(positive + columns, mask=column_there, other=0.0)
-    over_captions = margin + tile - own_row[:, None]
-    over_images = margin + tile - own_column[None, :]
+    negative = _negatives(image_ids, rows, columns, row_there, column_there)
+    matched_row = tl.load(matched + rows, mask=row_there, other=0.0)
+    matched_column = tl.load(matched + columns, mask=column_there, other=0.0)
+    over_captions = margin + tile - matched_row[:, None]
+    over_images = margin + tile - matched_column[None, :]
     # Written so that NaN stays: a comparison with it is false.
     over_captions = tl.where((over_captions <= 0.0) | (negative == 0), 0.0, over_captions)
     return tile, over_captions, tl.where((over_images <= 0.0) | (negative == 0), 0.0, over_images)
@@ -124,16 +138,20 @@ def _hinges(
 @triton.jit
 @no_type_check
 def sum_tiles(
-    images, captions, owner, positive, margin, pairs, dim, totals, violations,
-    order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+    images,  # [pair, dim]
+    captions,  # [pair, dim]
+    image_ids,  # [pair] int64
+    matched,  # [pair] float32
+    totals,  # [row block, column block] float32, out: the sum of each tile's hinges
+    violations,  # [pair] int32, in and out: the hinges in which each pair is the matched one
+    margin, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """The sum of each tile's hinges, and how many of them each pair has a part in as the match."""
     row_block, column_block = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, block)
     rows, columns = (row_block * block + place).to(tl.int64), (column_block * block + place).to(tl.int64)
     row_there, column_there = rows < pairs, columns < pairs
     _, over_captions, over_images = _hinges(
-        images, captions, owner, positive, margin, rows, columns, row_there, column_there, dim,
+        images, captions, image_ids, matched, margin, rows, columns, row_there, column_there, dim,
         order, block, depth, precision,
     )  # fmt: skip
     total = tl.sum(tl.sum(over_captions + over_images, 1), 0)
@@ -145,19 +163,23 @@ def sum_tiles(
 @triton.jit
 @no_type_check
 def weight_tiles(
-    images, captions, owner, positive, margin, first, pairs, dim, weights,
-    order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+    images,  # [pair, dim]
+    captions,  # [pair, dim]
+    image_ids,  # [pair] int64
+    matched,  # [pair] float32
+    weights,  # [row, pair], out
+    margin, first, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """How many hinges each image of a block and each caption violate together: 0, 1 or 2, exact in every type.
+    """The active hinges of each image, from row `first` on, and caption: 0, 1 or 2, exact in every type.
 
-    For the order divided by the norm, as its gradient has it.
+    For the order, divided by the norm, as in its gradient.
     """
     place = tl.arange(0, block)
     local = (tl.program_id(0) * block + place).to(tl.int64)
     rows, columns = first + local, (tl.program_id(1) * block + place).to(tl.int64)
     row_there, column_there = rows < pairs, columns < pairs
     tile, over_captions, over_images = _hinges(
-        images, captions, owner, positive, margin, rows, columns, row_there, column_there, dim,
+        images, captions, image_ids, matched, margin, rows, columns, row_there, column_there, dim,
         order, block, depth, precision,
     )  # fmt: skip
     weight = (over_captions != 0.0).to(tl.float32) + (over_images != 0.0).to(tl.float32)
@@ -169,30 +191,43 @@ def weight_tiles(
 
 @triton.jit
 @no_type_check
-def _gradient(own, other, score, order: tl.constexpr, own_is_image: tl.constexpr):
-    """Of the similarity `score` with respect to `own`."""
+def _gradient(side, other, score, order: tl.constexpr, side_is_image: tl.constexpr):
+    """The gradient by `side` of its similarity to `other`, which is `score`."""
     slope = other.to(tl.float32)
     if order:
-        slope = signed_violation(own, slope, own_is_image) * (-1.0 / score)
+        slope = signed_violation(side, slope, side_is_image) * (-1.0 / score)
     return slope
 
 
 @triton.jit
 @no_type_check
 def gather_winners(
-    own, other, positive, chosen_score, chosen, hinges, chosen_by_score, sorting, bounds, gradient, result, dim,
-    order: tl.constexpr, own_is_image: tl.constexpr, width: tl.constexpr, at_once: tl.constexpr,
+    side,  # [pair, dim]
+    other,  # [pair, dim]
+    matched,  # [pair] float32
+    chosen_score,  # [pair] float32, of the negative that each row chose
+    chosen,  # [pair] int64, its row of `other`; -1 without a violation
+    hinges,  # [pair] int32, the active hinges of each matched pair: 0, 1 or 2
+    chosen_by_score,  # [pair] float32, of the negative that each row of `other` chose
+    sorting,  # [pair] int64, the rows of `other` sorted by the row of `side` that they chose
+    bounds,  # [pair + 1] int64, where those of each row of `side` start in `sorting`
+    gradient,  # [] float32, of the loss
+    result,  # [pair, dim], out
+    dim, order: tl.constexpr, side_is_image: tl.constexpr, width: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
+    """The gradient of each row of `side`: see `capbench.kernels.ranking_loss.triton.winners_gradient`."""
     row = tl.program_id(0).to(tl.int64)
     inner = tl.program_id(1) * width + tl.arange(0, width)
     there = inner < dim
-    mine = tl.load(own + row * dim + inner, mask=there, other=0.0).to(tl.float32)
-    match = tl.load(other + row * dim + inner, mask=there, other=0.0)
-    total = -tl.load(hinges + row).to(tl.float32) * _gradient(mine, match, tl.load(positive + row), order, own_is_image)
+    mine = tl.load(side + row * dim + inner, mask=there, other=0.0).to(tl.float32)
+    partner = tl.load(other + row * dim + inner, mask=there, other=0.0)
+    total = -tl.load(hinges + row).to(tl.float32) * _gradient(
+        mine, partner, tl.load(matched + row), order, side_is_image
+    )
     choice = tl.load(chosen + row)
     chose = inner < tl.where(choice >= 0, dim, 0)
     wrong = tl.load(other + choice * dim + inner, mask=chose, other=0.0)
-    total += tl.where(chose, _gradient(mine, wrong, tl.load(chosen_score + row), order, own_is_image), 0.0)
+    total += tl.where(chose, _gradient(mine, wrong, tl.load(chosen_score + row), order, side_is_image), 0.0)
     last = tl.load(bounds + row + 1)
     for start in range(tl.load(bounds + row), last, at_once):
         places = start + tl.arange(0, at_once)
@@ -200,7 +235,7 @@ def gather_winners(
         scores = tl.load(chosen_by_score + sources, mask=places < last, other=-1.0)
         mask = (places < last)[:, None] & there[None, :]
         chosen_by = tl.load(other + sources[:, None] * dim + inner[None, :], mask=mask, other=0.0)
-        slope = _gradient(mine[None, :], chosen_by, scores[:, None], order, own_is_image)
+        slope = _gradient(mine[None, :], chosen_by, scores[:, None], order, side_is_image)
         total += tl.sum(tl.where(mask, slope, 0.0), 0)
     total *= tl.load(gradient)
     tl.store(result + row * dim + inner, total.to(result.dtype.element_ty), mask=there)

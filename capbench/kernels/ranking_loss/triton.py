@@ -1,10 +1,9 @@
-"""The ranking losses as Triton kernels: similarity, hinge and maximum in one pass over tiles of S.
+"""The ranking losses as Triton kernels: similarities, hinges and maxima in one pass over tiles of S.
 
-No tile leaves the registers but for its maxima (or counts, and for the sum one number), so that scratch memory is
-linear in the batch, but for one number a tile; the sum's backward pass writes the weights of a block of rows. Sums of
-floating-point numbers go through partial results in a fixed order; the only atomic additions are of integers. So two
-runs give the same bits. Products of float32 in the kernels are exact ones, not tf32; those of the sum's backward pass
-are torch's, as it is set.
+A tile leaves only its maxima (or counts, and for the sum one number), so memory is linear in the batch but for one
+number a tile; the backward pass of the sum writes the weights of a block of rows. Floating-point sums go through
+partial results in a fixed order, and only integers are added atomically: two runs give the same bits. The kernels'
+float32 products are exact, not TF32; those of the sum's backward pass are torch's, as it is set.
 """
 
 from __future__ import annotations
@@ -15,139 +14,143 @@ import torch
 import triton
 from torch import Tensor
 
+from capbench.kernels._slices import slices
 from capbench.kernels._triton import interpreted
 from capbench.kernels.ranking_loss import tiles
 from capbench.kernels.ranking_loss.order import add_violations
 
-PARTIAL_BYTES = 2**22  # of each direction's partial maxima
+PARTIAL_BYTES = 2**22  # of the partial maxima of each direction
 WEIGHT_BYTES = 2**26  # of the weights of a block of rows in the sum's backward pass
-WIDE_FROM = 2048  # rows from which a tile has 128 of them; fewer give more, smaller tiles
-GATHERED = 16  # rows that are added at a time in the backward pass
-ORDER_BLOCKS = 64, 32, 16  # rows of a tile of the order
-BUSY_FROM = 128  # tiles; with fewer large ones than this a GPU has idle processors, and small ones are quicker
+WIDE_FROM = 2048  # pairs; below, tiles are smaller than 128 rows, and more
+GATHERED = 16  # rows added at a time in the backward pass
+ORDER_BLOCKS = 64, 32, 16  # rows of a tile of the order, the largest that keeps a GPU busy
+BUSY_FROM = 128  # tiles; fewer leave processors of a GPU idle
 
 
 def ranking_loss(
-    images: Tensor, captions: Tensor, owner: Tensor, margin: float, negatives: str, similarity: str
+    images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, loss: str, similarity: str
 ) -> Tensor:
-    """`capbench.kernels.ranking_loss.ranking_loss`, for tensors on one GPU (or in the interpreter)."""
+    """`capbench.kernels.ranking_loss.ranking_loss`, unchecked, on one GPU or in the interpreter."""
     device, order = images.device.type, similarity == "order"
     if torch.is_autocast_enabled(device) and not order:
         images, captions = (x.to(torch.get_autocast_dtype(device)) for x in (images, captions))
-    operation = _HardestHinges if negatives == "hardest" else _SumOfHinges
-    loss: Tensor = operation.apply(images.contiguous(), captions.contiguous(), owner.contiguous(), float(margin), order)
-    return loss
+    operation = _MaxOfHinges if loss == "max_of_hinges" else _SumOfHinges
+    embeddings = images.contiguous(), captions.contiguous()
+    value: Tensor = operation.apply(*embeddings, image_ids.contiguous(), float(margin), order)
+    return value
 
 
-class _HardestHinges(torch.autograd.Function):
+class _MaxOfHinges(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, captions: Tensor, owner: Tensor, margin: float, order: bool) -> Tensor:
-        positive, (caption_score, caption), (image_score, image) = hardest_negatives(images, captions, owner, order)
-        over_captions, over_images = margin + caption_score - positive, margin + image_score - positive
+    def forward(ctx: Any, images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, order: bool) -> Tensor:
+        matched, (caption_score, caption), (image_score, image) = hardest_negatives(images, captions, image_ids, order)
+        over_captions, over_images = margin + caption_score - matched, margin + image_score - matched
         caption = caption.masked_fill(over_captions <= 0, -1)
         image = image.masked_fill(over_images <= 0, -1)
-        ctx.save_for_backward(images, captions, positive, caption_score, caption, image_score, image)
+        ctx.save_for_backward(images, captions, matched, caption_score, caption, image_score, image)
         ctx.order = order
         return over_captions.clamp(min=0).sum() + over_images.clamp(min=0).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, captions, positive, caption_score, caption, image_score, image = ctx.saved_tensors
+        images, captions, matched, caption_score, caption, image_score, image = ctx.saved_tensors
         wrong_captions, wrong_images = (caption_score, caption), (image_score, image)
         d_images = winners_gradient(
-            images, captions, positive, wrong_captions, wrong_images, gradient, ctx.order, own_is_image=True
+            images, captions, matched, wrong_captions, wrong_images, gradient, ctx.order, side_is_image=True
         )
         d_captions = winners_gradient(
-            captions, images, positive, wrong_images, wrong_captions, gradient, ctx.order, own_is_image=False
+            captions, images, matched, wrong_images, wrong_captions, gradient, ctx.order, side_is_image=False
         )
         return d_images, d_captions, None, None, None
 
 
 class _SumOfHinges(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, captions: Tensor, owner: Tensor, margin: float, order: bool) -> Tensor:
+    def forward(ctx: Any, images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, order: bool) -> Tensor:
         pairs, dim = images.shape
-        positive = matched_similarities(images, captions, torch.arange(pairs, device=images.device), order)
+        matched = matched_similarities(images, captions, order)
         tile = tile_of(images, order)
         blocks = triton.cdiv(pairs, tile["block"])
-        totals = positive.new_empty(blocks, blocks)
-        violations = owner.new_zeros(pairs, dtype=torch.int32)
+        totals = matched.new_empty(blocks, blocks)
+        violations = image_ids.new_zeros(pairs, dtype=torch.int32)
         tiles.sum_tiles[(blocks, blocks)](
-            images, captions, owner, positive, margin, pairs, dim, totals, violations, **tile
+            images, captions, image_ids, matched, totals, violations, margin, pairs, dim, **tile
         )
-        ctx.save_for_backward(images, captions, owner, positive, violations)
+        ctx.save_for_backward(images, captions, image_ids, matched, violations)
         ctx.margin, ctx.order = margin, order
         return totals.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, captions, owner, positive, violations = ctx.saved_tensors
+        images, captions, image_ids, matched, violations = ctx.saved_tensors
         pairs, dim = images.shape
         tile = tile_of(images, ctx.order)
         kind = torch.float32 if ctx.order else images.dtype
         add = _add_violations if ctx.order else _add_products
-        d_images, d_captions = _matched_gradients(images, captions, positive, -violations.float(), ctx.order)
+        d_images, d_captions = _matched_gradients(images, captions, matched, -violations.float(), ctx.order)
         height = _multiple(WEIGHT_BYTES // (pairs * kind.itemsize), tile["block"])
-        for start in range(0, pairs, height):
-            part = slice(start, min(start + height, pairs))
-            weights = images.new_empty(part.stop - start, pairs, dtype=kind)  # by hinges of each image and caption
+        for rows in slices(0, pairs, height):
+            weights = images.new_empty(rows.stop - rows.start, pairs, dtype=kind)
             grid = triton.cdiv(len(weights), tile["block"]), triton.cdiv(pairs, tile["block"])
-            tiles.weight_tiles[grid](images, captions, owner, positive, ctx.margin, start, pairs, dim, weights, **tile)
-            add(d_images[part], weights.T, images[part], captions, True)
-            add(d_captions, weights, captions, images[part], False)
+            tiles.weight_tiles[grid](
+                images, captions, image_ids, matched, weights, ctx.margin, rows.start, pairs, dim, **tile
+            )
+            add(d_images[rows], weights.T, images[rows], captions, True)
+            add(d_captions, weights, captions, images[rows], False)
         return (d_images * gradient).to(images.dtype), (d_captions * gradient).to(images.dtype), None, None, None
 
 
 def hardest_negatives(
-    images: Tensor, captions: Tensor, owner: Tensor, order: bool = False
+    images: Tensor, captions: Tensor, image_ids: Tensor, order: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Score of each pair; score and index of each image's closest wrong caption, and of each caption's closest image.
+    """Score of each matched pair; score and index of each image's closest wrong caption and each caption's wrong image.
 
-    All [pair], scores in float32. A block of rows at a time: every tile writes its maxima by row and by column, and
-    these are reduced before the next block. Of equals the first wins.
+    All [pair], scores in float32. The tiles of a block of rows write their maxima by row and by column, which are
+    reduced before the next block. The first of ties wins.
     """
     pairs, dim = images.shape
     tile = tile_of(images, order)
     block = tile["block"]
     columns = triton.cdiv(pairs, block)
     height = _multiple(PARTIAL_BYTES // (8 * columns), block)
-    positive = torch.empty(pairs, device=images.device)
+    matched = torch.empty(pairs, device=images.device)
     by_row = []
-    score = torch.full_like(positive, -torch.inf)
-    index = torch.zeros_like(positive, dtype=torch.int64)
-    for start in range(0, pairs, height):
-        width = min(height, pairs - start)
+    score = torch.full_like(matched, -torch.inf)
+    index = torch.zeros_like(matched, dtype=torch.int64)
+    for some in slices(0, pairs, height):
+        width = some.stop - some.start
         rows = triton.cdiv(width, block)
         row_score, row_index = _partials(columns, width, images.device)
         column_score, column_index = _partials(rows, pairs, images.device)
         tiles.hardest_tiles[(rows, columns)](
-            images, captions, owner, start, width, pairs, dim,
-            positive, row_score, row_index, column_score, column_index, **tile,
+            images, captions, image_ids, matched, row_score, row_index, column_score, column_index,
+            some.start, width, pairs, dim, **tile,
         )  # fmt: skip
         by_row.append(_first_maximum(row_score, row_index))
         block_score, block_index = _first_maximum(column_score, column_index)
         closer = block_score > score
         score, index = torch.where(closer, block_score, score), torch.where(closer, block_index, index)
-    return positive, (torch.cat([row[0] for row in by_row]), torch.cat([row[1] for row in by_row])), (score, index)
+    scores, indices = zip(*by_row, strict=True)
+    return matched, (torch.cat(scores), torch.cat(indices)), (score, index)
 
 
 def winners_gradient(
-    own: Tensor,
+    side: Tensor,
     other: Tensor,
-    positive: Tensor,
+    matched: Tensor,
     chosen: tuple[Tensor, Tensor],
     chosen_by: tuple[Tensor, Tensor],
     gradient: Tensor,
     order: bool,
-    own_is_image: bool,
+    side_is_image: bool,
 ) -> Tensor:
-    """Gradient of the `own` side of the pairs, [pair, dim], from its embeddings and those of the `other` side.
+    """The gradient [pair, dim] of one side of the pairs, `side`.
 
-    Row k has the slope of the negative that it chose, minus that of its own match for each of its two hinges, plus
-    those of all of the other side that chose it. `chosen` are score and index [pair] into `other` of what each row
-    chose, `chosen_by` of the row that each of `other` chose; the index is -1 where there is no violation.
+    Row k adds up the slope of the negative that it chose, minus the slope of its match for each active hinge of the
+    pair, and the slopes of the rows of `other` that chose it. `chosen` has the score and index [pair] into `other` of
+    each row's choice, `chosen_by` those of the choices of `other`; without a violation the index is -1.
     """
     pairs, dim = other.shape
     hinges = (chosen[1] >= 0).int() + (chosen_by[1] >= 0).int()
@@ -156,23 +159,23 @@ def winners_gradient(
     result = torch.empty_like(other)
     width = min(256, triton.next_power_of_2(dim))
     tiles.gather_winners[(pairs, triton.cdiv(dim, width))](
-        own, other, positive, *chosen, hinges, chosen_by[0], sorting, bounds, gradient, result, dim,
-        order=order, own_is_image=own_is_image, width=width, at_once=GATHERED,
+        side, other, matched, *chosen, hinges, chosen_by[0], sorting, bounds, gradient, result, dim,
+        order=order, side_is_image=side_is_image, width=width, at_once=GATHERED,
     )  # fmt: skip
     return result
 
 
-def matched_similarities(images: Tensor, captions: Tensor, owner: Tensor, order: bool) -> Tensor:
-    """The similarity of each caption and image `owner` [caption] of it, [caption] in float32, as a tile computes it."""
+def matched_similarities(images: Tensor, captions: Tensor, order: bool) -> Tensor:
+    """The similarity of each matched pair, [pair] in float32, as a tile computes it."""
     tile = tile_of(captions, order)
     scores = torch.empty(len(captions), device=captions.device)
     grid = (triton.cdiv(len(captions), tile["block"]),)
-    tiles.matched_tiles[grid](images, captions, owner, len(captions), captions.shape[1], scores, **tile)
+    tiles.matched_tiles[grid](images, captions, scores, len(captions), captions.shape[1], **tile)
     return scores
 
 
 def tile_of(embeddings: Tensor, order: bool, precision: str = "ieee") -> dict[str, Any]:
-    """How kernels make their tiles of similarities: the shape, the precision and the warps."""
+    """The shape, precision and warps of a tile of similarities."""
     if order:
         return {"order": True, "precision": "ieee", **_order_tile(embeddings)}
     wide = len(embeddings) >= WIDE_FROM
@@ -182,7 +185,7 @@ def tile_of(embeddings: Tensor, order: bool, precision: str = "ieee") -> dict[st
 
 
 def _order_tile(embeddings: Tensor) -> dict[str, Any]:
-    """The shape of a tile of the order and its warps; the smaller, the more coordinates of it fit the registers."""
+    """The shape and warps of a tile of the order: the smaller, the more coordinates fit the registers."""
     busy = (block for block in ORDER_BLOCKS if triton.cdiv(len(embeddings), block) ** 2 >= BUSY_FROM)
     block = next(busy, min(ORDER_BLOCKS))
     return {"block": block, "depth": 512 // block, "num_warps": 8 if block == 64 else 4}
@@ -203,29 +206,29 @@ def _first_maximum(score: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _matched_gradients(
-    images: Tensor, captions: Tensor, positive: Tensor, weight: Tensor, order: bool
+    images: Tensor, captions: Tensor, matched: Tensor, weight: Tensor, order: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of sum_k weight[k] s(k, k), in float32."""
+    """The gradients of sum_k weight[k] s(k, k), in float32."""
     if not order:
         return captions * weight[:, None], images * weight[:, None]
-    violation = (captions.float() - images.float()).clamp_(min=0).mul_((weight / -positive)[:, None])
+    violation = (captions.float() - images.float()).clamp_(min=0).mul_((weight / -matched)[:, None])
     return violation, -violation
 
 
-def _add_violations(result: Tensor, weights: Tensor, own: Tensor, other: Tensor, own_is_image: bool) -> None:
-    grid = triton.cdiv(len(own), 16), triton.cdiv(own.shape[1], 64)
+def _add_violations(result: Tensor, weights: Tensor, side: Tensor, other: Tensor, side_is_image: bool) -> None:
+    grid = triton.cdiv(len(side), 16), triton.cdiv(side.shape[1], 64)
     add_violations[grid](
-        weights.contiguous(), own, other, result, len(own), len(other), own.shape[1],
-        own_is_image=own_is_image, block=16, width=64, depth=16,
+        weights.contiguous(), side, other, result, len(side), len(other), side.shape[1],
+        side_is_image=side_is_image, block=16, width=64, depth=16,
     )  # fmt: skip
 
 
-def _add_products(result: Tensor, weights: Tensor, _own: Tensor, other: Tensor, _own_is_image: bool) -> None:
+def _add_products(result: Tensor, weights: Tensor, _side: Tensor, other: Tensor, _side_is_image: bool) -> None:
     result += _float32_product(weights.T, other)
 
 
 def _float32_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right added and returned in float32, whatever their type."""
+    """left @ right, summed and returned in float32."""
     if left.is_cuda and left.dtype is not torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()

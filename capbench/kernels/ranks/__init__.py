@@ -1,8 +1,8 @@
 """Ranks of matched images and captions, by counting the scores that are at least as high: no sort, and ties count.
 
-Scores are made tile by tile, each tile once, and counted while they lie in the processor's cache; on a GPU a Triton
-kernel makes and counts those of embeddings and stores none. Ranks of embeddings are those of exact scores: a tile
-decides the pairs that are clear of its rounding, and the exact score of a pair the others.
+Each tile of scores is made once and counted in the processor's cache; on a GPU a Triton kernel makes, counts and never
+stores it. Ranks of embeddings are those of exact scores: a tile decides the pairs that are clear of its rounding, the
+exact score of a pair the others.
 """
 
 from __future__ import annotations
@@ -10,35 +10,47 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from capbench.kernels._arguments import Array, tensors
 from capbench.kernels._triton import runs_triton
-from capbench.kernels.ranks.counts import Scores, Square, Tiles, images_at_once
+from capbench.kernels.ranks.cpu import Scores, Square, Tiles, images_at_once
 from capbench.kernels.ranks.exact import Contest, refuse_nan
 
 
 def embedding_ranks(
-    images: Float[Tensor, "image dim"],
-    captions: Float[Tensor, "caption dim"],
-    image_of_caption: Int[Tensor, " caption"],
+    images: Float[Array, "image dim"],
+    captions: Float[Array, "caption dim"],
+    image_of_caption: Int[Array, " caption"],
     order: bool = False,
     at_once: int | None = None,
 ) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
-    """Rank of each image's best caption and of each caption's image, 0 first, by dot products or the order similarity.
+    """Rank of each image's best caption and of each caption's image, from 0, by dot products or the order similarity.
 
     Every image has a caption; captions come in any order. The ranks are those of the exact scores of
-    `capbench.kernels.ranks.exact`, so that equal embeddings tie, and neither tile nor threads nor device change a rank.
-    A Triton kernel serves a GPU, and holds no tile. Elsewhere, in float64, and where too much is too close for the
-    kernel, memory is one tile of `at_once` images and as large a share of the captions, which is halved when memory
-    runs out, some numbers for each image and caption, and float64 copies of a tile's embeddings where most scores are
-    nearly equal. Raises CapbenchError for NaN, or when one image at a time does not fit in memory.
-    """
-    owner = image_of_caption.to(images.device).long()
-    if not len(owner):
-        return owner.new_zeros(len(images)), owner
-    contest = Contest.of(images.detach(), captions.detach(), owner, order)
-    if runs_triton(images) and runs_triton(captions):
-        from capbench.kernels.ranks import triton as ranks_triton
+    `capbench.kernels.ranks.exact`: equal embeddings tie, and no tile, thread count or device changes a rank.
+    A Triton kernel serves a GPU and holds no tile. Elsewhere, in float64, and where too many scores are close, memory
+    is one tile of `at_once` images and as large a share of the captions, halved when memory runs out, some numbers for
+    each image and caption, and float64 copies of a tile's embeddings where most scores are nearly equal.
+    Raises CapbenchError for wrong types or shapes, NaN, or when one image at a time does not fit in memory.
 
-        counted = ranks_triton.counted(contest)
+    >>> import torch
+    >>> from capbench.kernels.ranks import embedding_ranks
+    >>> captions = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.5, 0.5]])
+    >>> by_image, by_caption = embedding_ranks(torch.eye(2), captions, torch.tensor([0, 0, 1, 1]))
+    >>> by_image.tolist(), by_caption.tolist()
+    ([0, 1], [0, 1, 0, 1])
+    """
+    images, captions, image_of_caption = tensors(
+        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
+        image_of_caption=(image_of_caption, "int caption"),
+    )  # fmt: skip
+    image_of_caption = image_of_caption.to(images.device)
+    if not len(captions):
+        return image_of_caption.new_zeros(len(images)), image_of_caption
+    contest = Contest.of(images.detach(), captions.detach(), image_of_caption, order)
+    if runs_triton(images) and runs_triton(captions):
+        from capbench.kernels.ranks import triton
+
+        counted = triton.counted(contest)
         if counted is not None:
             return counted
     counts = Tiles(contest)
@@ -51,12 +63,19 @@ def counted_ranks(
 ) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
     """The same from any scores, on the device of `image_of_caption`.
 
-    `scores(rows, columns)` gives the similarities of a slice of the images and a slice of the captions, which come in
-    the order of their images; every image has one. What it gave may be gone when it is called again. An image's rank
-    counts the captions of other images that score at least as high as the best of its own; a caption's rank counts the
-    other images that score at least as high as its own. Memory: one tile of `at_once` images and their captions, which
-    is halved when memory runs out, and five numbers for each image and caption. Deterministic.
+    `scores(rows, columns)` returns the similarities of a slice of the images and a slice of the captions, sorted by
+    image; every image has one. The next call may overwrite them. An image's rank counts the captions of other images
+    that score at least as high as the best of its own; a caption's rank counts the other images that score at least as
+    high as its own. Memory: one tile of `at_once` images and their captions, halved when memory runs out, and five
+    numbers for each image and caption. Deterministic.
     Raises CapbenchError when a similarity is NaN, or when one image at a time does not fit in memory.
+
+    >>> import torch
+    >>> from capbench.kernels.ranks import counted_ranks
+    >>> similarity = torch.tensor([[0.9, 0.2, 0.95], [0.1, 0.3, 0.8]])
+    >>> by_image, by_caption = counted_ranks(lambda *tile: similarity[tile], torch.tensor([0, 0, 1]), 2, at_once=1)
+    >>> by_image.tolist(), by_caption.tolist()
+    ([1, 0], [0, 1, 1])
     """
     counts = Square(scores, image_of_caption, images)
     counts.add_all(at_once)

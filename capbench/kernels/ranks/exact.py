@@ -1,8 +1,8 @@
-"""The one score of a pair that ranks are counted from, and how far from it the score in a tile may lie.
+"""The exact score of a pair, which ranks are counted from, and how far from it the score in a tile may lie.
 
-The exact score is a pure function of two rows: its terms are float64, and added in one order. So equal rows tie, beside
-whatever, in whatever tile, by however many threads and on whatever processor they are scored. A product of matrices
-keeps none of that in its last bits; it decides where the rounding cannot matter, and exact scores decide the rest.
+The exact score is a pure function of two rows: its terms are float64, added in one order. So equal rows tie in any
+tile, with any number of threads, on any processor. A product of matrices keeps none of that in its last bits; it
+decides where rounding cannot matter, and exact scores decide the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from capbench.base.errors import CapbenchError
 from capbench.kernels._scratch import scratch
 
 CPU_ELEMENTS, GPU_ELEMENTS = 2**16, 2**24  # of [pair, dim] at once: 512 KB of terms stay in a processor's cache
-SLACK = 64  # roundings beside one for each term: of the exact score, of the order's steps, of a band
+SLACK = 64  # roundings besides one for each term: of the exact score, of the order's steps, of a band
 
 
 def exact_scores(
@@ -33,8 +33,8 @@ def exact_scores(
 ) -> Float[Tensor, " pair"]:
     """The dot product of images `rows` and captions `columns`, or for the order -||max(0, c - i)||^2, in float64.
 
-    The same two rows give the same bits on every processor: a root would not, and the square ranks as it does.
-    Memory: some pairs at once, and the scores.
+    Two rows give the same bits on every processor; a root would not, and the square ranks alike. Memory: a block of
+    pairs, and the scores.
     """
     scores = torch.empty(len(rows), dtype=torch.float64, device=images.device)
     at_once = max(1, min(len(rows), pairs_at_once(images)))
@@ -42,21 +42,21 @@ def exact_scores(
     halves = list(_halves(terms))
     for score, some, others in zip(scores.split(at_once), rows.split(at_once), columns.split(at_once), strict=True):
         caption, image = captions.index_select(0, others), images.index_select(0, some)
-        part = terms[: len(some)].copy_(caption)
+        products = terms[: len(some)].copy_(caption)
         if order:
-            part.sub_(image).clamp_(min=0).mul_(part)
+            products.sub_(image).clamp_(min=0).mul_(products)
         else:
-            part.mul_(image)
+            products.mul_(image)
         for first, second in halves:
             first.add_(second)
-        score.copy_(part[:, :1].sum(1))
+        score.copy_(products[:, :1].sum(1))
     return scores.neg_() if order else scores
 
 
 def _halves(terms: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The halves of each row, then those of its first half, and so on: added in turn they leave the sum in front.
+    """The halves of each row, then of its first half, and so on; added in turn they leave the sum in front.
 
-    Elementwise additions alone have one order everywhere.
+    Only elementwise additions have the same order everywhere.
     """
     width = terms.shape[1]
     while width > 1:
@@ -65,14 +65,14 @@ def _halves(terms: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield terms[:, :half], terms[:, width : width + half]
 
 
-def refuse_nan(found: bool) -> None:
-    """Raise CapbenchError where NaN was found among the similarities."""
-    if found:
+def refuse_nan(nan: bool) -> None:
+    """Raises CapbenchError where a similarity is NaN."""
+    if nan:
         raise CapbenchError("the similarities hold NaN: the model has diverged, or a zero was normalised")
 
 
 class Band(NamedTuple):
-    """The scores of a tile, for each image or caption, that are open: a lower one is behind, a higher one ahead."""
+    """The open scores of each image or caption in a tile: lower ones are behind, higher ones ahead."""
 
     low: Tensor
     high: Tensor
@@ -80,39 +80,37 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """Images and captions, the image `owner` of each caption, and the exact scores that a wrong candidate has to reach.
-
-    `best` is the highest matched score of each image, `matched` that of each caption.
-    """
+    """Images, captions, and the exact scores that a wrong candidate has to reach."""
 
     images: Float[Tensor, "image dim"]
     captions: Float[Tensor, "caption dim"]
-    owner: Int[Tensor, " caption"]
-    order: bool
-    best: Float[Tensor, " image"]
-    matched: Float[Tensor, " caption"]
+    image_of_caption: Int[Tensor, " caption"]
+    order: bool  # whether the order similarity scores, not the dot product
+    best: Float[Tensor, " image"]  # the highest score of its captions
+    matched: Float[Tensor, " caption"]  # the score of its image
 
     @classmethod
     def of(
         cls,
         images: Float[Tensor, "image dim"],
         captions: Float[Tensor, "caption dim"],
-        owner: Int[Tensor, " caption"],
+        image_of_caption: Int[Tensor, " caption"],
         order: bool,
     ) -> Contest:
-        """Raises CapbenchError when a matched score is NaN, as one is wherever an embedding is."""
-        matched = exact_scores(images, captions, owner, torch.arange(len(owner), device=owner.device), order)
+        """Raises CapbenchError when a matched score is NaN, as one is where any embedding is."""
+        each = torch.arange(len(captions), device=captions.device)
+        matched = exact_scores(images, captions, image_of_caption, each, order)
         refuse_nan(bool(matched.isnan().any()))
-        best = matched.new_full((len(images),), -torch.inf).scatter_reduce(0, owner, matched, "amax")
-        return cls(images, captions, owner, order, best, matched)
+        best = matched.new_full((len(images),), -torch.inf).scatter_reduce(0, image_of_caption, matched, "amax")
+        return cls(images, captions, image_of_caption, order, best, matched)
 
     def bands(self, dtype: torch.dtype, unit: float, parts: float = 0.0) -> tuple[Band, Band]:
-        """Of the images and of the captions, for tiles of `dtype` whose products and sums round by `unit` at most.
+        """Bands of the images and of the captions for tiles of `dtype` whose operations round by at most `unit`.
 
-        A dot product of n terms, summed in any order, is off by n `unit` of |image| |caption| at most, to first order
-        (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1); `parts` adds to that share what a
-        product of parts leaves out. The order is off by half as large a share of itself, for it is a root. Where a
-        tile may overflow all is open.
+        A dot product of n terms, summed in any order, is off by at most n `unit` of |image| |caption|, to first order
+        (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1); `parts` is the share that a product
+        in parts leaves out. The order, a root, is off by half that share of itself. Where a tile may overflow, all is
+        open.
         """
         dim, best, matched = self.images.shape[1], self.best, self.matched
         first_order = (SLACK + (dim / 2 if self.order else dim)) * unit
@@ -129,13 +127,13 @@ class Contest:
     def over(
         self, rows: Int[Tensor, " pair"], columns: Int[Tensor, " pair"], repeated: bool = False
     ) -> tuple[Bool[Tensor, " pair"], Bool[Tensor, " pair"]]:
-        """Whether the caption of each pair is as high as the best of its image, and its image as the caption's own.
+        """Whether each pair scores as high as the best of its image, and as high as its caption's own image.
 
-        A matched pair is neither. Where rows are `repeated`, equal ones are scored once. Raises CapbenchError for NaN.
+        A matched pair does neither. With `repeated`, equal rows are scored once. Raises CapbenchError for NaN.
         """
         scores = self._scores(rows, columns, repeated)
         refuse_nan(bool(scores.isnan().any()))
-        wrong = self.owner[columns] != rows
+        wrong = self.image_of_caption[columns] != rows
         return wrong & (scores >= self.best[rows]), wrong & (scores >= self.matched[columns])
 
     def _scores(self, rows: Tensor, columns: Tensor, repeated: bool) -> Tensor:
@@ -148,7 +146,7 @@ class Contest:
 
     @cached_property
     def _alike(self) -> tuple[Tensor, Tensor]:
-        """For each image, and each caption, one that is equal to it, the same for all its equals."""
+        """For each image and each caption, one representative of all that equal it."""
         return _alike(self.images), _alike(self.captions)
 
 
@@ -159,16 +157,16 @@ def _alike(embeddings: Tensor) -> Tensor:
 
 
 def _lengths(embeddings: Tensor) -> Tensor:
-    """Not below the norm of each row, however it is rounded, in float64; nor 0, so that a share covers underflow."""
+    """An upper bound of each row's norm, in float64 and above 0, so that a share of it covers underflow."""
     wide, dim = torch.promote_types(embeddings.dtype, torch.float32), embeddings.shape[1]
-    parts = embeddings.split(16 * pairs_at_once(embeddings))
-    norms = torch.cat([torch.linalg.vector_norm(part.to(wide), dim=1) for part in parts]).double()
+    blocks = embeddings.split(16 * pairs_at_once(embeddings))
+    norms = torch.cat([torch.linalg.vector_norm(block.to(wide), dim=1) for block in blocks]).double()
     unit, tiny = torch.finfo(wide).eps, torch.finfo(wide).tiny
     return norms * (1 + (dim + SLACK) * unit) + math.sqrt(dim * tiny / unit)
 
 
 def pairs_at_once(embeddings: Tensor) -> int:
-    """Pairs of which the terms stay in a processor's cache, or fill a GPU."""
+    """How many pairs' terms stay in a processor's cache, or fill a GPU."""
     elements = CPU_ELEMENTS if embeddings.device.type == "cpu" else GPU_ELEMENTS
     return max(1, elements // max(1, embeddings.shape[1]))
 

@@ -1,8 +1,8 @@
-"""Ranks from embeddings: tiles of similarities are compared and counted where they are made, and never stored.
+"""Ranks from embeddings: tiles of similarities are counted where they are made, and never stored.
 
-The counts are added with integer atomics. A pair that is not clear of a tile's rounding, for its image or for its
-caption, is not counted but listed, for its exact score to decide: so two runs give the same ranks. Float32 is
-multiplied in three bf16 parts, high x high + high x low + low x high.
+Counts are added with integer atomics. A pair that is not clear of a tile's rounding, for its image or its caption, is
+listed for its exact score to decide: two runs give the same ranks. Float32 is multiplied in three bf16 parts,
+high x high + high x low + low x high.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from capbench.kernels.ranking_loss.triton import tile_of
 from capbench.kernels.ranks.exact import Contest
 
 PRECISION = "bf16x3"
-LISTED = 2**22  # pairs, at most
-EPSILON = 2.0**-23  # a tensor core may cut off so much twice a term, as it aligns the term and as it adds it
-PARTS = 2.0**-16  # of a product of float32 in three parts: low x low, and what two parts of bf16 leave out
+LISTED = 2**22  # open pairs, at most
+EPSILON = 2.0**-23  # what a tensor core may cut off a term twice, aligning and adding it
+PARTS = 2.0**-16  # of a float32 product in three parts: low x low, and what two bf16 parts leave out
 
 
 def counted(contest: Contest) -> tuple[Tensor, Tensor] | None:
-    """The ranks of images and captions on one GPU (or in the interpreter); None where more than `LISTED` are open."""
+    """The ranks of images and captions on one GPU or in the interpreter; None with more than `LISTED` open pairs."""
     common = torch.promote_types(contest.images.dtype, contest.captions.dtype)
     images, captions = (side.to(common).contiguous() for side in (contest.images, contest.captions))
-    owner, tile = contest.owner.contiguous(), tile_of(captions, contest.order, PRECISION)
+    image_of_caption, tile = contest.image_of_caption.contiguous(), tile_of(captions, contest.order, PRECISION)
     parts = PARTS if common is torch.float32 and not contest.order else 0.0
     of_image, of_caption = contest.bands(torch.float32, EPSILON if contest.order else 2 * EPSILON, parts)
     room = min(LISTED, len(images) * len(captions))
-    by_image, by_caption, found = (owner.new_zeros(n, dtype=torch.int32) for n in (len(images), len(captions), 1))
-    listed = owner.new_empty((room, 2), dtype=torch.int32)
+    by_image, by_caption, count = (
+        image_of_caption.new_zeros(n, dtype=torch.int32) for n in (len(images), len(captions), 1)
+    )
+    listed = image_of_caption.new_empty((room, 2), dtype=torch.int32)
     grid = triton.cdiv(len(captions), tile["block"]), triton.cdiv(len(images), tile["block"])
     _count_tiles[grid](
-        images, captions, owner, *of_image, *of_caption, len(images), len(captions), images.shape[1],
-        by_image, by_caption, listed, found, room, **tile,
+        images, captions, image_of_caption, *of_image, *of_caption, by_image, by_caption, listed, count,
+        len(images), len(captions), images.shape[1], room, **tile,
     )  # fmt: skip
-    pairs = int(found)
+    pairs = int(count)
     if pairs > room:
         return None
     rows, columns = listed[:pairs].long().unbind(1)
@@ -52,9 +54,19 @@ def counted(contest: Contest) -> tuple[Tensor, Tensor] | None:
 @triton.jit
 @no_type_check
 def _count_tiles(
-    images, captions, owner, image_low, image_high, caption_low, caption_high, image_count, caption_count, dim,
-    by_image, by_caption, listed, found, room,
-    order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
+    images,  # [image, dim]
+    captions,  # [caption, dim]
+    image_of_caption,  # [caption] int64
+    image_low,  # [image] float32, the band of its open scores
+    image_high,  # [image] float32
+    caption_low,  # [caption] float32
+    caption_high,  # [caption] float32
+    by_image,  # [image] int32, in and out: the captions clearly ahead
+    by_caption,  # [caption] int32, in and out: the images clearly ahead
+    listed,  # [room, 2] int32, out: image and caption of the open pairs
+    count,  # [1] int32, in and out: the open pairs, listed or not
+    image_count, caption_count, dim, room, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr,
+    precision: tl.constexpr,
 ):  # fmt: skip
     place = tl.arange(0, block)
     columns = (tl.program_id(0) * block + place).to(tl.int64)
@@ -63,8 +75,8 @@ def _count_tiles(
     tile = tile_of_similarities(
         images, captions, rows, columns, row_there, column_there, dim, order, block, depth, precision
     )
-    column_owner = tl.load(owner + columns, mask=column_there, other=-1)
-    wrong = row_there[:, None] & column_there[None, :] & (column_owner[None, :] != rows[:, None])
+    own_image = tl.load(image_of_caption + columns, mask=column_there, other=-1)
+    wrong = row_there[:, None] & column_there[None, :] & (own_image[None, :] != rows[:, None])
     over_image = tile > tl.load(image_high + rows, mask=row_there, other=0.0)[:, None]
     under_image = tile < tl.load(image_low + rows, mask=row_there, other=0.0)[:, None]
     over_caption = tile > tl.load(caption_high + columns, mask=column_there, other=0.0)[None, :]
@@ -74,16 +86,16 @@ def _count_tiles(
     tl.atomic_add(by_caption + columns, tl.sum((wrong & clear & over_caption).to(tl.int32), 0), mask=column_there)
     unclear = wrong & (clear == 0)
     some = tl.sum(tl.sum(unclear.to(tl.int32), 1), 0) > 0
-    if some & (tl.load(found, volatile=True) <= room):  # a full list stays full, and its counter far from overflow
-        _list(rows, columns, unclear, listed, found, room, block)
+    if some & (tl.load(count, volatile=True) <= room):  # a full list stays full, and its counter does not overflow
+        _list(rows, columns, unclear, listed, count, room, block)
 
 
 @triton.jit
 @no_type_check
-def _list(rows, columns, chosen, listed, found, room, block: tl.constexpr):
-    """Write the chosen (row, column) to places of their own in `listed`, as far as there is room; `found` counts."""
+def _list(rows, columns, chosen, listed, count, room, block: tl.constexpr):
+    """Writes each chosen (row, column) to a place of its own in `listed` while there is room; `count` counts."""
     nowhere = tl.zeros((block, block), tl.int32)
-    at = tl.atomic_add(found + nowhere, 1, mask=chosen, sem="relaxed")
+    at = tl.atomic_add(count + nowhere, 1, mask=chosen, sem="relaxed")
     fits = chosen & (at < room)
     tl.store(listed + 2 * at, rows[:, None].to(tl.int32) + nowhere, mask=fits)
     tl.store(listed + 2 * at + 1, columns[None, :].to(tl.int32) + nowhere, mask=fits)

@@ -1,11 +1,11 @@
-"""Ranks counted tile by tile, on any device: from embeddings, or from any scores."""
+"""Ranks counted tile by tile, from embeddings or from any scores, on any device."""
 
 from __future__ import annotations
 
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,35 +13,36 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels._scratch import scratch
+from capbench.kernels._slices import slices
 from capbench.kernels.ranks.exact import Band, Contest, pairs_at_once
 
 Scores = Callable[[slice, slice], Tensor]
 CPU_TILE, GPU_TILE = 5 * 2**18, 2**28  # similarities: 5 MB stay in a processor's cache, 1 GiB fills a GPU
 CPU_STRIP, GPU_STRIP = 2**18, 2**26  # similarities of a tile that are compared at once
-OPEN = 2**15  # pairs that wait for their exact scores
-CROWDED = 16  # where more than one pair of so many is open, a strip is made again in float64
+OPEN = 2**15  # pairs that may wait for their exact scores
+CROWDED = 16  # with more than one open pair in so many, a strip is recomputed in float64
 log = logging.getLogger(__name__)
 
 
 def images_at_once(images: int, captions: int, device: torch.device) -> int:
-    """The images of a tile that fits the device, with as large a share of the captions."""
+    """The images of a tile that fits the device and has as large a share of the captions."""
     tile = CPU_TILE if device.type == "cpu" else GPU_TILE
     return max(1, math.isqrt(tile * images // max(1, captions)))
 
 
 class _Counts(ABC):
-    """Counts for each image and caption, to which some images at a time add theirs."""
+    """Counts for each image and caption, added up by blocks of images."""
 
-    def __init__(self, owner: Tensor, images: int) -> None:
-        self.owner, self.images = owner, images
-        self.by_image, self.by_caption = owner.new_zeros(images), torch.zeros_like(owner)
+    def __init__(self, image_of_caption: Tensor, images: int) -> None:
+        self.image_of_caption, self.images = image_of_caption, images
+        self.by_image, self.by_caption = image_of_caption.new_zeros(images), torch.zeros_like(image_of_caption)
 
     @abstractmethod
     def add(self, rows: slice) -> None:
-        """Count some images."""
+        """Count a block of images."""
 
     def add_all(self, at_once: int) -> None:
-        """Add all images, in even parts of at most `at_once` or, when memory runs out, of fewer."""
+        """Count all images in even blocks of at most `at_once`, or of fewer when memory runs out."""
         start = 0
         while start < self.images:
             left = self.images - start
@@ -57,44 +58,44 @@ class _Counts(ABC):
                     raise CapbenchError("the similarities of one image do not fit in memory; free some") from error
                 self.by_image, self.by_caption = kept
                 at_once = (rows.stop - rows.start) // 2
-                log.warning("out of memory in evaluation: going on by %d images at a time", at_once)
+                log.warning("out of memory in evaluation: retrying with %d images at a time", at_once)
 
 
 class Tiles(_Counts):
-    """Counts from embeddings: the scores to beat are known, so that tiles may come in any order."""
+    """Counts from embeddings: the scores to beat are known beforehand, so tiles may come in any order."""
 
     def __init__(self, contest: Contest) -> None:
-        super().__init__(contest.owner, len(contest.images))
+        super().__init__(contest.image_of_caption, len(contest.images))
         self.contest, self.dtype = contest, _tile_dtype(contest)
-        self.strip = CPU_STRIP if self.owner.device.type == "cpu" else GPU_STRIP
+        self.strip = CPU_STRIP if self.image_of_caption.device.type == "cpu" else GPU_STRIP
         self.bands: dict[torch.dtype, tuple[Band, Band]] = {}
         self.open: tuple[list[Tensor], list[Tensor]] = [], []  # pairs [2, pair]: for their images, for their captions
 
     def add(self, rows: slice) -> None:
-        """Count some images against all captions."""
+        """Count a block of images against all captions."""
         self.open = [], []
         tiles = math.ceil(self.images / (rows.stop - rows.start))
-        for columns in _parts(0, len(self.owner), math.ceil(len(self.owner) / tiles)):
+        for columns in slices(0, len(self.image_of_caption), math.ceil(len(self.image_of_caption) / tiles)):
             tile = self._tile(rows, columns, self.dtype)
-            for some in _parts(rows.start, rows.stop, max(1, self.strip // tile.shape[1])):
+            for some in slices(rows.start, rows.stop, max(1, self.strip // tile.shape[1])):
                 self._count(tile[some.start - rows.start : some.stop - rows.start], some, columns)
         self._settle()
 
     def _tile(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
-        """Scores up to rounding; those of matched pairs, which do not count, are -inf."""
+        """Scores up to rounding; those of matched pairs, which never count, are -inf."""
         v, c = self.contest.images[rows].to(dtype), self.contest.captions[columns].to(dtype)
         tile = scratch("ranks", (len(v), len(c)), v)
         if self.contest.order:
             _orders(v, c, tile)
         else:
             torch.mm(v, c.T, out=tile)
-        owner = self.owner[columns] - rows.start
-        own = ((owner >= 0) & (owner < len(tile))).nonzero()[:, 0]
-        tile[owner[own], own] = -torch.inf
+        row = self.image_of_caption[columns] - rows.start
+        matched = ((row >= 0) & (row < len(tile))).nonzero()[:, 0]
+        tile[row[matched], matched] = -torch.inf
         return tile
 
     def _count(self, scores: Tensor, rows: slice, columns: slice) -> None:
-        """Count what is clear in a part of a tile, and gather what is open."""
+        """Count the clear pairs of a strip, and collect the open ones."""
         of_image, of_caption = self._bands(scores.dtype)
         mask = scratch("ranks compared", tuple(scores.shape), scores)
         images, captions = _Side(scores, of_image, rows, mask), _Side(scores.T, of_caption, columns, mask.T)
@@ -123,14 +124,14 @@ class Tiles(_Counts):
         over_image, over_caption = self.contest.over(rows, columns, repeated)
         split = for_images.shape[1]
         self.by_image += torch.bincount(rows[:split][over_image[:split]], minlength=self.images)
-        self.by_caption += torch.bincount(columns[split:][over_caption[split:]], minlength=len(self.owner))
+        self.by_caption += torch.bincount(columns[split:][over_caption[split:]], minlength=len(self.image_of_caption))
         self.open = [], []
 
 
 class _Side:
-    """A part of a tile as its images see it, [line, candidate], or, transposed, its captions: who is ahead of a line.
+    """A strip as its images see it, [line, candidate], or transposed, its captions.
 
-    `ahead` and `open`, [line] both, count the candidates that are clearly ahead, and those that are not clear.
+    `ahead` and `open` [line] count the candidates that are clearly ahead, and those that are not clear.
     """
 
     def __init__(self, scores: Tensor, band: Band, lines: slice, mask: Tensor) -> None:
@@ -139,7 +140,7 @@ class _Side:
         self.open = scores.shape[1] - self.ahead - torch.lt(scores, self.low, out=mask).sum(1).long()
 
     def open_pairs(self, candidates: slice) -> Tensor:
-        """Line and candidate of each pair that is not clear, [2, pair], among all lines and candidates."""
+        """The line and candidate of each open pair, [2, pair], numbered among all lines and candidates."""
         lines = self.open.nonzero()[:, 0]
         some = self.scores[lines]
         clear = (some > self.high[lines]) | (some < self.low[lines])
@@ -148,18 +149,18 @@ class _Side:
 
 
 def _orders(images: Tensor, captions: Tensor, tile: Tensor) -> None:
-    """-||max(0, c - i)|| of each image and caption, one image and what fits the cache of the captions at a time."""
-    some = pairs_at_once(captions)
-    for part, scores in zip(captions.split(some), tile.split(some, 1), strict=True):
-        terms = scratch("ranks order", tuple(part.shape), part)
+    """-||max(0, c - i)||, for one image and the captions that fit the cache at a time."""
+    at_once = pairs_at_once(captions)
+    for block, scores in zip(captions.split(at_once), tile.split(at_once, 1), strict=True):
+        terms = scratch("ranks order", tuple(block.shape), block)
         for image, row in zip(images, scores, strict=True):
-            torch.sub(part, image, out=terms).clamp_(min=0).square_()
+            torch.sub(block, image, out=terms).clamp_(min=0).square_()
             torch.sum(terms, 1, out=row)
     tile.add_(1e-12).sqrt_().neg_()
 
 
 def _tile_dtype(contest: Contest) -> torch.dtype:
-    """What tiles are made in: float32 on a CPU, unless products of float32 are not made as such there."""
+    """The type of a tile: float32 on a CPU that multiplies float32 as such, else float64."""
     wide = torch.promote_types(contest.images.dtype, contest.captions.dtype)
     precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     rounds_more = not contest.order and precision not in ("none", "ieee")
@@ -167,45 +168,41 @@ def _tile_dtype(contest: Contest) -> torch.dtype:
     return torch.float64 if exact else torch.float32
 
 
-def _parts(start: int, stop: int, step: int) -> Iterator[slice]:
-    yield from (slice(at, min(at + step, stop)) for at in range(start, stop, step))
-
-
 @dataclass(frozen=True)
 class _Block:
-    """Consecutive images and their captions; `best` is the highest matched score of each image."""
+    """Consecutive images and their captions."""
 
     rows: slice
     columns: slice
-    best: Tensor
-    matched: Tensor
+    best: Tensor  # [image], the highest score of its captions
+    matched: Tensor  # [caption], the score of its image
 
 
 class Square(_Counts):
-    """Counts from any scores: the square of blocks grows block by block, so that matched scores are known."""
+    """Counts from any scores: the square of blocks grows from its diagonal, so that matched scores are known."""
 
-    def __init__(self, scores: Scores, owner: Tensor, images: int) -> None:
-        super().__init__(owner, images)
+    def __init__(self, scores: Scores, image_of_caption: Tensor, images: int) -> None:
+        super().__init__(image_of_caption, images)
         self.scores, self.blocks = scores, list[_Block]()
-        self.nan = torch.zeros((), dtype=torch.bool, device=owner.device)
+        self.nan = torch.zeros((), dtype=torch.bool, device=image_of_caption.device)
 
     def add(self, rows: slice) -> None:
-        """Count the next images and their captions against themselves and against all before them."""
-        ends = torch.tensor([rows.start, rows.stop], device=self.owner.device)
-        columns = slice(*torch.searchsorted(self.owner, ends).tolist())
-        block = self._own_block(rows, columns)
+        """Count the next images and their captions against themselves and all before them."""
+        ends = torch.tensor([rows.start, rows.stop], device=self.image_of_caption.device)
+        columns = slice(*torch.searchsorted(self.image_of_caption, ends).tolist())
+        block = self._on_the_diagonal(rows, columns)
         for other in self.blocks:
             self._count(self.scores(other.rows, columns), other, block)
             self._count(self.scores(rows, other.columns), block, other)
         self.blocks.append(block)
 
-    def _own_block(self, rows: slice, columns: slice) -> _Block:
-        tile, owner = self.scores(rows, columns), self.owner[columns] - rows.start
-        matched = tile[owner, torch.arange(len(owner), device=tile.device)]
-        best = tile.new_full((len(tile),), -torch.inf).scatter_reduce(0, owner, matched, "amax")
+    def _on_the_diagonal(self, rows: slice, columns: slice) -> _Block:
+        tile, row = self.scores(rows, columns), self.image_of_caption[columns] - rows.start
+        matched = tile[row, torch.arange(len(row), device=tile.device)]
+        best = tile.new_full((len(tile),), -torch.inf).scatter_reduce(0, row, matched, "amax")
         block = _Block(rows, columns, best, matched)
         self._count(tile, block, block)
-        self.by_image[rows] -= torch.bincount(owner[matched >= best[owner]], minlength=len(tile))
+        self.by_image[rows] -= torch.bincount(row[matched >= best[row]], minlength=len(tile))
         self.by_caption[columns] -= 1
         return block
 
@@ -217,7 +214,7 @@ class Square(_Counts):
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether torch, on any device, or Python says that memory ran out."""
+    """Whether torch, on any device, or Python reports that memory ran out."""
     words = ("can't allocate memory", "not enough memory", "out of memory")
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or any(word in str(error).lower() for word in words)
