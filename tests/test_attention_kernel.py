@@ -1,8 +1,4 @@
-"""The attention step against its equations in float64, forward and gradients, and as kernels.
-
-The kernels run on a GPU, or in Triton's interpreter in a process of its own, where TRITON_INTERPRET=1 sends tensors on
-the CPU to them.
-"""
+"""The attention step against its equations in float64, forward and gradients, and as kernels."""
 
 from __future__ import annotations
 
@@ -40,16 +36,16 @@ def by_hand(keys, annotations, query, v):
     ], alpha
 
 
-def compare(found, leaves, tolerance):
+def compare(actual, leaves, tolerance):
     """Values, and gradients of a random sum, against the reference in float64."""
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     expected = reference_attention_step(*exact)
     random = torch.Generator().manual_seed(9)
-    weights = [torch.randn(f.shape, generator=random).to(f.device) for f in found]
-    ours = torch.autograd.grad((found[0] * weights[0]).sum() + (found[1] * weights[1]).sum(), leaves)
+    weights = [torch.randn(f.shape, generator=random).to(f.device) for f in actual]
+    ours = torch.autograd.grad((actual[0] * weights[0]).sum() + (actual[1] * weights[1]).sum(), leaves)
     theirs = torch.autograd.grad((expected[0] * weights[0]).sum() + (expected[1] * weights[1]).sum(), exact)
     for mine, wanted in zip(
-        [f.detach() for f in found] + [*ours], [e.detach() for e in expected] + [*theirs], strict=True
+        [f.detach() for f in actual] + [*ours], [e.detach() for e in expected] + [*theirs], strict=True
     ):
         assert float((mine.double() - wanted).abs().max()) <= tolerance * (1 + float(wanted.abs().max()))
     for mine, leaf in zip(ours, leaves, strict=True):
@@ -59,14 +55,14 @@ def compare(found, leaves, tolerance):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_step_is_that_of_the_equations(shape):
     leaves = inputs(shape)
-    found, weights = attention_step(*leaves)
+    actual, weights = attention_step(*leaves)
     keys, annotations, query, v = (leaf.tolist() for leaf in leaves)
     for image in range(shape[0]):
         for beam in range(shape[2]):
             seen, alpha = by_hand(keys[image], annotations[image], query[image][beam], v)
-            assert found[image, beam].tolist() == pytest.approx(seen)
+            assert actual[image, beam].tolist() == pytest.approx(seen)
             assert weights[image, beam].tolist() == pytest.approx(alpha)
-    compare((found, weights), leaves, 1e-12)
+    compare((actual, weights), leaves, 1e-12)
 
 
 def test_gradients_are_right_by_finite_differences():
@@ -76,10 +72,10 @@ def test_gradients_are_right_by_finite_differences():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precision_is_close_on_the_cpu(dtype):
     leaves = inputs((3, 7, 2, 5, 4), dtype)
-    found = attention_step(*leaves)
-    assert found[0].dtype is dtype
-    assert found[1].dtype is torch.float32
-    compare(found, leaves, {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}[dtype])
+    actual = attention_step(*leaves)
+    assert actual[0].dtype is dtype
+    assert actual[1].dtype is torch.float32
+    compare(actual, leaves, {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}[dtype])
 
 
 @pytest.mark.parametrize("at_once", [1, 400, 2**23])
@@ -87,8 +83,8 @@ def test_images_taken_some_at_a_time_have_the_same_weights(at_once, monkeypatch)
     monkeypatch.setattr(kernel, "ELEMENTS_AT_ONCE", at_once)
     keys, annotations, query, v = inputs((5, 7, 2, 9, 4))
     with torch.no_grad():
-        found = attention_weights(keys, query, v)
-    assert torch.allclose(found, reference_attention_step(keys, annotations, query, v)[1])
+        actual = attention_weights(keys, query, v)
+    assert torch.allclose(actual, reference_attention_step(keys, annotations, query, v)[1])
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -99,15 +95,15 @@ def test_single_precision_without_a_gradient_is_as_exact_as_with_one(at_once, sc
     keys, query = scale * keys, scale * query
     exact = reference_attention_step(*(x.double() for x in (keys, annotations, query, v)))[1]
     with torch.no_grad():
-        found = attention_weights(keys, query, v)
-    assert torch.allclose(found.double(), exact, rtol=1e-5, atol=0)
+        actual = attention_weights(keys, query, v)
+    assert torch.allclose(actual.double(), exact, rtol=1e-5, atol=0)
 
 
 def test_no_image_and_no_gradient_give_no_weights():
     keys, annotations, query, v = inputs((1, 7, 2, 9, 4))
     with torch.no_grad():
-        found, weights = attention_step(keys[:0], annotations[:0], query[:0], v)
-    assert found.shape == (0, 2, 4)
+        actual, weights = attention_step(keys[:0], annotations[:0], query[:0], v)
+    assert actual.shape == (0, 2, 4)
     assert weights.shape == (0, 2, 7)
 
 
@@ -145,10 +141,10 @@ def test_the_weight_of_a_linear_layer_serves_as_v():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kernel_step_and_gradients_are_those_of_the_equations(shape, dtype):
     leaves = inputs(shape, dtype, DEVICE)
-    found = attention_step(*leaves)
-    assert found[0].dtype is dtype
-    assert found[1].dtype is torch.float32
-    compare(found, leaves, {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.004}[dtype])
+    actual = attention_step(*leaves)
+    assert actual[0].dtype is dtype
+    assert actual[1].dtype is torch.float32
+    compare(actual, leaves, {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.004}[dtype])
 
 
 @pytest.mark.kernel
@@ -174,6 +170,6 @@ def test_kernel_survives_large_scores_and_passes_on_nan():
     weights = attention_step(keys * 1e4, annotations, query, v * 1e4)[1]
     assert torch.allclose(weights.sum(-1), torch.ones_like(weights[..., 0]))
     keys[1, 2, 3] = torch.nan
-    found, weights = attention_step(keys, annotations, query, v)
+    actual, weights = attention_step(keys, annotations, query, v)
     assert bool(weights[1].isnan().all())
-    assert not bool(found[0].isnan().any())
+    assert not bool(actual[0].isnan().any())

@@ -1,7 +1,4 @@
-"""The best labels of a chain against every labelling there is.
-
-The kernel runs on a GPU, or in Triton's interpreter in a process of its own.
-"""
+"""Viterbi decoding against every path."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_distinct_captions_come_in_their_order_and_lead_back_to_all():
     first, which = distinct(captions)
     assert first.tolist() == [0, 1, 3, 5]
     assert [captions[first[k]] for k in which] == captions
-    assert all(len(found) == 0 for found in distinct([]))
+    assert all(len(actual) == 0 for actual in distinct([]))
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Ranks of embeddings are those of one exact score: against loops over exact sums, on every path, and where rows tie.
 
-The oracle scores each pair of distinct rows with math.fsum, which rounds once. The kernel runs on a GPU, or in Triton's
-interpreter in a process of its own.
+The oracle scores each pair of distinct rows with math.fsum, which rounds once.
 """
 
 from __future__ import annotations
@@ -94,8 +93,8 @@ def drawn(seed: int, most_images: int, most_dim: int, dtypes: list[torch.dtype])
         shape = some.randint(1, most), dim
         if whole:
             return torch.randint(-2, 3, shape, generator=normal).to(dtype)
-        found = list((scale * normalize(torch.randn(shape, generator=normal), dim=1)).to(dtype))
-        return torch.stack([*found, *(nudged(some.choice(found), some) for _ in range(some.randint(0, 3)))])
+        actual = list((scale * normalize(torch.randn(shape, generator=normal), dim=1)).to(dtype))
+        return torch.stack([*actual, *(nudged(some.choice(actual), some) for _ in range(some.randint(0, 3)))])
 
     v, c = rows(images), rows(captions)
     image_of_caption = torch.tensor([*range(images), *(some.randrange(images) for _ in range(captions - images))])
@@ -143,9 +142,9 @@ def test_ranks_are_those_of_exact_scores_in_any_tiles_by_any_threads(monkeypatch
         some, case = random.Random(-seed), drawn(seed, most_images=9, most_dim=30, dtypes=dtypes)
         path(monkeypatch, some)
         threads(some.choice([1, 2]))
-        found = as_lists(embedding_ranks(*case.inputs(), at_once=some.choice([None, 1, 3, 5, 9])))
-        assert found == case.expected(), seed
-        case.check_alike(found[1])
+        actual = as_lists(embedding_ranks(*case.inputs(), at_once=some.choice([None, 1, 3, 5, 9])))
+        assert actual == case.expected(), seed
+        case.check_alike(actual[1])
 
 
 @pytest.mark.kernel
@@ -165,9 +164,9 @@ def test_kernel_ranks_are_those_of_exact_scores_in_any_tiles(monkeypatch):
 
         monkeypatch.setattr(ranks_triton, "tile_of", shaped)
         v, c, image_of_caption, order = case.inputs()
-        found = as_lists(embedding_ranks(v.to(DEVICE), c.to(DEVICE), image_of_caption, order))
-        assert found == case.expected(), seed
-        case.check_alike(found[1])
+        actual = as_lists(embedding_ranks(v.to(DEVICE), c.to(DEVICE), image_of_caption, order))
+        assert actual == case.expected(), seed
+        case.check_alike(actual[1])
 
 
 @pytest.mark.parametrize("order", [False, True])
@@ -214,8 +213,8 @@ def test_a_constant_model_ties_everywhere(at_once, count, order, threads):
     image, caption = normalize(torch.randn(2, 300, generator=torch.Generator().manual_seed(0)), dim=1)
     image_of_caption = torch.arange(70).repeat_interleave(2)
     threads(count)
-    found = embedding_ranks(image.expand(70, -1), caption.expand(140, -1), image_of_caption, order, at_once)
-    assert as_lists(found) == ([138] * 70, [69] * 140)
+    actual = embedding_ranks(image.expand(70, -1), caption.expand(140, -1), image_of_caption, order, at_once)
+    assert as_lists(actual) == ([138] * 70, [69] * 140)
 
 
 @pytest.mark.parametrize("order", [False, True])

@@ -47,3 +47,12 @@ def test_outputs_are_filled_with_poison_before_a_kernel_writes_them(dtype):
     """What a kernel leaves unwritten is NaN or the largest number, and fails the comparison of its test."""
     made = torch.empty(3, dtype=dtype, device="cpu" if interpreted() else "cuda")
     assert bool((made.isnan() if dtype.is_floating_point else made == torch.iinfo(dtype).max).all())
+
+
+def test_every_operation_has_its_equation_and_a_cpu_path_in_its_folder():
+    operations = [file.parent for file in (Path(__file__).parents[1] / "capbench/kernels").glob("*/__init__.py")]
+    assert len(operations) >= 7
+    missing = [
+        f"{o.name}/{name}" for o in operations for name in ("reference.py", "cpu.py") if not (o / name).is_file()
+    ]
+    assert not missing

@@ -1,7 +1,4 @@
-"""Log probabilities of target words against float64, forward and gradient, and what becomes of the scores.
-
-The kernel runs on a GPU, or in Triton's interpreter in a process of its own.
-"""
+"""Log probabilities of target words against float64, forward and gradient, and what becomes of the scores."""
 
 from __future__ import annotations
 
@@ -30,15 +27,15 @@ def compare(shape, dtype, device="cpu"):
     """Values and gradients of a sum with random weights; the reference sees the rounded scores in float64."""
     scores, target, weight = inputs(shape, dtype, device)
     made = scores.clone().requires_grad_()
-    found = target_log_probs(made * 1, target)
-    (gradient,) = torch.autograd.grad((found * weight).sum(), made)
+    actual = target_log_probs(made * 1, target)
+    (gradient,) = torch.autograd.grad((actual * weight).sum(), made)
     exact = scores.double().requires_grad_()
     expected = reference_target_log_probs(exact, target)
     (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), exact)
-    assert found.dtype is torch.promote_types(dtype, torch.float32)
+    assert actual.dtype is torch.promote_types(dtype, torch.float32)
     assert gradient.dtype is dtype
     exactness = min(TOLERANCE[dtype], 1e-5)  # the scores are rounded, what follows is not
-    torch.testing.assert_close(found.double(), expected, rtol=exactness, atol=exactness)
+    torch.testing.assert_close(actual.double(), expected, rtol=exactness, atol=exactness)
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
@@ -62,9 +59,9 @@ def test_kernel_values_and_gradients_are_those_of_float64(shape, dtype, width, m
 def test_a_hand_worked_example():
     """Of e^0, e^0 and e^(log 2) the last has p = 1/2."""
     scores = torch.tensor([[0.0, 0.0, math.log(2)]], requires_grad=True)
-    found = target_log_probs(scores * 1, torch.tensor([2]))
-    assert float(found.detach()) == pytest.approx(math.log(0.5))
-    (gradient,) = torch.autograd.grad(found.sum(), scores)
+    actual = target_log_probs(scores * 1, torch.tensor([2]))
+    assert float(actual.detach()) == pytest.approx(math.log(0.5))
+    (gradient,) = torch.autograd.grad(actual.sum(), scores)
     assert gradient[0].tolist() == pytest.approx([-0.25, -0.25, 0.5])
 
 
@@ -111,9 +108,9 @@ def test_kernel_hands_on_nan_and_lets_autograd_know_of_the_overwriting():
     leaf = torch.randn(4, 9, device=DEVICE)
     leaf[2, 3] = torch.nan
     scores = leaf.requires_grad_() * 1
-    found = target_log_probs(scores, torch.arange(4, device=DEVICE))
-    assert found.isnan().tolist() == [False, False, True, False]
-    found.sum().backward(retain_graph=True)
-    assert torch.equal(scores.isnan().any(1), found.isnan())
+    actual = target_log_probs(scores, torch.arange(4, device=DEVICE))
+    assert actual.isnan().tolist() == [False, False, True, False]
+    actual.sum().backward(retain_graph=True)
+    assert torch.equal(scores.isnan().any(1), actual.isnan())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        found.sum().backward()
+        actual.sum().backward()

@@ -1,8 +1,4 @@
-"""maxsim against its equation in float64, forward and gradient, over odd shapes, ragged lengths and ties.
-
-The kernels run on a GPU, or in Triton's interpreter in a process of its own, where TRITON_INTERPRET=1 sends tensors on
-the CPU to them.
-"""
+"""maxsim against its equation in float64, forward and gradient, over odd shapes, ragged lengths and ties."""
 
 from __future__ import annotations
 
@@ -56,9 +52,9 @@ def test_similarities_and_gradients_are_those_of_the_equation(shape, form, at_on
     weight = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for function in (maxsim, reference_maxsim):
         leaves = v.clone().requires_grad_(), s.clone().requires_grad_()
-        found = function(leaves[0], leaves[1], lengths, form)
-        assert torch.allclose(found, expected)
-        gradients.append(torch.autograd.grad((found * weight).sum(), leaves))
+        actual = function(leaves[0], leaves[1], lengths, form)
+        assert torch.allclose(actual, expected)
+        gradients.append(torch.autograd.grad((actual * weight).sum(), leaves))
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs)
 
@@ -101,8 +97,8 @@ def test_of_equal_regions_the_first_has_the_gradient():
 
 def test_single_precision_is_close():
     v, s, lengths = inputs(4, 20, 6, 9, 64)
-    found = maxsim(v.float(), s.float(), lengths)
-    assert torch.allclose(found.double(), by_hand(v, s, lengths, "max"), rtol=1e-4, atol=1e-3)
+    actual = maxsim(v.float(), s.float(), lengths)
+    assert torch.allclose(actual.double(), by_hand(v, s, lengths, "max"), rtol=1e-4, atol=1e-3)
 
 
 def test_bad_arguments_are_named():
@@ -138,18 +134,18 @@ def test_a_batch_of_100_never_holds_the_product_of_all_regions_and_words(form):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_summed_in_single(dtype, form):
     v, s, lengths = inputs(4, 20, 6, 9, 64)
-    found = maxsim(v.to(dtype), s.to(dtype), lengths, form)
-    assert found.dtype is torch.float32
-    assert torch.allclose(found.double(), by_hand(v, s, lengths, form), rtol=0.02, atol=0.5)
+    actual = maxsim(v.to(dtype), s.to(dtype), lengths, form)
+    assert actual.dtype is torch.float32
+    assert torch.allclose(actual.double(), by_hand(v, s, lengths, form), rtol=0.02, atol=0.5)
 
 
 def test_under_autocast_gradients_have_the_type_of_their_inputs():
     v, s, lengths = inputs(4, 20, 6, 9, 64)
     leaves = v.float().requires_grad_(), s.float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        found = maxsim(*leaves, lengths, "sum")
-    assert found.dtype is torch.float32
-    ours = torch.autograd.grad(found.sum(), leaves)
+        actual = maxsim(*leaves, lengths, "sum")
+    assert actual.dtype is torch.float32
+    ours = torch.autograd.grad(actual.sum(), leaves)
     theirs = torch.autograd.grad(reference_maxsim(*leaves, lengths, "sum").sum(), leaves)
     for mine, exact in zip(ours, theirs, strict=True):
         assert mine.dtype is torch.float32
@@ -165,11 +161,11 @@ def test_kernel_similarities_and_gradients_are_those_of_the_equation(shape, dtyp
     lengths[0] = shape[3]
     v, s = (tensor.to(DEVICE, dtype).requires_grad_() for tensor in (v, s))
     exact = v.detach().double().requires_grad_(), s.detach().double().requires_grad_()
-    found, expected = maxsim(v, s, lengths, form), reference_maxsim(*exact, lengths, form)
-    assert found.dtype is torch.float32
-    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4)
+    actual, expected = maxsim(v, s, lengths, form), reference_maxsim(*exact, lengths, form)
+    assert actual.dtype is torch.float32
+    assert torch.allclose(actual.double(), expected, rtol=1e-4, atol=1e-4)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    ours = torch.autograd.grad((found * weight).sum(), (v, s))
+    ours = torch.autograd.grad((actual * weight).sum(), (v, s))
     theirs = torch.autograd.grad((expected * weight).sum(), exact)
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.003}[dtype]
     for mine, wanted in zip(ours, theirs, strict=True):
@@ -187,8 +183,8 @@ def test_kernel_with_large_blocks_agrees_with_small_ones(form, monkeypatch):
     results = []
     for start in (1, 10**9):
         monkeypatch.setattr(maxsim_triton, "LARGE_FROM", start)
-        found = maxsim(v, s, lengths, form)
-        results.append((found, *torch.autograd.grad(found.square().sum(), (v, s))))
+        actual = maxsim(v, s, lengths, form)
+        results.append((actual, *torch.autograd.grad(actual.square().sum(), (v, s))))
     for large, small in zip(*results, strict=True):
         assert torch.allclose(large, small, rtol=1e-4, atol=1e-3)
 
@@ -201,9 +197,9 @@ def test_kernel_gives_ties_to_the_first_region_and_keeps_nan_and_nothing_from_be
     assert v.grad[0].tolist() == [[1, 1], [0, 0], [0, 0]]
     words = torch.ones(2, 2, 2, device=DEVICE)
     words[:, 1] = torch.nan
-    found = maxsim(v, words, torch.tensor([1, 2]))
-    assert found[0, 0] == 2
-    assert bool(found[0, 1].isnan())
+    actual = maxsim(v, words, torch.tensor([1, 2]))
+    assert actual[0, 0] == 2
+    assert bool(actual[0, 1].isnan())
     assert maxsim(v, words, torch.tensor([0, 0])).tolist() == [[0, 0]]
     v.grad = None
     maxsim(v, words[:, :0], torch.tensor([0, 0])).sum().backward()

@@ -1,8 +1,4 @@
-"""ranking_loss against equations 5 and 6 as loops in float64: dense, streamed, and as kernels.
-
-The kernels run on a GPU, or in Triton's interpreter in a process of its own, where TRITON_INTERPRET=1 sends tensors
-on the CPU to them.
-"""
+"""ranking_loss against equations 5 and 6 as loops in float64: dense, streamed, and as kernels."""
 
 from __future__ import annotations
 
@@ -73,8 +69,8 @@ def value_and_gradients(batch, loss, similarity="dot", function=ranking_loss, ma
     return value.detach(), *torch.autograd.grad(value, (images, captions))
 
 
-def assert_close(found, expected, rtol=1e-9, atol=1e-9):
-    for ours, theirs in zip(found, expected, strict=True):
+def assert_close(actual, expected, rtol=1e-9, atol=1e-9):
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours.double().cpu(), theirs.double().cpu(), rtol=rtol, atol=atol)
 
 
@@ -108,18 +104,18 @@ def test_the_gradient_is_right_by_finite_differences(loss, similarity, form):
 def test_a_small_batch_of_the_order_has_the_bits_of_the_reference(loss):
     images, captions, image_ids = inputs(128, 64)
     batch = images.float(), captions.float(), image_ids
-    found = value_and_gradients(batch, loss, "order")
+    actual = value_and_gradients(batch, loss, "order")
     expected = value_and_gradients(batch, loss, "order", reference_ranking_loss)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("loss", ["max_of_hinges", "sum_of_hinges"])
 def test_a_batch_beyond_the_dense_limit_agrees_with_the_reference(loss):
     images, captions, image_ids = inputs(DENSE_UP_TO[loss, "dot"] + 37, 24)
     batch = images.float(), captions.float(), image_ids
-    found = value_and_gradients(batch, loss)
+    actual = value_and_gradients(batch, loss)
     expected = value_and_gradients((images, captions, image_ids), loss, function=reference_ranking_loss)
-    assert_close(found, expected, rtol=1e-4, atol=2e-3)
+    assert_close(actual, expected, rtol=1e-4, atol=2e-3)
 
 
 @pytest.mark.parametrize(("loss", "similarity"), WAYS)
@@ -127,8 +123,8 @@ def test_the_value_is_the_same_where_no_gradient_is_asked_for(loss, similarity, 
     batch = inputs(17, 7)
     images, captions, image_ids = batch
     with torch.no_grad():
-        found = ranking_loss(images, captions, image_ids, MARGIN, loss, similarity)
-    assert_close([found], loops(batch, loss, similarity)[:1])
+        actual = ranking_loss(images, captions, image_ids, MARGIN, loss, similarity)
+    assert_close([actual], loops(batch, loss, similarity)[:1])
 
 
 @pytest.mark.parametrize("loss", ["max_of_hinges", "sum_of_hinges"])
@@ -176,12 +172,12 @@ def test_of_equally_hard_negatives_the_first_has_the_gradient(form):
 def test_half_precision_is_multiplied_exactly(dtype, loss, similarity, form):
     images, captions, image_ids = inputs(12, 8)
     batch = images.to(dtype), captions.to(dtype), image_ids
-    found = value_and_gradients(batch, loss, similarity)
+    actual = value_and_gradients(batch, loss, similarity)
     expected = loops(batch, loss, similarity)
-    assert found[0].dtype is torch.float32
-    assert found[1].dtype is dtype
-    assert_close(found[:1], expected[:1], rtol=1e-5, atol=1e-5)
-    assert_close(found[1:], expected[1:], rtol=2**-7, atol=2**-7)
+    assert actual[0].dtype is torch.float32
+    assert actual[1].dtype is dtype
+    assert_close(actual[:1], expected[:1], rtol=1e-5, atol=1e-5)
+    assert_close(actual[1:], expected[1:], rtol=2**-7, atol=2**-7)
 
 
 @pytest.mark.parametrize("loss", ["max_of_hinges", "sum_of_hinges"])
@@ -256,12 +252,12 @@ def on_device(batch, dtype=torch.float32):
 def test_kernels_equal_the_equations(shape, loss, similarity, dtype):
     images, captions, image_ids = inputs(*shape)
     expected = loops((images.to(dtype), captions.to(dtype), image_ids), loss, similarity)
-    found = value_and_gradients(on_device((images, captions, image_ids), dtype), loss, similarity)
-    assert found[0].dtype is torch.float32
-    assert found[1].dtype is dtype
-    assert_close(found[:1], expected[:1], rtol=1e-5, atol=1e-5)
+    actual = value_and_gradients(on_device((images, captions, image_ids), dtype), loss, similarity)
+    assert actual[0].dtype is torch.float32
+    assert actual[1].dtype is dtype
+    assert_close(actual[:1], expected[:1], rtol=1e-5, atol=1e-5)
     precision = 1e-5 if dtype is torch.float32 else 2**-7
-    assert_close(found[1:], expected[1:], rtol=precision, atol=precision)
+    assert_close(actual[1:], expected[1:], rtol=precision, atol=precision)
 
 
 @pytest.mark.kernel
@@ -272,9 +268,9 @@ def test_kernels_reduce_over_several_blocks_of_rows(loss, similarity, monkeypatc
     monkeypatch.setattr(ranking_loss_triton, "PARTIAL_BYTES", 1)
     monkeypatch.setattr(ranking_loss_triton, "WEIGHT_BYTES", 1)
     batch = inputs(69, 9)
-    found = value_and_gradients(on_device(batch), loss, similarity)
+    actual = value_and_gradients(on_device(batch), loss, similarity)
     expected = value_and_gradients(batch, loss, similarity, reference_ranking_loss)
-    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.kernel
@@ -285,9 +281,9 @@ def test_kernels_agree_with_the_tile_of_a_large_batch(loss, monkeypatch):
     monkeypatch.setattr(ranking_loss_triton, "WIDE_FROM", 1)
     batch = inputs(150, 9)
     assert ranking_loss_triton.tile_of(batch[0], False)["block"] == 128
-    found = value_and_gradients(on_device(batch), loss)
+    actual = value_and_gradients(on_device(batch), loss)
     expected = value_and_gradients(batch, loss, function=reference_ranking_loss)
-    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.kernel
@@ -299,9 +295,9 @@ def test_kernels_of_the_order_agree_whatever_the_tile(block, loss, monkeypatch):
     monkeypatch.setattr(ranking_loss_triton, "ORDER_BLOCKS", (block,))
     batch = inputs(67, 21)
     assert ranking_loss_triton.tile_of(batch[0], True)["block"] == block
-    found = value_and_gradients(on_device(batch), loss, "order")
+    actual = value_and_gradients(on_device(batch), loss, "order")
     expected = value_and_gradients(batch, loss, "order", reference_ranking_loss)
-    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.kernel
@@ -349,8 +345,8 @@ def test_kernels_add_up_a_hub_that_all_choose(loss, similarity):
     images, captions, image_ids = inputs(50, 6, repeated=False)
     images[7] = captions.sum(0) if similarity == "dot" else captions.amax(0)
     expected = loops((images.float(), captions.float(), image_ids), loss, similarity)
-    found = value_and_gradients(on_device((images, captions, image_ids)), loss, similarity)
-    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    actual = value_and_gradients(on_device((images, captions, image_ids)), loss, similarity)
+    assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.kernel

@@ -1,7 +1,4 @@
-"""Ranks counted from embeddings against their definition in float64: tile by tile, and by the kernel.
-
-The kernel runs on a GPU, or in Triton's interpreter in a process of its own.
-"""
+"""Ranks counted from embeddings against their definition in float64: tile by tile, and by the kernel."""
 
 from __future__ import annotations
 
@@ -94,8 +91,8 @@ def test_kernel_ranks_of_random_embeddings_are_those_of_float64(measure):
     images = torch.randn(60, 40, generator=random)
     captions = images[image_of_caption] + 2 * torch.randn(120, 40, generator=random)
     ranks = embedding_ranks(images.to(DEVICE), captions.to(DEVICE), image_of_caption.to(DEVICE), measure)
-    found = ranks.image_to_caption.tolist(), ranks.caption_to_image.tolist()
-    assert found == by_definition(images, captions, image_of_caption, measure)
+    actual = ranks.image_to_caption.tolist(), ranks.caption_to_image.tolist()
+    assert actual == by_definition(images, captions, image_of_caption, measure)
     assert sum(ranks.image_to_caption.tolist()) > 0
 
 
