@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from capbench.data.datasets import SOURCES
-from capbench.evidence.records import Result, save_result
+from capbench.evidence.records import save_result
 from capbench.evidence.results import Results
 from capbench.evidence.verdicts import advantage, judge
 from capbench.metrics.captioning import bleu, bleu_statistics, bootstrap_corpus
@@ -17,6 +16,7 @@ from capbench.runs.paper import papers
 from reproductions.karpathy import PAPER as DVSA
 from reproductions.show_and_tell import PAPER as NIC
 from reproductions.show_attend_tell import PAPER as SAT
+from tests.made_up import made_up_record
 from tests.test_verdicts import number
 
 FLICKR8K = SOURCES["flickr8k"].fingerprint
@@ -36,14 +36,10 @@ def run(folder: Path, paper: str, preset: str, arrays: dict[str, np.ndarray], se
             metrics[key] = float(bleu(values.sum(0))[3])
             if name == "bleu_statistics":
                 metrics["bleu4_no_bp"] = float(bleu(values.sum(0), brevity_penalty=False)[3])
-    row: dict[str, Any] = {
-        "paper": paper, "preset": preset, "dataset": "flickr8k", "split": "test", "protocol": "whole",
-        "encoder": "mobilenet_v2", "view": "whole", "seed": seed, "metrics": metrics, "validation": {}, "best_epoch": 1,
-        "curve": [], "recipe": {}, "parameters": 1, "dataset_fingerprint": FLICKR8K, "features_fingerprint": "f",
-        "vocabulary_size": 9, "commit": "c", "dirty": False, "versions": {}, "device": "CPU", "threads": 1,
-        "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0, "command": "",
-    }  # fmt: skip
-    save_result(Result(**row), arrays, folder)
+    record = made_up_record(
+        paper=paper, preset=preset, view="whole", seed=seed, metrics=metrics, dataset_fingerprint=FLICKR8K
+    )
+    save_result(record, arrays, folder)
 
 
 def claim(paper, name: str, folder: Path):
@@ -134,16 +130,9 @@ def scene_run(
         {"epoch": n, "loss": 1.0, "learning_rate": 1.0, "seconds": 1.0, "validation": {"pointing": value}}
         for n, value in enumerate(curve)
     ]
-    row: dict[str, Any] = {
-        "paper": "karpathy", "preset": preset, "dataset": "scenes", "split": "test", "protocol": "whole",
-        "encoder": "scenes", "view": "whole", "region_provider": "objects", "seed": seed,
-        "metrics": metrics, "validation": {},
-        "best_epoch": max(0, len(curve) - 1), "curve": epochs, "recipe": {}, "parameters": 1,
-        "dataset_fingerprint": "d", "features_fingerprint": "f", "vocabulary_size": 9, "commit": "c", "dirty": False,
-        "versions": {}, "device": "CPU", "threads": 1, "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0,
-        "command": "",
-    }  # fmt: skip
-    save_result(Result(**row), arrays, folder)
+    seen = {"encoder": "scenes", "view": "whole", "region_provider": "objects"}
+    run = {"paper": "karpathy", "preset": preset, "dataset": "scenes", "seed": seed, "metrics": metrics, **seen}
+    save_result(made_up_record(**run, best_epoch=max(0, len(curve) - 1), curve=epochs), arrays, folder)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "status"), [(GOOD, BAD, "holds"), (BAD, GOOD, "fails")])

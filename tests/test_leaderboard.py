@@ -32,7 +32,8 @@ from capbench.leaderboard.markdown import code, code_block, escape, plain, table
 from capbench.leaderboard.page import page
 from capbench.metrics.significance import Interval
 from capbench.runs.paper import Paper
-from capbench.training.experiment import Training
+from capbench.training.experiment import Recipe, Training
+from tests.made_up import made_up_record
 
 ROOT = Path(__file__).resolve().parents[1]
 NASTY = "a|b\n<script>alert(1)</script> `c` **d** [e](f) \u2028 $g$ \x00"
@@ -42,16 +43,14 @@ FLICKR8K = SOURCES["flickr8k"].fingerprint
 TRAINING = Training(epochs=3, batch_size=128, learning_rate=1e-3)
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class FakeRecipe(Recipe):
     loss: str = "max_of_hinges"
     margin: float = 0.2
-    crop: str = "1C"
-    min_count: int = 4
     training: Training = TRAINING
 
 
-PRESETS = {"hard": Recipe(), "sum": Recipe("sum_of_hinges")}
+PRESETS = {"hard": FakeRecipe(), "sum": FakeRecipe(loss="sum_of_hinges")}
 
 
 @pytest.fixture(autouse=True)
@@ -63,24 +62,21 @@ def scenes_of_today(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def record(preset: str = "hard", seed: int = 0, r1: float = 40.0, **changes) -> Result:
     """A made-up run whose recall grows with the seed's number."""
-    recipe = json.loads(json.dumps(asdict(PRESETS.get(preset, Recipe()))))
+    recipe = json.loads(json.dumps(asdict(PRESETS.get(preset, FakeRecipe()))))
     scores = [{"rsum": 100.0 + 10 * epoch + seed} for epoch in range(3)]
     entries = [
         Epoch(epoch=epoch, loss=51.2 - epoch - seed, learning_rate=1e-3, seconds=2.0, validation=score)
         for epoch, score in enumerate(scores)
     ]
-    return Result(
-        **{
-            "paper": "fake", "preset": preset, "dataset": "flickr8k", "split": "test", "protocol": "whole",
-            "encoder": "mobilenet_v2", "view": "1C", "seed": seed,
-            "metrics": {"image_to_caption_r1": r1, "image_to_caption_median_rank": 3.0},
-            "validation": scores[-1], "best_epoch": 2, "curve": entries, "recipe": recipe, "parameters": 1000,
-            "dataset_fingerprint": FLICKR8K, "features_fingerprint": "f" * 64, "vocabulary_size": 2541,
-            "commit": "0123456789abcdef", "dirty": False, "versions": {"torch": "2.15.0"}, "device": "CPU, test",
-            "threads": 1, "started": "2024-05-01T12:00:00+00:00", "wall_seconds": 60.0,
-            "command": f"capbench run fake --preset {preset} --dataset flickr8k --seed {seed}", **changes,
-        }
-    )  # fmt: skip
+    told = {
+        "paper": "fake", "preset": preset, "seed": seed,
+        "metrics": {"image_to_caption_r1": r1, "image_to_caption_median_rank": 3.0},
+        "validation": scores[-1], "best_epoch": 2, "curve": entries, "recipe": recipe, "parameters": 1000,
+        "dataset_fingerprint": FLICKR8K, "features_fingerprint": "f" * 64, "vocabulary_size": 2541,
+        "commit": "0123456789abcdef", "versions": {"torch": "2.15.0"}, "device": "CPU, test", "wall_seconds": 60.0,
+        "command": f"capbench run fake --preset {preset} --dataset flickr8k --seed {seed}",
+    }  # fmt: skip
+    return made_up_record(**{**told, **changes})
 
 
 def reported(**changes) -> Reported:

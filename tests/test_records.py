@@ -22,22 +22,20 @@ from capbench.base.files import check_writable
 from capbench.base.processor import blas, instruction_set
 from capbench.base.provenance import provenance, tracked
 from capbench.evidence.records import Epoch, Result, load_arrays, load_results, save_result
+from tests.made_up import made_up_record
 
 RANKS = {"image_to_caption": np.array([0, 3, 1]), "caption_to_image": np.arange(15)}
 
 
 def example(**changes) -> Result:
-    return Result(
-        **{
-            "paper": "vsepp", "preset": "vsepp", "dataset": "scenes", "split": "test", "protocol": "whole",
-            "encoder": "scenes", "view": "1C", "seed": 0, "metrics": {"image_to_caption_r1": 33.3},
-            "validation": {"rsum": 9.0}, "best_epoch": 2, "recipe": {"margin": 0.2, "milestones": [15]},
-            "curve": [Epoch(epoch=1, loss=2.0, learning_rate=2e-4, seconds=1.0, validation={"rsum": 9.0})],
-            "parameters": 10, "dataset_fingerprint": "d", "features_fingerprint": "f", "vocabulary_size": 12,
-            "started": "2024-05-01T12:00:00+00:00", "wall_seconds": 3.0, "command": "capbench",
-            **provenance(), **changes,
-        }
-    )  # fmt: skip
+    epoch = Epoch(epoch=1, loss=2.0, learning_rate=2e-4, seconds=1.0, validation={"rsum": 9.0})
+    told = {
+        "dataset": "scenes", "encoder": "scenes", "metrics": {"image_to_caption_r1": 33.3},
+        "validation": {"rsum": 9.0}, "best_epoch": 2, "recipe": {"margin": 0.2, "milestones": [15]}, "curve": [epoch],
+        "parameters": 10, "vocabulary_size": 12, "started": "2024-05-01T12:00:00+00:00", "wall_seconds": 3.0,
+        "command": "capbench",
+    }  # fmt: skip
+    return made_up_record(**{**told, **provenance(), **changes})
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):

@@ -26,6 +26,7 @@ from capbench.runs import harness
 from capbench.runs.harness import Materials
 from capbench.runs.job import Job
 from capbench.runs.loaded import Trained
+from capbench.training.experiment import Recipe, Training
 from capbench.vision import regions
 from capbench.vision.encoders import DETECTORS, Encoder, load_detector
 from capbench.vision.features import features
@@ -436,7 +437,7 @@ def test_materials_give_the_regions_that_a_recipe_asks_for(drawn, tmp_path, monk
     monkeypatch.setattr(harness, "load_dataset", lambda name: drawn)
     materials = Materials(tmp_path)
     for provider in ("multiscale", "objects"):
-        recipe = SimpleNamespace(output="regions", stored_view=provider, min_count=1)
+        recipe = Recipe(output="regions", region_provider=provider, min_count=1, training=Training(1, 1, 1.0))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             inputs = materials.inputs(Job("paper", "preset", "scenes", "scenes", 0), recipe)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +10,13 @@ import pytest
 from capbench.base.errors import CapbenchError
 from capbench.data import datasets
 from capbench.data.datasets import SOURCES
-from capbench.evidence.records import Result, save_result
+from capbench.evidence.records import save_result
 from capbench.evidence.results import Results, data_name, query_values
 from capbench.evidence.verdicts import Reported, difference, judge, read_reported, verdict
 from capbench.metrics.significance import Interval
 from capbench.runs.paper import paper
 from reproductions.vsepp.claims import larger_sets_help
+from tests.made_up import made_up_record
 
 TABLE = Path(__file__).parent.parent / "reproductions" / "vsepp" / "reported.csv"
 
@@ -32,18 +32,12 @@ def number(value: str = "40.0", metric: str = "image_to_caption_r1", **changes) 
 
 
 def run(folder: Path, ranks: np.ndarray | None = None, **changes) -> None:
-    row: dict[str, Any] = {
-        "paper": "vsepp", "preset": "vsepp", "dataset": "flickr30k", "split": "test", "protocol": "whole",
-        "encoder": "vgg19", "view": "1C", "seed": 0, "metrics": {}, "validation": {}, "best_epoch": 1,
-        "curve": [], "recipe": {}, "parameters": 1, "dataset_fingerprint": "d", "features_fingerprint": "f",
-        "vocabulary_size": 9, "commit": "c", "dirty": False, "versions": {}, "device": "CPU", "threads": 1,
-        "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0, "command": "",
-    }  # fmt: skip
+    changes = {"dataset": "flickr30k", "encoder": "vgg19", **changes}
     arrays = {}
     if ranks is not None:
         arrays = {"image_to_caption": ranks}
-        row["metrics"] = {"image_to_caption_r1": 100.0 * float((ranks < 1).mean())}
-    save_result(Result(**(row | changes)), arrays, folder)
+        changes.setdefault("metrics", {"image_to_caption_r1": 100.0 * float((ranks < 1).mean())})
+    save_result(made_up_record(**changes), arrays, folder)
 
 
 def hits(count: int, total: int = 200) -> np.ndarray:
@@ -158,16 +152,11 @@ def test_runs_on_other_data_under_the_same_name_are_neither_judged_nor_take_the_
 
 def test_other_data_are_named_with_their_size_and_fingerprint(monkeypatch):
     monkeypatch.setattr(datasets, "SCENES_FINGERPRINT", "5" * 64)
-    row: dict[str, Any] = {
-        "paper": "p", "preset": "p", "dataset": "flickr8k", "split": "test", "protocol": "whole", "encoder": "e",
-        "view": "1C", "seed": 0, "metrics": {}, "validation": {}, "best_epoch": 0, "curve": [], "recipe": {},
-        "parameters": 1, "dataset_fingerprint": "0123456789abcdef", "features_fingerprint": "f", "vocabulary_size": 9,
-        "commit": "c", "dirty": False, "versions": {}, "device": "CPU", "threads": 1, "wall_seconds": 1.0,
-        "started": "2024-05-01T12:00:00Z", "command": "", "published": False, "images": 15,
-    }  # fmt: skip
 
     def name(**changes) -> str:
-        return data_name(Result(**(row | changes)))
+        return data_name(
+            made_up_record(**{"dataset_fingerprint": "0123456789abcdef", "published": False, "images": 15, **changes})
+        )
 
     assert name() == "flickr8k, not the published split: 15 test images, data set 0123456789ab"
     assert name(dataset_fingerprint=SOURCES["flickr8k"].fingerprint) == "flickr8k"
