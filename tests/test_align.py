@@ -59,7 +59,7 @@ class Fake(Trained):
 @pytest.fixture
 def run():
     recipe = SimpleNamespace(output="regions", stored_view="multiscale", beta=1.0)
-    return Fake(Job("karpathy", "alignment", "scenes", "scenes", 0), recipe, VOCABULARY, Model(), {}, {})
+    return Fake(Job("karpathy", "alignment", "scenes", "scenes", 0), recipe, VOCABULARY, Model(), {})
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_only_a_run_that_aligns_is_taken(run, monkeypatch, tmp_path):
         aligner(None, tmp_path)
     assert isinstance(run.model, Aligner)
     assert not isinstance(nn.Linear(2, 2), Aligner)
-    other = Fake(Job("vsepp", "vsepp", "scenes", "scenes", 0), None, VOCABULARY, nn.Linear(2, 2), {}, {})
+    other = Fake(Job("vsepp", "vsepp", "scenes", "scenes", 0), None, VOCABULARY, nn.Linear(2, 2), {})
     runs = {"other": other, "own": run}
     monkeypatch.setattr(loaded, "finished_runs", lambda folder: [folder / name for name in runs])
     monkeypatch.setattr(loaded, "load_run", lambda folder: runs[folder.name])

@@ -47,7 +47,7 @@ def along(net: ShowAttendTell, a: torch.Tensor, path: tuple[int, ...]) -> tuple[
     words = net.E(CAPTION[:, :-1])
     log_s, hidden, contexts = torch.zeros((), dtype=torch.float64), [], []
     for t, location in enumerate(path):
-        alpha = net.f_att(keys, h)
+        alpha = net.f_att.step(keys, a, h)[1]
         log_s = log_s + alpha[0, 0, location].double().log()
         one = torch.zeros_like(alpha)
         one[0, 0, location] = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from PIL import Image
 
 from capbench.base.errors import CapbenchError
-from capbench.captioners.experiment import Ensemble, caption_images, cross_entropy, maybe_joined, word_log_probs
+from capbench.captioners.experiment import Ensemble, caption_images, cross_entropy, with_ensembles, word_log_probs
 from capbench.captioners.layers import AdditiveAttention, context
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, UNKNOWN, Vocabulary
@@ -20,7 +19,7 @@ from capbench.metrics import captioning, jars
 from capbench.metrics.jars import find_java
 from capbench.runs import harness, loaded
 from capbench.runs.harness import Materials, Places, run
-from capbench.runs.job import Job
+from capbench.runs.job import Job, description
 from capbench.runs.paper import paper
 from capbench.tools.caption import captioner, captions_of, draw_attention, draw_sheet
 from capbench.training.loop import StoppedError
@@ -103,7 +102,7 @@ def test_attention_is_the_softmax_of_its_equation():
     torch.manual_seed(1)
     layer = AdditiveAttention(DIM, 5, 6)
     a, h = torch.randn(2, LOCATIONS, DIM), torch.randn(2, 3, 5)
-    weights = layer(layer.keys(a), h)
+    contexts, weights = layer.step(layer.keys(a), a, h)
     for image in range(2):
         for beam in range(3):
             e = torch.stack(
@@ -114,12 +113,13 @@ def test_attention_is_the_softmax_of_its_equation():
             )
             assert torch.allclose(weights[image, beam], e.softmax(0), atol=1e-6)
             by_hand = sum(weights[image, beam, i] * a[image, i] for i in range(LOCATIONS))
+            assert torch.allclose(contexts[image, beam], by_hand, atol=1e-6)
             assert torch.allclose(context(weights, a)[image, beam], by_hand, atol=1e-6)
 
 
 def test_an_ensemble_averages_probabilities():
     recipe = replace(nic_presets("flickr8k")["nic-ensemble-ours"], embedding_dim=10, hidden_dim=12, ensemble_size=2)
-    model = maybe_joined(show_and_tell)(replace(recipe, ensemble_size=1), VOCABULARY, DIM).eval()
+    model = with_ensembles(show_and_tell)(replace(recipe, ensemble_size=1), VOCABULARY, DIM).eval()
     both = show_and_tell(recipe, VOCABULARY, DIM).eval()
     assert isinstance(both, Ensemble)
     images = torch.randn(2, DIM)
@@ -175,13 +175,13 @@ def places(monkeypatch, tmp_path, few) -> Places:
         monkeypatch.setattr(module, "find_java", lambda: None)
     monkeypatch.setattr(harness, "load_dataset", lambda name: few)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
-    return Places(tmp_path / "runs", tmp_path / "leaderboards")
+    return Places(tmp_path / "runs")
 
 
 def record(name: str, preset: str, places: Places):
     job = Job(name, preset, "scenes", "scenes", 0)
     run(job, places, Materials(), lambda *_: None)
-    return next(r for r in load_results(places.results) if r.preset == preset and r.paper == name)
+    return next(r for r in load_results(places.records) if r.preset == preset and r.paper == name)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_every_preset_trains_and_is_scored(name, preset, places, few):
     assert found.metrics["perplexity"] > 1
     assert "meteor" not in found.metrics
     assert any("no Java" in note for note in found.notes)
-    arrays = load_arrays(found, places.results)
+    arrays = load_arrays(found, places.records)
     assert arrays["captions"].shape[0] == len(few.split("test").image_index)
     assert arrays["bleu_beam1"].shape == (20, 10)
     if name == "show_attend_tell":
@@ -216,13 +216,13 @@ def test_with_java_a_record_has_meteor(places, monkeypatch):
         monkeypatch.setattr(module, "find_java", JAVA)
     found = record("show_and_tell", "nic-ours", places)
     assert 0 <= found.metrics["meteor"] < 100  # a model of two epochs may write nothing that matches
-    assert load_arrays(found, places.results)["meteor_statistics"].shape[0] == 20
+    assert load_arrays(found, places.records)["meteor_statistics"].shape[0] == 20
 
 
 @pytest.mark.parametrize(("name", "preset"), [("show_and_tell", "nic-ours"), ("show_attend_tell", "hard-ours")])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(name, preset, places, tmp_path, monkeypatch):
     whole = record(name, preset, places)
-    other = Places(tmp_path / "again", tmp_path / "other")
+    other = Places(tmp_path / "again")
     job, steps = Job(name, preset, "scenes", "scenes", 0), iter(range(100))
 
     def stop_at_seven(*_: object) -> None:
@@ -235,7 +235,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(name, preset, places, t
     with pytest.raises(StoppedError):
         run(job, other, Materials(), stop_at_seven)
     run(job, other, Materials(), lambda *_: None)
-    (again,) = load_results(other.results)
+    (again,) = load_results(other.records)
     assert again.metrics == whole.metrics
     assert [e.loss for e in again.curve] == [e.loss for e in whole.curve]
 
@@ -271,11 +271,19 @@ def test_without_a_captioner_it_says_how_to_make_one(tmp_path):
 
 def test_an_ensemble_joins_the_runs_of_consecutive_seeds(places):
     record("show_and_tell", "nic-ensemble-ours", places)
-    seeds = {
-        json.loads(p.read_text())["job"]["seed"] for p in places.runs.glob("show_and_tell/nic-ours-scenes-*/run.json")
-    }
+    folders = places.runs.glob("show_and_tell/nic-ours-scenes-*")
+    seeds = {description(folder).job.seed for folder in folders}
     assert seeds == {0, 1, 2}
     assert paper("show_and_tell").recipe("nic-ensemble-ours", "scenes").ensemble_size == 3
+
+
+def test_a_part_of_a_split_is_scored_on_its_own_captions(few, places):
+    part = few.split("test").first(3)
+    recipe = paper("show_and_tell").recipe("nic-ours", "scenes")
+    inputs = Materials().inputs(Job("show_and_tell", "nic-ours", "scenes", "scenes", 0), recipe)
+    made = paper("show_and_tell").prepare(recipe, inputs, 0, torch.device("cpu"))
+    numbers = np.concatenate([chunk for chunk, _, _ in made.teacher_forced(part)])
+    assert sorted(numbers) == list(range(15))
 
 
 def test_the_glove_preset_keeps_the_vectors_of_its_file(places, monkeypatch, tmp_path):

@@ -47,7 +47,7 @@ def experiment(name: str, preset: str, output: Output, folder: Path, **changes: 
     encoded = inputs.encoded("test")
     encoded[-REPEATED:] = [list(caption) for caption in encoded[:REPEATED]]
     recipe = replace(paper(name).recipe(preset, "scenes"), **changes)
-    made: Any = paper(name).experiment(recipe, inputs, 0, CPU)
+    made: Any = paper(name).prepare(recipe, inputs, 0, CPU)
     made.model.eval()
     return made
 
@@ -85,7 +85,7 @@ def test_vsepp_embeds_equal_captions_once(tmp_path, monkeypatch):
     monkeypatch.setattr(VSEPP_MODULE, "CHUNK", 7)
     embedded = watched(monkeypatch, made.model, "embed_captions")
     ranked = watched(monkeypatch, VSEPP_MODULE, "evaluate_protocol")
-    made.evaluate("test", "whole")
+    made.test("whole")
     (_, captions, *_), *_ = ranked
     assert_repeated(captions.T)
     assert sum(len(ids) for ids, _ in embedded) == len(captions) - REPEATED
@@ -112,7 +112,7 @@ def test_karpathy_scores_equal_captions_once(tmp_path, monkeypatch):
     monkeypatch.setattr(KARPATHY, "AT_ONCE", 7)
     scored = watched(monkeypatch, KARPATHY, "maxsim")
     ranked = watched(monkeypatch, KARPATHY, "evaluate_protocol")
-    made.evaluate("test", "whole")
+    made.test("whole")
     ((images, captions, _, _, similarity, _),) = ranked
     assert sum(len(words) for _, words, *_ in scored) == len(captions) - REPEATED
     together = similarity(images, captions)
@@ -124,11 +124,11 @@ def test_karpathy_scores_equal_captions_once(tmp_path, monkeypatch):
 @torch.no_grad()
 def test_show_and_tell_scores_equal_captions_once(tmp_path, monkeypatch):
     made = experiment("show_and_tell", "nic-ours", "vector", tmp_path, embedding_dim=96, hidden_dim=96)
-    monkeypatch.setattr(CaptioningExperiment, "test", lambda self, part, likelihood: Evaluation({}, {}))
+    monkeypatch.setattr(CaptioningExperiment, "score", lambda self, split, likelihood: Evaluation({}, {}))
     monkeypatch.setattr("reproductions.show_and_tell.ranking.PAIRS_AT_ONCE", 7 * IMAGES)
     scored = watched(monkeypatch, SHOW_AND_TELL, "likelihoods")
     ranked = watched(monkeypatch, SHOW_AND_TELL, "match_ranks")
-    made.test(made.inputs.dataset.split("test"), {})
+    made.score(made.inputs.dataset.split("test"), {})
     ((log_p, _),) = ranked
     ((model, images, captions),) = scored
     assert len(captions) == log_p.shape[1] - REPEATED

@@ -22,12 +22,12 @@ from capbench.cli import reporting
 from capbench.cli.run import run as run_command
 from capbench.data import datasets
 from capbench.data.scenes import scenes
-from capbench.evidence.records import load_arrays, load_results, save_result
+from capbench.evidence.records import add_records, load_arrays, load_results, save_result
 from capbench.evidence.results import Results
 from capbench.runs import harness, loaded
 from capbench.runs import paper as registry
 from capbench.runs.harness import Materials, Places, run
-from capbench.runs.job import Job
+from capbench.runs.job import Job, description
 from capbench.runs.loaded import finished_runs, load_run
 from capbench.runs.paper import Paper, paper, papers
 from capbench.training import checkpoint
@@ -66,7 +66,7 @@ def few(monkeypatch, tmp_path, small_scenes) -> Paper:
 
 
 def places(folder: Path) -> Places:
-    return Places(folder / "runs", folder / "leaderboards")
+    return Places(folder / "runs")
 
 
 def job(preset: str = "vsepp-ours", seed: int = 0) -> Job:
@@ -75,8 +75,8 @@ def job(preset: str = "vsepp-ours", seed: int = 0) -> Job:
 
 def numbers(folder: Path):
     """What must be equal between equal runs: metrics, ranks, curve without seconds."""
-    (result,) = load_results(places(folder).results)
-    arrays = load_arrays(result, places(folder).results)
+    (result,) = load_results(places(folder).records)
+    arrays = load_arrays(result, places(folder).records)
     curve = [entry.model_dump(exclude={"seconds"}) for entry in result.curve]
     return result.metrics, {name: value.tolist() for name, value in arrays.items()}, curve
 
@@ -85,7 +85,7 @@ def numbers(folder: Path):
     "preset", ["vse0", "vsepp", "order0", "orderpp", "vsepp-10C", "vsepp-RC", "vsepp-negatives-4-ours", "vsepp-ours"]
 )
 def test_every_kind_of_preset_trains_and_is_recorded(few, tmp_path, preset):
-    (path,) = run(job(preset), places(tmp_path), Materials(), silent)
+    (path,) = run(job(preset), places(tmp_path), Materials(), silent).records
     (result,) = load_results(path.parent)
     assert (result.preset, result.dataset, result.seed, result.protocol) == (preset, "scenes", 0, "whole")
     assert result.recipe == json.loads(json.dumps(asdict(few.recipe(preset, "scenes"))))
@@ -101,7 +101,7 @@ def test_every_kind_of_preset_trains_and_is_recorded(few, tmp_path, preset):
 
 
 def test_a_record_says_what_it_was_computed_with_and_on_what(few, tmp_path):
-    (path,) = run(job(), places(tmp_path), Materials(), silent)
+    (path,) = run(job(), places(tmp_path), Materials(), silent).records
     (result,) = load_results(path.parent)
     device = harness.default_device()
     on_cpu = device.type == "cpu"
@@ -126,8 +126,8 @@ def test_a_folder_that_is_not_the_published_split_takes_no_place_and_is_not_judg
     few, tmp_path, monkeypatch, small_scenes
 ):
     run(job(), places(tmp_path / "one"), Materials(), silent)
-    (made,) = load_results(places(tmp_path / "one").results)
-    results = places(tmp_path).results
+    (made,) = load_results(places(tmp_path / "one").records)
+    results = places(tmp_path).records
     published = {"dataset": "flickr8k", "dataset_fingerprint": datasets.known_fingerprint("flickr8k")}
     for seed in range(3):
         save_result(made.model_copy(update=published | {"seed": seed, "arrays": None}), {}, results)
@@ -135,7 +135,7 @@ def test_a_folder_that_is_not_the_published_split_takes_no_place_and_is_not_judg
     board = leaderboard.rows({"vsepp": few}, before)
 
     monkeypatch.setattr(harness, "load_dataset", lambda name: replace(small_scenes, name=name))
-    (path,) = run(replace(job(), dataset="flickr8k"), places(tmp_path), Materials(), silent)
+    (path,) = run(replace(job(), dataset="flickr8k"), places(tmp_path), Materials(), silent).records
     (mine,) = [record for record in load_results(results) if record.file == path.name]
     assert (mine.published, mine.images, mine.dataset_fingerprint) == (False, 20, small_scenes.fingerprint)
 
@@ -149,7 +149,7 @@ def test_a_folder_that_is_not_the_published_split_takes_no_place_and_is_not_judg
 
 
 def test_fine_tuning_starts_from_the_fixed_model_and_moves_the_encoder(few, tmp_path):
-    (path,) = run(job("vsepp-ft"), places(tmp_path), Materials(), silent)
+    (path,) = run(job("vsepp-ft"), places(tmp_path), Materials(), silent).records
     assert sorted(r.preset for r in load_results(path.parent)) == ["vsepp", "vsepp-ft"]
     loaded = load_run(places(tmp_path).folder(job("vsepp-ft")))
     from capbench.vision.encoders import Encoder
@@ -158,11 +158,79 @@ def test_fine_tuning_starts_from_the_fixed_model_and_moves_the_encoder(few, tmp_
     assert any(not np.array_equal(fresh[name].numpy(), value.numpy()) for name, value in loaded.encoder_weights.items())
 
 
-def test_the_same_job_twice_gives_the_same_metrics_and_a_second_record(few, tmp_path):
+def test_the_same_job_in_two_places_gives_the_same_metrics(few, tmp_path):
     first = run(job(), places(tmp_path / "a"), Materials(), silent)
     again = run(job(), places(tmp_path / "b"), Materials(), silent)
-    assert first != again
+    assert first.records != again.records
     assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+
+
+def never(job, state, batches):
+    pytest.fail("training has begun")
+
+
+def test_a_finished_job_is_not_trained_again_and_says_when_it_finished(few, tmp_path):
+    first = run(job(), places(tmp_path), Materials(), silent)
+    again = run(job(), places(tmp_path), Materials(), never)
+    assert (first.trained, again.trained) == (True, False)
+    assert (again.records, again.date) == (first.records, first.date)
+    assert first.date.startswith(load_results(places(tmp_path).records)[0].started[:10])
+
+
+@pytest.mark.parametrize("reason", ["fresh", "no record", "no snapshot", "another recipe"])
+def test_a_finished_job_is_trained_again_when(few, tmp_path, monkeypatch, reason):
+    first = run(job(), places(tmp_path), Materials(), silent)
+    if reason == "no record":
+        first.records[0].unlink()
+    if reason == "no snapshot":
+        (places(tmp_path).folder(job()) / "best.safetensors").unlink()
+    if reason == "another recipe":
+        changed = replace(few, presets=lambda name: {k: replace(r, margin=0.3) for k, r in few.presets(name).items()})
+        monkeypatch.setattr(harness, "paper", lambda name: changed)
+    again = run(job(), places(tmp_path), Materials(), silent, fresh=reason == "fresh")
+    assert again.trained
+    assert again.records != first.records
+
+
+def test_a_run_killed_between_its_record_and_its_end_leaves_one_record(few, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "describe", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(job(), places(tmp_path), Materials(), silent)
+    (record,) = places(tmp_path).records.glob("*.json")
+    assert run(job(), places(tmp_path), Materials(), never).records == (record,)
+    assert load_run(places(tmp_path).folder(job())).job == job()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "vse3"}, "no preset 'vse3'"),
+        ({"encoder": "resnet5"}, "resnet5"),
+        ({"seed": -1}, "the seed is -1"),
+        ({"dataset": "flickr8k"}, "CAPBENCH_DATA"),
+    ],
+)
+def test_a_refused_job_leaves_no_folder(few, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(harness, "load_dataset", datasets.load_dataset)
+    monkeypatch.delenv("CAPBENCH_DATA", raising=False)
+    with pytest.raises(CapbenchError, match=message):
+        run(replace(job(), **changes), places(tmp_path), Materials(), never)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_of_schema_1_is_read_under_the_names_of_today(tmp_path):
+    recipe = {"start_from": None, "training": {"average": 0.9}, "keep_bias": 3.0, "crop": "views"}
+    old = {"job": asdict(job("vsepp-small")), "recipe": recipe, "vocabulary": "v", "feature_dim": 9}
+    (tmp_path / "run.json").write_text(json.dumps(old | {"made_from": {"dataset": "d"}}))
+    described = description(tmp_path)
+    assert (described.job.preset, described.feature_dim, described.records) == ("vsepp-ours", 9, ())
+    named = described.identity["recipe"]
+    assert (named["update_gate_bias"], named["view"], named["training"]) == (3.0, "views", {"ema_decay": 0.9})
+    assert (described.identity["vocabulary"], described.identity["dataset"]) == ("v", "d")
 
 
 def test_a_job_stopped_and_started_again_ends_with_the_same_record(few, tmp_path):
@@ -191,19 +259,18 @@ def test_another_recipe_is_refused_until_the_run_is_started_anew(few, tmp_path, 
 
 
 def test_a_read_only_place_is_refused_before_any_work(few, tmp_path):
-    (tmp_path / "leaderboards").write_text("a file stands here")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "records").write_text("a file stands here")
     with pytest.raises(CapbenchError, match="cannot write to"):
-        run(job(), places(tmp_path), Materials(), lambda *_: pytest.fail("training has begun"))
+        run(job(), places(tmp_path), Materials(), never)
 
 
-def test_a_folder_in_use_is_refused(few, tmp_path):
-    with harness._locked(_made(places(tmp_path).folder(job()))), pytest.raises(CapbenchError, match="another process"):
-        run(job(), places(tmp_path), Materials(), silent)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
+def test_a_folder_in_use_is_refused_and_stays_locked(few, tmp_path):
+    folder = places(tmp_path).folder(job())
+    with harness._claimed(folder, places(tmp_path)):
+        with pytest.raises(CapbenchError, match="another process"):
+            run(job(), places(tmp_path), Materials(), never)
+        assert (folder / harness.LOCK).exists()
 
 
 def test_a_finished_run_loads_and_is_found(few, tmp_path):
@@ -259,10 +326,10 @@ def reproduce(few, tmp_path, monkeypatch, capsys):
     for module in (registry, reporting):
         monkeypatch.setattr(module, "papers", lambda: {"vsepp": few})
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    where = places(tmp_path)
 
-    def run_once(*presets: str) -> list[str]:
-        run_command("vsepp", preset=list(presets), seed=0, runs=where.runs, leaderboards=where.leaderboards)
+    def run_once(*presets: str, fresh: bool = False) -> list[str]:
+        options = {"runs": tmp_path / "runs", "leaderboards": tmp_path / "leaderboards"}
+        run_command("vsepp", preset=list(presets), seed=0, fresh=fresh, **options)
         return capsys.readouterr().out.splitlines()
 
     return run_once
@@ -271,17 +338,20 @@ def reproduce(few, tmp_path, monkeypatch, capsys):
 def test_a_run_ends_with_its_agreement_with_the_committed_records(reproduce, tmp_path):
     nothing = "no committed record to compare with"
     assert nothing in reproduce("vse0-ours")
-    (committed,) = places(tmp_path).results.glob("*.json")
+    (made,) = places(tmp_path).records.glob("*.json")
+    (committed,) = add_records([made], tmp_path / "leaderboards" / "results")
     subprocess.run(["git", "-C", str(tmp_path), "add", "leaderboards"], check=True)
 
     lines = reproduce("vse0-ours")
+    assert any("done already, on 20" in line for line in lines)
     (line,) = (line for line in lines if line.startswith("vse0-ours: "))
     assert line.startswith("vse0-ours: agrees with the committed records (rsum ")
     assert ["vse0-ours", "agrees"] in [line.split()[:2] for line in lines]
     assert nothing not in lines
 
     committed.write_text(json.dumps(json.loads(committed.read_text()) | {"metrics": {"rsum": 599.0}}))
-    lines = reproduce("vse0-ours")  # the second record is not committed
+    lines = reproduce("vse0-ours", fresh=True)
+    assert not any("done already" in line for line in lines)
     (line,) = (line for line in lines if line.startswith("vse0-ours: "))
     assert line.startswith("vse0-ours: differs from the committed records: rsum 599.0 ± 4.8 there, ")
     assert line.endswith(" here (seed 0)")
@@ -325,4 +395,4 @@ def test_sigterm_saves_and_ends_with_exit_code_75(tmp_path):
     output, error = process.communicate(timeout=60)
     assert process.returncode == 75, (output, error)
     assert "same command" in error
-    assert not list((tmp_path / "leaderboards" / "results").glob("*.json"))
+    assert not list((tmp_path / "runs" / "records").glob("*.json"))

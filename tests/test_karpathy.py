@@ -26,8 +26,7 @@ from capbench.training.loop import StoppedError
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import features
 from reproductions.karpathy.alignment import AlignmentModel
-from reproductions.karpathy.experiment import VECTORS, AlignmentExperiment
-from reproductions.karpathy.generation import GeneratorExperiment
+from reproductions.karpathy.experiment import VECTORS
 from reproductions.karpathy.generator import MultimodalRNN
 from reproductions.karpathy.objective import structured_margin
 from reproductions.karpathy.recipe import AlignmentRecipe, GeneratorRecipe, presets, protocols
@@ -208,7 +207,7 @@ def inputs(tmp_path_factory) -> Inputs:
 @torch.no_grad()
 def test_snippets_are_the_runs_of_words_with_one_region(inputs):
     recipe = SCENES["brnn-ours"]
-    experiment = AlignmentExperiment(recipe, inputs, 0, CPU)
+    experiment = paper("karpathy").prepare(recipe, inputs, 0, CPU)
     part = inputs.dataset.split("val")
     encoded = inputs.encoded("val")
     for beta in (0.0, 1e6):
@@ -229,7 +228,7 @@ def test_snippets_are_the_runs_of_words_with_one_region(inputs):
 
 @torch.no_grad()
 def test_scores_of_words_are_products_with_the_regions_of_their_own_image(inputs):
-    experiment = AlignmentExperiment(SCENES["brnn-ours"], inputs, 0, CPU)
+    experiment = paper("karpathy").prepare(SCENES["brnn-ours"], inputs, 0, CPU)
     experiment.model.eval()
     part = inputs.dataset.split("test")
     for numbers, scores, lengths in experiment.word_scores(part):
@@ -244,15 +243,15 @@ def test_scores_of_words_are_products_with_the_regions_of_their_own_image(inputs
 @torch.no_grad()
 def test_a_caption_without_a_word_is_scored_and_counted(inputs):
     plain = replace(inputs, dataset=replace(inputs.dataset, phrases=None))
-    experiment = AlignmentExperiment(SCENES["brnn-ours"], plain, 0, CPU)
+    experiment = paper("karpathy").prepare(SCENES["brnn-ours"], plain, 0, CPU)
     plain.encoded("val")[3] = [START, END]
-    evaluation = experiment.evaluate("val", "whole")
+    evaluation = experiment.validate()
     assert len(evaluation.arrays["caption_to_image"]) == len(plain.encoded("val"))
     assert evaluation.metrics.keys().isdisjoint({"pointing"})
 
 
 def test_what_is_written_about_true_boxes_is_set_against_the_phrases_that_name_them(inputs):
-    experiment = GeneratorExperiment(SCENES["rnn-ours"], inputs, 0, CPU)
+    experiment = paper("karpathy").prepare(SCENES["rnn-ours"], inputs, 0, CPU)
     part = inputs.dataset.split("test")
     found = experiment.on_regions(part)
     assert {"region_bleu1", "region_bleu2", "region_bleu3", "region_bleu4"} == found.metrics.keys()
@@ -270,12 +269,12 @@ def test_fixed_word_vectors_come_from_a_file_and_stay_as_they_are(inputs, tmp_pa
     recipe = SCENES["brnn-vectors-ours"]
     monkeypatch.delenv(VECTORS, raising=False)
     with pytest.raises(CapbenchError, match=VECTORS):
-        AlignmentExperiment(recipe, inputs, 0, CPU)
+        paper("karpathy").prepare(recipe, inputs, 0, CPU)
     word = next(iter(inputs.vocabulary.words))
     file = tmp_path / "vectors.txt"
     file.write_text(f"{word} {' '.join(['0.25'] * recipe.word_dim)}\n")
     monkeypatch.setenv(VECTORS, str(file))
-    experiment = AlignmentExperiment(recipe, inputs, 0, CPU)
+    experiment = paper("karpathy").prepare(recipe, inputs, 0, CPU)
     assert (experiment.model.W_w.weight[inputs.vocabulary.numbers[word]] == 0.25).all()
     before = experiment.model.W_w.weight.clone()
     optimizer = torch.optim.SGD(experiment.model.parameters(), 0.1)
@@ -318,13 +317,13 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bits_of_one_that_was_not(pre
 
     job, found = Job("karpathy", preset, "scenes", "scenes", 3), []
     for place in ("whole", "stopped"):
-        places = Places(tmp_path / place / "runs", tmp_path / place / "leaderboards")
+        places = Places(tmp_path / place / "runs")
         if place == "stopped":
             with pytest.raises(StoppedError):
                 run(job, places, Materials(), stop)
         run(job, places, Materials(), lambda *_: None)
-        record = next(r for r in load_results(places.results) if r.preset == preset)
-        found.append((record.metrics, load_arrays(record, places.results)))
+        record = next(r for r in load_results(places.records) if r.preset == preset)
+        found.append((record.metrics, load_arrays(record, places.records)))
         assert record.peak_memory_bytes is None or record.peak_memory_bytes > 0
     assert found[0][0] == found[1][0]
     assert all(np.array_equal(found[0][1][name], found[1][1][name]) for name in found[0][1])

@@ -21,7 +21,7 @@ from capbench.base.errors import CapbenchError
 from capbench.base.files import check_writable
 from capbench.base.processor import blas, instruction_set
 from capbench.base.provenance import provenance, tracked
-from capbench.evidence.records import Epoch, Result, load_arrays, load_results, save_result
+from capbench.evidence.records import Epoch, Result, add_records, load_arrays, load_results, save_result
 from tests.made_up import made_up_record
 
 RANKS = {"image_to_caption": np.array([0, 3, 1]), "caption_to_image": np.arange(15)}
@@ -283,3 +283,31 @@ def test_a_number_that_is_not_finite_or_a_time_without_zone_is_refused():
     with pytest.raises(ValidationError, match="time zone"):
         example(started="2024-05-01T12:00:00")
     assert example(started="2024-05-01T14:00:00+02:00").started == "2024-05-01T12:00:00+00:00"
+
+
+def test_records_are_added_to_another_folder_with_their_arrays(tmp_path):
+    paths = [save_result(example(seed=seed), RANKS, tmp_path / "mine") for seed in range(2)]
+    copies = add_records(paths, tmp_path / "shared")
+    assert [copy.read_bytes() for copy in copies] == [path.read_bytes() for path in paths]
+    added = load_results(tmp_path / "shared")
+    assert [record.seed for record in added] == [0, 1]
+    assert all(load_arrays(record, tmp_path / "shared").keys() == RANKS.keys() for record in added)
+    assert add_records(paths, tmp_path / "shared") == copies
+
+
+def test_a_record_that_does_not_read_back_or_whose_name_is_taken_is_not_added(tmp_path):
+    path = save_result(example(), RANKS, tmp_path / "mine")
+    (tmp_path / "mine" / "notes.json").write_text("{}")
+    with pytest.raises(CapbenchError, match=r"notes\.json is not a record: paper: Field required"):
+        add_records([tmp_path / "mine" / "notes.json"], tmp_path / "shared")
+    with pytest.raises(CapbenchError, match=r"gone\.json is not a record"):
+        add_records([tmp_path / "mine" / "gone.json"], tmp_path / "shared")
+    path.with_suffix(".npz").write_bytes(b"changed")
+    with pytest.raises(CapbenchError, match="has changed since its record was written"):
+        add_records([path], tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+    path = save_result(example(), {}, tmp_path / "mine")
+    (copy,) = add_records([path], tmp_path / "shared")
+    copy.write_text("{}")
+    with pytest.raises(CapbenchError, match="is there already and differs"):
+        add_records([path], tmp_path / "shared")

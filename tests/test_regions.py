@@ -406,7 +406,7 @@ def test_a_crop_that_does_not_fit_the_output_is_refused_with_those_that_do(photo
 
 def run_with(recipe):
     job = Job("paper", "preset", "scenes", "scenes", 0)
-    return Trained(job, recipe, Vocabulary.build([("word",)], 1), torch.nn.Identity(), {}, {})
+    return Trained(job, recipe, Vocabulary.build([("word",)], 1), torch.nn.Identity(), {})
 
 
 def test_a_trained_model_sees_the_regions_of_pictures_as_those_of_the_store(drawn, encoder, tmp_path):

@@ -42,7 +42,7 @@ def runs(tmp_path_factory, small):
         patch.setattr(harness, "load_dataset", lambda name: small)
         patch.setenv("CAPBENCH_CACHE", str(folder / "cache"))
         job = Job("vsepp", "vsepp-ours", "scenes", "scenes", 0)
-        harness.run(job, Places(folder / "runs", folder / "leaderboards"), Materials(), lambda *_: None)
+        harness.run(job, Places(folder / "runs"), Materials(), lambda *_: None)
         yield folder / "runs"
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from capbench.base.errors import CapbenchError
-from capbench.training import checkpoint
+from capbench.training import checkpoint, machine
 from capbench.training.experiment import Evaluation, Training
-from capbench.training.loop import StoppedError, finished, fit, learning_rate
+from capbench.training.loop import StoppedError, finished, learning_rate, train
 from tests.processes import begin
 
 TRAINING = Training(epochs=4, batch_size=8, learning_rate=0.05, lr_step_epochs=2, clip_norm=1.0)
@@ -41,15 +41,18 @@ class Regression:
     def loss(self, batch, epoch):
         return (self.model(self.x[batch]) - self.y[batch]).square().mean()
 
-    def evaluate(self, split, protocol):
+    def validate(self):
         if self.scores is not None:
             return Evaluation({"score": self.scores.pop(0)}, {})
         return Evaluation({"score": -float((self.model(self.x) - self.y).square().mean().detach())}, {})
 
+    def test(self, protocol):
+        return self.validate()
+
 
 def outcome(folder, training=TRAINING, **options):
     experiment = Regression()
-    state = fit(experiment, training, "score", folder, {"recipe": {"margin": 0.2}}, 0, **options)
+    state = train(experiment, training, "score", folder, {"recipe": {"margin": 0.2}}, 0, **options)
     curve = [{name: value for name, value in entry.items() if name != "seconds"} for entry in state.curve]
     return curve, experiment.model.state_dict()
 
@@ -61,11 +64,9 @@ def assert_same(one, other):
 
 def test_training_learns_and_leaves_the_best_snapshot_in_the_model(tmp_path):
     experiment = Regression()
-    state = fit(experiment, TRAINING, "score", tmp_path, {}, 0)
+    state = train(experiment, TRAINING, "score", tmp_path, {}, 0)
     assert state.curve[-1]["loss"] < state.curve[0]["loss"]
-    assert float(experiment.evaluate("val", "whole").metrics["score"]) == max(
-        e["validation"]["score"] for e in state.curve
-    )
+    assert float(experiment.validate().metrics["score"]) == max(e["validation"]["score"] for e in state.curve)
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path):
@@ -101,7 +102,7 @@ def test_the_averaged_weights_are_the_running_mean_of_the_steps_and_are_what_is_
         if batches:
             seen.append([p.detach().double().clone() for p in experiment.model.parameters()])
 
-    fit(experiment, replace(AVERAGED, epochs=1), "score", tmp_path, {}, 0, report=note)
+    train(experiment, replace(AVERAGED, epochs=1), "score", tmp_path, {}, 0, report=note)
     average = seen[0]
     for step, weights in enumerate(seen[1:], start=1):
         keep = min(0.9, (1 + step) / (10 + step))
@@ -119,7 +120,15 @@ def test_averaged_weights_survive_a_stop_bit_for_bit(tmp_path):
     assert_same(outcome(tmp_path / "stopped", AVERAGED), whole)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_the_energy_of_the_processor_is_not_taken_for_that_of_a_gpu(monkeypatch, tmp_path):
+    (tmp_path / "intel-rapl:0").mkdir()
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("2500000")
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path)
+    assert machine.energy_joules(torch.device("cpu")) == 2.5
+    assert machine.energy_joules(torch.device("cuda")) is None
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
 def test_a_signal_finishes_the_step_and_saves(tmp_path, name):
     def report(state, batches):
         if state.steps == 3:
@@ -176,7 +185,7 @@ def test_resuming_another_recipe_lists_the_changed_keys(tmp_path):
     with pytest.raises(StoppedError):
         outcome(tmp_path, report=stop_after(6))
     with pytest.raises(CapbenchError, match=r"recipe\.margin: 0\.1 here, 0\.2 in the checkpoint"):
-        fit(Regression(), TRAINING, "score", tmp_path, {"recipe": {"margin": 0.1}}, 0)
+        train(Regression(), TRAINING, "score", tmp_path, {"recipe": {"margin": 0.1}}, 0)
 
 
 def test_resuming_another_architecture_names_the_parameter(tmp_path):
@@ -185,7 +194,7 @@ def test_resuming_another_architecture_names_the_parameter(tmp_path):
     other = Regression()
     other.model[2] = nn.Linear(16, 2)
     with pytest.raises(CapbenchError, match=r"architecture\.2\.weight: \[2, 16\] here, \[1, 16\] in the checkpoint"):
-        fit(other, TRAINING, "score", tmp_path, {"recipe": {"margin": 0.2}}, 0)
+        train(other, TRAINING, "score", tmp_path, {"recipe": {"margin": 0.2}}, 0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -197,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_at_that_step_and_names_the_batch(tmp_pa
     experiment = Diverging()
     batch = experiment.batches(1)[0].tolist()
     with pytest.raises(CapbenchError) as caught:
-        fit(experiment, TRAINING, "score", tmp_path, {}, 0)
+        train(experiment, TRAINING, "score", tmp_path, {}, 0)
     assert "epoch 1, step 0" in str(caught.value)
     assert str(batch) in str(caught.value)
     _, state = checkpoint.load(tmp_path / "best.safetensors")
@@ -206,13 +215,13 @@ def test_a_loss_that_is_not_finite_stops_at_that_step_and_names_the_batch(tmp_pa
 
 def test_patience_stops_and_the_first_of_equal_snapshots_is_kept(tmp_path):
     training = replace(TRAINING, epochs=20, patience=3)
-    state = fit(Regression(scores=[1.0, 5.0, 5.0, 4.0, 4.5, 9.0]), training, "score", tmp_path, {}, 0)
+    state = train(Regression(scores=[1.0, 5.0, 5.0, 4.0, 4.5, 9.0]), training, "score", tmp_path, {}, 0)
     assert (state.best_epoch, state.epoch) == (1, 5)
     assert finished(training, state)
 
 
 def test_no_snapshot_is_taken_of_the_warm_up(tmp_path):
-    state = fit(Regression(scores=[9.0, 1.0, 2.0, 1.5]), TRAINING, "score", tmp_path, {}, 0, warmup=1)
+    state = train(Regression(scores=[9.0, 1.0, 2.0, 1.5]), TRAINING, "score", tmp_path, {}, 0, warmup=1)
     assert state.best_epoch == 2
     assert state.best == 2.0
     assert checkpoint.load(tmp_path / "best.safetensors")[1]["epoch"] == 2
@@ -220,7 +229,7 @@ def test_no_snapshot_is_taken_of_the_warm_up(tmp_path):
 
 def test_patience_and_the_plateau_count_from_the_end_of_the_warm_up(tmp_path):
     training = replace(TRAINING, epochs=9, patience=2, lr_step_epochs=None, lr_patience=1, lr_decay=0.1)
-    state = fit(Regression(scores=[9.0, 8.0, 1.0, 0.5, 0.4, 0.3]), training, "score", tmp_path, {}, 0, warmup=2)
+    state = train(Regression(scores=[9.0, 8.0, 1.0, 0.5, 0.4, 0.3]), training, "score", tmp_path, {}, 0, warmup=2)
     assert state.best_epoch == 2
     assert len(state.curve) == 5
     assert [entry["learning_rate"] for entry in state.curve] == pytest.approx([0.05, 0.05, 0.05, 0.05, 0.005])
@@ -228,7 +237,7 @@ def test_patience_and_the_plateau_count_from_the_end_of_the_warm_up(tmp_path):
 
 def test_a_schedule_that_ends_within_its_warm_up_is_refused(tmp_path):
     with pytest.raises(CapbenchError, match="4 epochs, all of its warm-up"):
-        fit(Regression(), TRAINING, "score", tmp_path, {}, 0, warmup=4)
+        train(Regression(), TRAINING, "score", tmp_path, {}, 0, warmup=4)
 
 
 def test_the_step_schedule_drops_after_its_epochs():
@@ -252,6 +261,6 @@ def test_elementwise_clipping_bounds_each_element(tmp_path):
     experiment = OneBatch()
     before = {name: value.clone() for name, value in experiment.model.state_dict().items()}
     training = Training(epochs=1, batch_size=40, learning_rate=1.0, optimizer="sgd", clip_value=1e-3)
-    fit(experiment, training, "score", tmp_path, {}, 0)
+    train(experiment, training, "score", tmp_path, {}, 0)
     moved = [(experiment.model.state_dict()[name] - before[name]).abs().max() for name in before]
     assert 0.999e-3 < max(moved) <= 1.001e-3

@@ -1,10 +1,11 @@
-"""Captioners: what a model that writes captions provides, and how one is trained, scored and decoded."""
+"""What a captioner provides, and how one is trained, scored and decoded."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,17 +26,17 @@ from capbench.training.machine import bf16_where_native
 from capbench.training.sources import FeatureSource
 
 IMAGES_AT_ONCE, CAPTIONS_AT_ONCE = 100, 250
-LONGEST = 20  # words of a caption that is written, END included
-BEAMS = range(1, 10)  # besides the recipe's own
-N_BEST = 15  # captions of an image that are compared with each other (Show and Tell, section 4.3.4)
+LONGEST = 20  # words of a generated caption, END included
+BEAMS = range(1, 10)  # scored besides the recipe's own
+N_BEST = 15  # captions of an image whose variety is measured (Show and Tell, section 4.3.4)
 
 
 @runtime_checkable
 class Captioner(Protocol):
-    """A model p(S_t | I, S_0 ... S_{t-1}) of captions S given an image I: one call to train on, three to decode."""
+    """A model p(S_t | I, S_0 ... S_{t-1}) of captions S given an image I."""
 
     def __call__(self, images: Tensor, captions: Int[Tensor, "caption length"]) -> Float[Tensor, "caption step word"]:
-        """Scores (logits) of word t + 1 at entry t, given the words up to t. There is one image for each caption."""
+        """Logits for training, one image for each caption: entry t is of word t + 1, given the words up to t."""
 
     def start(self, images: Tensor) -> State:
         """The state before the first word, [image, 1, ...]."""
@@ -46,9 +47,9 @@ class Captioner(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptioningRecipe(Recipe):
-    """The recipe of a model that writes captions."""
+    """Hyper-parameters of a model that writes captions."""
 
-    beam_size: int  # of the captions that are scored
+    beam_size: int  # of the captions that are scored by every metric
 
 
 Objective = Callable[[Any, Tensor, Tensor], Tensor]  # model, images, captions -> scalar
@@ -56,7 +57,7 @@ MakeModel = Callable[[Any, Vocabulary, int], nn.Module]  # recipe, vocabulary, f
 
 
 class Ensemble(nn.Module):
-    """Captioners that write together, by the mean of their probabilities."""
+    """Captioners that decode together, by the mean of their probabilities."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -76,8 +77,8 @@ class Ensemble(nn.Module):
         return list(self.members)
 
 
-def maybe_joined(make_model: MakeModel) -> MakeModel:
-    """`make_model`, or an ensemble of what it makes where the recipe has several members."""
+def with_ensembles(make_model: MakeModel) -> MakeModel:
+    """`make_model`, or an ensemble of its models for a recipe with an `ensemble_size` above 1."""
 
     def make(recipe: Any, vocabulary: Vocabulary, feature_dim: int) -> nn.Module:
         members = [make_model(recipe, vocabulary, feature_dim) for _ in range(recipe.ensemble_size)]
@@ -89,7 +90,7 @@ def maybe_joined(make_model: MakeModel) -> MakeModel:
 def word_log_probs(
     scores: Float[Tensor, "caption step word"], captions: Int[Tensor, "caption length"]
 ) -> tuple[Float[Tensor, "caption step"], Bool[Tensor, "caption step"]]:
-    """log p of each word after the first, 0 where there is none, and where there is one.
+    """log p of each word after the first, and whether there is one; log p of padding is 0.
 
     The backward pass overwrites `scores` (see `target_log_probs`).
     """
@@ -100,7 +101,7 @@ def word_log_probs(
 
 
 def cross_entropy(scores: Float[Tensor, "caption step word"], captions: Int[Tensor, "caption length"]) -> Tensor:
-    """The mean of -log p over the words of a batch, padding left out (masked cross entropy); `word_log_probs` warns."""
+    """The mean of -log p over the words of a batch, without padding. The backward pass overwrites `scores`."""
     log_probs, present = word_log_probs(scores, captions)
     return -log_probs.sum() / present.sum()
 
@@ -108,7 +109,10 @@ def cross_entropy(scores: Float[Tensor, "caption step word"], captions: Int[Tens
 def caption_images(
     model: Any, images: Float[Tensor, "image ... dim"], beam_size: int, n_best: int = 1, trace: Sequence[str] = ()
 ) -> Captions:
-    """The `n_best` captions of each image, of at most `LONGEST` words; the unknown word is never written."""
+    """The `n_best` captions of each image, of at most `LONGEST` words, without the unknown word.
+
+    `trace` names entries of the decoding state to return beside the words.
+    """
     ends: dict[str, Any] = {"start": START, "end": END, "never": (UNKNOWN,), "trace": trace}
     if beam_size == n_best == 1:
         return greedy(model.step(images), model.start(images), len(images), LONGEST, **ends)
@@ -118,22 +122,21 @@ def caption_images(
 class CaptioningExperiment:
     """One preset with one seed. A batch is captions of the training split, each with its image.
 
-    An ensemble joins trained models and has nothing to learn: its one epoch has no batches.
+    An ensemble decodes with trained models and has nothing to learn: its one epoch has no batches.
     """
 
     def __init__(
         self,
         recipe: CaptioningRecipe,
         inputs: Inputs,
+        model: nn.Module,
         seed: int,
         device: torch.device,
-        make_model: MakeModel,
         objective: Objective,
     ) -> None:
-        torch.manual_seed(seed)
         self.recipe, self.inputs, self.seed, self.device, self.objective = recipe, inputs, seed, device, objective
         self.train = inputs.dataset.split("train")
-        self.model = make_model(recipe, inputs.vocabulary, inputs.features.array.shape[-1]).to(device)
+        self.model = model.to(device)
         if isinstance(self.model, Ensemble):
             for member, snapshot in zip(self.model.members, inputs.init, strict=True):
                 member.load_state_dict(snapshot)
@@ -146,31 +149,36 @@ class CaptioningExperiment:
         return length_grouped(lengths, self.recipe.training.batch_size, self.seed, epoch)
 
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
-        images = self.source.training(self.train.image_index[self.train.image_of_caption[batch]])
+        images = self.source.training(self.train.images_of(batch))
         captions, _ = padded([self.inputs.encoded("train")[i] for i in batch])
         return self.objective(self.model, images, captions.to(self.device))
 
-    def evaluate(self, split: str, protocol: str) -> Evaluation:
-        """Validation: likelihood and the BLEU of greedy captions. Test: every caption metric, at every beam.
+    def validate(self) -> Evaluation:
+        """Likelihood, and the BLEU of greedy captions."""
+        split = self.inputs.dataset.split("val")
+        with self.precision():
+            likelihood = self.likelihood(split)
+            written = self.sentences(self.write(split, beam_size=1)[:, 0])
+        tokens = split.tokens
+        references = [[" ".join(tokens[i]) for i in captions] for captions in captions_of_images(split)]
+        scores = bleu(bleu_statistics(written, references).sum(0))
+        return Evaluation({**likelihood, **{f"bleu{n}": float(score) for n, score in enumerate(scores, 1)}}, {})
 
-        Under protocol "1K" the first 1,000 images of the split, else the whole split.
-        """
-        part = self.inputs.dataset.split(split)
-        part = part.first(1000) if protocol == "1K" else part
-        with bf16_where_native(self.device, self.recipe.training.precision):
-            likelihood = self.likelihood(part)
-            if split == "val":
-                written = self.sentences(self.write(part, beam_size=1)[:, 0])
-                tokens = part.tokens
-                references = [[" ".join(tokens[i]) for i in own] for own in captions_of_images(part)]
-                scores = bleu(bleu_statistics(written, references).sum(0))
-                return Evaluation({**likelihood, **{f"bleu{n}": float(s) for n, s in enumerate(scores, 1)}}, {})
-            return self.test(part, likelihood)
+    def test(self, protocol: str) -> Evaluation:
+        """Every caption metric, at every beam. Protocol "1K" is the first 1,000 images, any other the whole split."""
+        split = self.inputs.dataset.split("test")
+        split = split.first(1000) if protocol == "1K" else split
+        with self.precision():
+            return self.score(split, self.likelihood(split))
 
-    def likelihood(self, part: Split) -> dict[str, float]:
+    def precision(self) -> AbstractContextManager[Any]:
+        """The number format of training, for scoring too."""
+        return bf16_where_native(self.device, self.recipe.training.precision)
+
+    def likelihood(self, split: Split) -> dict[str, float]:
         """Per-word perplexity and its negative logarithm, and how often the likeliest next word is the right one."""
         total, right, words = 0.0, 0, 0
-        for _, images, captions in self.teacher_forced(part):
+        for _, images, captions in self.teacher_forced(split):
             scores = self.model(images, captions)
             log_probs, present = word_log_probs(scores, captions)
             total += float(log_probs.double().sum())
@@ -179,57 +187,61 @@ class CaptioningExperiment:
         mean = total / words
         return {"log_likelihood": mean, "perplexity": math.exp(-mean), "word_accuracy": 100 * right / words}
 
-    def teacher_forced(self, part: Split) -> Iterator[tuple[np.ndarray, Tensor, Int[Tensor, "caption length"]]]:
-        """Chunks of captions: their numbers within the split, their images and their words; a length together."""
-        encoded = self.inputs.encoded(part.name)
+    def teacher_forced(self, split: Split) -> Iterator[tuple[np.ndarray, Tensor, Int[Tensor, "caption length"]]]:
+        """Chunks of captions of similar length: their numbers in the split, their images and their words."""
+        encoded = self.inputs.encoded(split.name)[: len(split.caption_index)]
         order = np.argsort([len(caption) for caption in encoded], kind="stable")
         for chunk in np.split(order, range(CAPTIONS_AT_ONCE, len(order), CAPTIONS_AT_ONCE)):
             captions, _ = padded([encoded[i] for i in chunk])
-            yield chunk, self.source.testing(part.image_index[part.image_of_caption[chunk]]), captions.to(self.device)
+            yield chunk, self.source.testing(split.images_of(chunk)), captions.to(self.device)
 
-    def decode(self, part: Split, beam_size: int, n_best: int = 1) -> Iterator[Captions]:
+    def decode(self, split: Split, beam_size: int, n_best: int = 1) -> Iterator[Captions]:
         """The captions of the images of a split, some images at a time; see `caption_images`."""
-        rows = part.image_index
+        rows = split.image_index
         for chunk in np.split(rows, range(IMAGES_AT_ONCE, len(rows), IMAGES_AT_ONCE)):
             yield caption_images(self.model, self.source.testing(chunk), beam_size, n_best)
 
-    def write(self, part: Split, beam_size: int, n_best: int = 1) -> Int[np.ndarray, "image n_best length"]:
+    def write(self, split: Split, beam_size: int, n_best: int = 1) -> Int[np.ndarray, "image n_best length"]:
         """The best captions of each image as word numbers, padded."""
-        return np.concatenate([found.words.cpu().numpy() for found in self.decode(part, beam_size, n_best)])
+        return np.concatenate([captions.words.cpu().numpy() for captions in self.decode(split, beam_size, n_best)])
 
-    def test(self, part: Split, likelihood: dict[str, float]) -> Evaluation:
-        """All caption metrics at the recipe's beam, BLEU at every other, and how new and varied the captions are."""
-        captions, beam = part.captions, self.recipe.beam_size
-        scorer = CaptionScorer([[captions[i] for i in own] for own in captions_of_images(part)])
-        best = self.write(part, beam, n_best=min(beam, N_BEST))
+    def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
+        """All caption metrics at the recipe's beam, BLEU at the others, and how new and varied the captions are."""
+        captions, beam = split.captions, self.recipe.beam_size
+        scorer = CaptionScorer([[captions[i] for i in own] for own in captions_of_images(split)])
+        best = self.write(split, beam, n_best=min(beam, N_BEST))
         sentences = {beam: self.sentences(best[:, 0])}
-        with ThreadPoolExecutor(1) as beside:  # METEOR is a process of its own: the other beams are searched meanwhile
-            scored = beside.submit(scorer.score, sentences[beam])
-            sentences |= {size: self.sentences(self.write(part, size)[:, 0]) for size in BEAMS if size != beam}
+        with ThreadPoolExecutor(1) as thread:  # METEOR is a process of its own: meanwhile the other beams are searched
+            scored = thread.submit(scorer.score, sentences[beam])
+            sentences |= {size: self.sentences(self.write(split, size)[:, 0]) for size in BEAMS if size != beam}
         scores, sentences = scored.result(), dict(sorted(sentences.items()))
         metrics, arrays = {**likelihood, **scores.metrics}, {"captions": best, **scores.per_image}
-        tokens = iter(scorer.tokenize([sentence for some in sentences.values() for sentence in some]))
-        for size, some in sentences.items():
-            statistics = bleu_statistics([next(tokens) for _ in some], scorer.references)
+        tokens = iter(scorer.tokenize([sentence for of_beam in sentences.values() for sentence in of_beam]))
+        for size, of_beam in sentences.items():
+            statistics = bleu_statistics([next(tokens) for _ in of_beam], scorer.references)
             arrays[f"bleu_beam{size}"] = statistics
             metrics[f"bleu4_beam{size}"] = float(bleu(statistics.sum(0))[3])
         arrays |= {f"{name}_statistics": values for name, values in scores.statistics.items()}
-        known = self.train.captions
-        metrics["novelty"] = novelty(sentences[beam], known)
-        metrics["novelty_n_best"] = novelty([one for words in best for one in self.sentences(words)], known)
+        n_best = [self.sentences(of_image) for of_image in best]
+        training_captions = self.train.captions
+        metrics["novelty"] = novelty(sentences[beam], training_captions)
+        metrics["novelty_n_best"] = novelty(
+            [sentence for of_image in n_best for sentence in of_image], training_captions
+        )
         metrics["distinct2"] = distinct_n(sentences[beam], 2)
         metrics["vocabulary_used"] = float(vocabulary_used(sentences[beam]))
         if best.shape[1] > 1:
-            metrics["self_bleu"] = self_bleu([self.sentences(words) for words in best])
+            metrics["self_bleu"] = self_bleu(n_best)
         return Evaluation(metrics, arrays, scores.notes)
 
     def sentences(self, written: Int[np.ndarray, "caption length"]) -> list[str]:
+        """Word numbers as text."""
         return [" ".join(self.inputs.vocabulary.decode(words)) for words in written.tolist()]
 
 
-def captions_of_images(part: Split) -> list[list[int]]:
+def captions_of_images(split: Split) -> list[list[int]]:
     """The captions of each image of a split, as numbers within the split."""
-    own: list[list[int]] = [[] for _ in part.image_index]
-    for caption, image in enumerate(part.image_of_caption):
-        own[image].append(caption)
-    return own
+    captions_of: list[list[int]] = [[] for _ in split.image_index]
+    for caption, image in enumerate(split.image_of_caption):
+        captions_of[image].append(caption)
+    return captions_of

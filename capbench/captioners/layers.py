@@ -1,36 +1,30 @@
-"""The attention layer and the recurrent cells that two or more papers share."""
+"""The attention layer and the recurrent step that several papers share."""
 
 from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from capbench.kernels.attention import attention_step, attention_weights
+from capbench.kernels.attention import attention_step
 
 
 class AdditiveAttention(nn.Module):
     """e_i = v^T tanh(W_a a_i + W_h h), the score of annotation a_i given the hidden state h.
 
-    Source: Bahdanau, Cho, Bengio, ICLR 2015, appendix A.1.2. What depends on the image alone is computed once, by
-    `keys`, for all steps and all beams.
+    Source: Bahdanau, Cho, Bengio, ICLR 2015, appendix A.1.2. The keys W_a a_i depend on the image alone and are
+    computed once for all steps and beams.
     """
 
-    def __init__(self, annotation: int, hidden: int, attention: int) -> None:
+    def __init__(self, annotation_dim: int, hidden_dim: int, attention_dim: int) -> None:
         super().__init__()
-        self.W_a = nn.Linear(annotation, attention)
-        self.W_h = nn.Linear(hidden, attention, bias=False)
-        self.v = nn.Linear(attention, 1, bias=False)
+        self.W_a = nn.Linear(annotation_dim, attention_dim)
+        self.W_h = nn.Linear(hidden_dim, attention_dim, bias=False)
+        self.v = nn.Linear(attention_dim, 1, bias=False)
 
     def keys(self, annotations: Float[Tensor, "image location dim"]) -> Float[Tensor, "image location attention"]:
-        """W_a a_i, for `forward`."""
+        """W_a a_i."""
         keys: Tensor = self.W_a(annotations)
         return keys
-
-    def forward(
-        self, keys: Float[Tensor, "image location attention"], hidden: Float[Tensor, "image beam hidden"]
-    ) -> Float[Tensor, "image beam location"]:
-        """The attention weights of every beam, softmax(e); they sum to one over the locations."""
-        return attention_weights(keys, self.W_h(hidden), self.v.weight)
 
     def step(
         self,
@@ -38,7 +32,7 @@ class AdditiveAttention(nn.Module):
         annotations: Float[Tensor, "image location dim"],
         hidden: Float[Tensor, "image beam hidden"],
     ) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:
-        """The context and the attention weights of every beam at once: on a GPU quicker than one after the other."""
+        """The context sum_i alpha_i a_i and the weights alpha = softmax(e) of every beam."""
         return attention_step(keys, annotations, self.W_h(hidden), self.v.weight)
 
 

@@ -64,11 +64,11 @@ def features(
         Leave out the images that cannot be decoded and list them; without it the first one stops the command.
     """
     from capbench.data.datasets import load_dataset
-    from capbench.runs.harness import DEFAULT_ENCODER, ENCODERS
+    from capbench.runs.harness import default_encoder
     from capbench.vision import encoders
     from capbench.vision import features as store
 
-    name = encoder or ENCODERS.get(dataset, DEFAULT_ENCODER)
+    name = encoder or default_encoder(dataset)
     network = encoders.Encoder(name, "vector" if region_provider is None else "regions")
     stored = store.features(load_dataset(dataset), network, region_provider or view, tolerant=tolerant)
     say(f"{stored.array.shape} {stored.array.dtype} in {stored.path}")

@@ -19,10 +19,10 @@ from rich.progress import (
 from capbench import leaderboard
 from capbench.cli.output import console, say
 from capbench.evidence.records import load_results
-from capbench.runs.harness import Places
+from capbench.runs.harness import FinishedRun, Places
 from capbench.runs.job import Job
 from capbench.runs.paper import Paper, metric_of, papers
-from capbench.training.loop import State
+from capbench.training.loop import TrainingState
 
 
 class Bars:
@@ -46,7 +46,7 @@ class Bars:
         self._say(f"[{self.started}/{self.jobs}] {job}")
         self.task = self.progress.add_task(f"{job.preset}, seed {job.seed}", total=None)
 
-    def report(self, job: Job, state: State, batches: int) -> None:
+    def report(self, job: Job, state: TrainingState, batches: int) -> None:
         """Called after each step with the batches of an epoch, and after each validation with 0."""
         if self.task is None:
             return
@@ -60,27 +60,32 @@ class Bars:
         score = f"{metric} {epoch['validation'][metric]:7.2f}"
         self._say(f"  epoch {epoch['epoch'] + 1:3d}{loss}  {score}  {epoch['seconds']:6.1f} s")
 
-    def done(self, records: list[Path]) -> None:
+    def done(self, finished: FinishedRun) -> None:
         if self.task is not None:
             self.progress.remove_task(self.task)
-        for record in records:
+        if not finished.trained:
+            self._say(f"  done already, on {finished.date}; --fresh trains it again")
+        for record in finished.records:
             self._say(f"  {record}")
 
     def _say(self, line: str) -> None:
         self.progress.console.print(line, markup=False, highlight=False)
 
 
-def conclude(paper: Paper, places: Places, made: Collection[str], earlier: leaderboard.Earlier) -> None:
+def conclude(
+    paper: Paper, places: Places, leaderboards: Path, made: Collection[str], earlier: leaderboard.Earlier
+) -> None:
     """Write the pages; print tables of the paper's records, how those just made agree with the earlier, and the page.
 
     `made` are the names of the records that the command made.
     """
-    leaderboard.write(papers(), places.leaderboards)  # first: nothing that happens to the terminal costs a page
-    records = load_results(places.results, paper.name)
-    before = [record for record in records if record.file in earlier.names and record.file not in made]
+    leaderboard.write(papers(), leaderboards)  # first: nothing that happens to the terminal costs a page
+    records = load_results(places.records, paper.name)
+    committed = load_results(leaderboards / "results", paper.name)
+    before = [record for record in committed if record.file in earlier.names]
     agreements = leaderboard.compare((record for record in records if record.file in made), before)
     for table in leaderboard.terminal_tables(paper, records, agreements, earlier.word):
         console.print(table)
     for sentence in leaderboard.sentences(agreements, earlier.word):
         say(sentence)
-    say(f"{places.leaderboards / paper.name}.md")
+    say(f"{leaderboards / paper.name}.md")

@@ -47,11 +47,11 @@ def run(
     seed
         Run this seed alone.
     fresh
-        Discard the checkpoints of an unfinished run.
+        Train from the beginning, even a run that has finished or can be resumed.
     runs
-        The folder of checkpoints and trained models.
+        The folder of checkpoints, trained models and, in its `records`, of what they scored.
     leaderboards
-        The folder of the records and pages.
+        The folder of the committed records and the pages.
     """
     from capbench.cli.reporting import Bars, conclude
     from capbench.leaderboard import Earlier
@@ -61,20 +61,20 @@ def run(
     from capbench.runs.plan import Session, plan
     from capbench.training.loop import StoppedError
 
-    owner, places, materials = find_paper(paper), Places(runs, leaderboards), Materials()
+    owner, places, materials = find_paper(paper), Places(runs), Materials()
     jobs = plan(owner, dataset, preset, encoder, seeds, seed)
     materials.dataset(dataset)  # a missing data set is refused before anything is written
-    earlier = Earlier.of(places.results)
+    earlier = Earlier.of(leaderboards / "results")
     session = Session(places.runs / owner.name / "session.json", jobs)
     try:
         with Bars(owner, len(jobs)) as bars:
             for job in session.remaining():
                 bars.start(job)
-                records = run_job(job, places, materials, bars.report, fresh=fresh)
-                session.add(job, records)
-                bars.done(records)
+                finished = run_job(job, places, materials, bars.report, fresh=fresh)
+                session.add(job, finished.records)
+                bars.done(finished)
     except StoppedError:
         print("stopped and saved; the same command resumes", file=sys.stderr)
         sys.exit(STOPPED)
     session.clear()
-    conclude(owner, places, session.records, earlier)
+    conclude(owner, places, leaderboards, session.records, earlier)

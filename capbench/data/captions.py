@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -24,25 +24,22 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase: the tokens `start` to `end` (exclusive) of a caption, and the boxes it speaks of.
+    """A noun phrase of a caption, and where in the image the things are that it names."""
 
-    A box is x0, y0, x1, y1 in pixels of the image, x1 and y1 exclusive.
-    """
-
-    start: int
-    end: int
-    boxes: tuple[Box, ...]
+    start: int  # its first token
+    end: int  # exclusive
+    boxes: tuple[Box, ...]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
 
 @runtime_checkable
 class Images(Protocol):
-    """A numbered sequence of pictures, decoded when asked for."""
+    """A sequence of pictures, each decoded when it is indexed."""
 
-    if TYPE_CHECKING:  # Python 3.11's isinstance would compute it, and so look at every file
+    if TYPE_CHECKING:  # Python 3.11's isinstance would compute it, which reads every file
 
         @property
         def fingerprint(self) -> str:
-            """Changes when a picture, or the order of the pictures, changes."""
+            """A hash of the pictures in their order."""
 
     def __len__(self) -> int: ...
 
@@ -50,31 +47,29 @@ class Images(Protocol):
         """RGB pixels, uint8 [height, width, 3]."""
 
     def check(self) -> None:
-        """Raises CapbenchError that lists every missing picture."""
+        """Raise CapbenchError with a list of the missing pictures."""
 
 
 @dataclass(frozen=True, eq=False)
 class CaptionDataset:
-    """Images with captions, each image in one split and with one caption or more.
+    """Images with captions. Each image is in one split and has one caption or more.
 
-    `images`, `image_names` (relative paths), `image_ids` and `split_of_image` have one entry an image;
-    `captions` (raw text, one line), `tokens` (no white space inside one), `caption_ids`, `image_of_caption`
-    (int64, an index into `images`) and `phrases` (only where boxes are known) have one entry a caption.
-    `notes` are policies that a protocol must state, such as where the restval images went.
-    Raises CapbenchError when these disagree with one another.
+    Raises CapbenchError when the fields disagree with one another.
     """
 
     name: str
+    # one entry an image
     images: Images = field(repr=False)
-    image_names: tuple[str, ...] = field(repr=False)
+    image_names: tuple[str, ...] = field(repr=False)  # relative paths
     image_ids: tuple[int, ...] = field(repr=False)
     split_of_image: tuple[str, ...] = field(repr=False)
-    captions: tuple[str, ...] = field(repr=False)
-    tokens: tuple[tuple[str, ...], ...] = field(repr=False)
+    # one entry a caption
+    captions: tuple[str, ...] = field(repr=False)  # raw text, each on one line
+    tokens: tuple[tuple[str, ...], ...] = field(repr=False)  # without white space inside
     caption_ids: tuple[int, ...] = field(repr=False)
-    image_of_caption: NDArray[np.int64] = field(repr=False)
-    phrases: tuple[tuple[Phrase, ...], ...] | None = field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
+    image_of_caption: NDArray[np.int64] = field(repr=False)  # index into `images`
+    phrases: tuple[tuple[Phrase, ...], ...] | None = field(default=None, repr=False)  # None where boxes are unknown
+    notes: tuple[str, ...] = ()  # what a protocol must state, such as the split of the restval images
 
     def __post_init__(self) -> None:
         self._check_lengths()
@@ -88,8 +83,8 @@ class CaptionDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the names, ids, splits, captions, tokens and `image_of_caption`, without the pixels."""
-        parts = (
+        """SHA-256 of all fields that have one entry an image or a caption, without pixels and phrases."""
+        fields = (
             self.image_names,
             self.image_ids,
             self.split_of_image,
@@ -98,7 +93,7 @@ class CaptionDataset:
             self.caption_ids,
             self.image_of_caption.tolist(),
         )
-        return hashlib.sha256("".join(fingerprint(part) for part in parts).encode()).hexdigest()
+        return hashlib.sha256("".join(fingerprint(value) for value in fields).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
         """One split, in the order of the data set. Raises CapbenchError for an unknown name."""
@@ -150,32 +145,28 @@ class CaptionDataset:
 
     def _check_captions(self) -> None:
         _refuse(self.name, "caption ids given twice", duplicates(self.caption_ids))
-        owner = self.image_of_caption
-        if owner.dtype != np.int64 or owner.ndim != 1:
-            raise CapbenchError(f"{self.name}: image_of_caption is {owner.dtype} {owner.shape}, not int64 [caption]")
-        wrong = np.flatnonzero((owner < 0) | (owner >= len(self.image_names)))
-        _refuse(self.name, "captions of an image that is not there", (self.caption_ids[i] for i in wrong))
+        images, count = self.image_of_caption, len(self.image_names)
+        if images.dtype != np.int64 or images.ndim != 1:
+            raise CapbenchError(f"{self.name}: image_of_caption is {images.dtype} {images.shape}, not int64 [caption]")
+        wrong = np.flatnonzero((images < 0) | (images >= count))
+        _refuse(self.name, "captions of an unknown image", (self.caption_ids[i] for i in wrong))
         broken = (c for c in self.captions if one_line(c) != c)
         _refuse(self.name, "captions with a line break or a lone surrogate (apply one_line)", broken)
         loose = (words for words in self.tokens if one_line(" ".join(words)).split() != list(words))
         _refuse(self.name, "tokens that are empty or have white space or a lone surrogate inside", loose)
-        bare = np.flatnonzero(np.bincount(owner, minlength=len(self.image_names)) == 0)
+        bare = np.flatnonzero(np.bincount(images, minlength=count) == 0)
         _refuse(self.name, "images without a caption", (self.image_names[i] for i in bare))
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A view of one split.
-
-    `image_index` int64 [image] points into `dataset.images` and `caption_index` int64 [caption] into
-    `dataset.captions`, both ascending; `image_of_caption` int64 [caption] is a position in `image_index`.
-    """
+    """The images and captions of one split, as indices into the data set."""
 
     dataset: CaptionDataset
     name: str
-    image_index: NDArray[np.int64] = field(repr=False)
-    caption_index: NDArray[np.int64] = field(repr=False)
-    image_of_caption: NDArray[np.int64] = field(repr=False)
+    image_index: NDArray[np.int64] = field(repr=False)  # [image], into `dataset.images`, ascending
+    caption_index: NDArray[np.int64] = field(repr=False)  # [caption], into `dataset.captions`, ascending
+    image_of_caption: NDArray[np.int64] = field(repr=False)  # [caption], into `image_index`
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -185,29 +176,33 @@ class Split:
     def tokens(self) -> tuple[tuple[str, ...], ...]:
         return tuple(self.dataset.tokens[i] for i in self.caption_index)
 
-    def first(self, images: int) -> Split:
-        """The first images of the split, with their captions, which keep their numbers.
+    def images_of(self, captions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The image of each of some captions, given by their numbers in the split: an index into `dataset.images`."""
+        return self.image_index[self.image_of_caption[captions]]
 
-        Raises CapbenchError where there are fewer, or where captions of other images lie between theirs.
+    def first(self, images: int) -> Split:
+        """The first images of the split with their captions, which keep their numbers.
+
+        Raises CapbenchError when there are fewer images, or when captions of other images lie between theirs.
         """
         if len(self.image_index) < images:
             raise CapbenchError(f"the {self.name} split has {len(self.image_index):,} images, not {images:,}")
         chosen = np.flatnonzero(self.image_of_caption < images)
         if not np.array_equal(chosen, np.arange(len(chosen))):
             raise CapbenchError(f"the captions of {self.dataset.name} are not in the order of its images; sort them")
-        part = slice(len(chosen))
+        kept = slice(len(chosen))
         return replace(
             self,
             image_index=self.image_index[:images],
-            caption_index=self.caption_index[part],
-            image_of_caption=self.image_of_caption[part],
+            caption_index=self.caption_index[kept],
+            image_of_caption=self.image_of_caption[kept],
         )
 
 
 def protocol_line(split: Split) -> str:
-    """What a number on this split rests on: "1,000 images, 5,000 captions (5 each)".
+    """The size of a split in words, such as "1,000 images, 5,000 captions (5 each)", and the notes of its data set.
 
-    Uneven counts become a range with the mean; captions without a word are counted; then come the notes.
+    Uneven counts are a range with the mean. Captions without a word are counted.
     """
     images, captions = len(split.image_index), len(split.caption_index)
     each = np.bincount(split.image_of_caption, minlength=images)
@@ -221,30 +216,41 @@ def protocol_line(split: Split) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` on one line: each line break of any kind becomes a space, a lone surrogate becomes U+FFFD.
+    """`text` with a space for each line break of any kind, and U+FFFD for each lone surrogate.
 
-    Tools that work line by line would otherwise move later captions to other images, and UTF-8 cannot hold
-    half of a surrogate pair.
+    A line break would shift later captions in tools that work line by line, and UTF-8 has no lone surrogates.
+
+    >>> one_line("a dog\\nruns")
+    'a dog runs'
     """
-    if text.isprintable():  # nearly always, and quick
+    if text.isprintable():  # nearly always, and fast
         return text
     return _SURROGATE.sub("\ufffd", " ".join(text.splitlines()))
 
 
 def stays_inside(name: str) -> bool:
-    """Whether `name` is a relative path, parts separated by `/`, that does not climb out of its folder."""
+    """Whether `name` is a relative path, with `/` between its parts, that does not leave its folder.
+
+    >>> stays_inside("a/b.jpg"), stays_inside("../b.jpg")
+    (True, False)
+    """
     parts = set(name.split("/"))
     plain = not set(name) & set("\\:\0") and not name.startswith("/")
     return plain and ".." not in parts and bool(parts - {"", "."})
 
 
 def duplicates(values: Sequence[Any]) -> list[Any]:
-    """The values that occur more than once, in the order of their first occurrence."""
+    """The values that occur more than once, in the order of their first occurrence.
+
+    >>> duplicates([3, 1, 3])
+    [3]
+    """
     return [value for value, count in Counter(values).items() if count > 1]
 
 
-def _refuse(dataset: str, fault: str, found: Any) -> None:
-    first = list(islice(found, 6))
+def _refuse(dataset: str, fault: str, faulty: Iterable[Any]) -> None:
+    """Raise CapbenchError with the first faulty values, if there are any."""
+    first = list(islice(faulty, 6))
     if first:
         shown = ", ".join(repr(value) for value in first[:5]) + (", ..." if len(first) > 5 else "")
         raise CapbenchError(f"{dataset}: {fault}: {shown}")

@@ -13,7 +13,7 @@ import re
 import secrets
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -39,29 +39,21 @@ _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|(^|_)(API|ACCESS|
 
 
 class Epoch(BaseModel):
-    """One epoch of training: mean loss (None where there was nothing to learn), learning rate, wall seconds, and the
-    validation metrics after it."""
+    """One epoch of training."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     epoch: int
-    loss: float | None
+    loss: float | None  # mean over the steps; None where there was nothing to learn
     learning_rate: float
-    seconds: float
-    validation: dict[str, float]
+    seconds: float  # wall clock
+    validation: dict[str, float]  # metrics after the epoch
 
 
 class Result(BaseModel):
-    """One run of one preset with one seed. A metric that could not be computed is absent from `metrics`.
+    """One run of one preset with one seed.
 
-    `view` is what the encoder saw of an image; `region_provider` made the boxes of a model that sees regions of it, and
-    is None for the others.
-
-    Blank in records from before there were such fields: `instruction_set` and `blas`, what a CPU computed with;
-    `precision`, what training computed in, "bf16" or "fp32"; `published`, whether the data are the published split of
-    their name (also None where nothing is published); `images`, how many the split has.
-    `file` and `marks` belong to the reader and are not written: the record's file name, and what a page must
-    say about it ("dirty tree", "schema 0: no threads", "unknown fields: mood").
+    Fields with a default are blank in records from before there were such fields.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -73,11 +65,11 @@ class Result(BaseModel):
     split: str
     protocol: str
     encoder: str
-    view: str
-    region_provider: str | None = None
+    view: str  # the part of an image that the encoder saw
+    region_provider: str | None = None  # what made the boxes of regions; None where the model sees no regions
     seed: int
-    metrics: dict[str, float]
-    validation: dict[str, float]
+    metrics: dict[str, float]  # without those that could not be computed
+    validation: dict[str, float]  # metrics of the snapshot
     best_epoch: int
     curve: list[Epoch]
     recipe: dict[str, JsonValue]
@@ -90,21 +82,23 @@ class Result(BaseModel):
     versions: dict[str, str]
     device: str
     threads: int
-    instruction_set: str = ""
-    blas: str = ""
-    precision: str = ""
-    published: bool | None = None
-    images: int | None = None
+    instruction_set: str = ""  # of a CPU
+    blas: str = ""  # of a CPU
+    precision: str = ""  # of training: "bf16" or "fp32"
+    published: bool | None = None  # whether the data are the published split; None where nothing is published
+    images: int | None = None  # of the split
     started: Moment
     wall_seconds: float
     energy_joules: float | None = None
+    energy_of: str | None = None  # the device whose energy was counted
     peak_memory_bytes: int | None = None
     command: str
     notes: list[str] = []
-    arrays: str | None = None
+    arrays: str | None = None  # name of the file of arrays
     arrays_sha256: str | None = None
+    # set by the reader, never written
     file: str = Field(default="", exclude=True)
-    marks: tuple[str, ...] = Field(default=(), exclude=True)
+    marks: tuple[str, ...] = Field(default=(), exclude=True)  # cautions, such as "dirty tree", "unknown fields: mood"
 
     @property
     def sees(self) -> str:
@@ -154,6 +148,32 @@ def load_results(folder: Path, paper: str | None = None) -> list[Result]:
         if paper is None or result.paper == paper:
             results.append(result)
     return results
+
+
+def add_records(records: Iterable[Path], folder: Path) -> list[Path]:
+    """Copy records, each with its arrays, into a folder, as for sharing; return the copies' paths.
+
+    A record that is there already with the same content is left. Raises CapbenchError for a file that is no record,
+    for arrays that are missing or changed, and for another file of the same name.
+    """
+    copies = []
+    for path in records:
+        try:
+            result = _read(path)
+        except (OSError, ValueError) as error:
+            reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
+            raise CapbenchError(f"{path} is not a record: {reason}") from error
+        load_arrays(result, path.parent)
+        names = [
+            name for name in (result.arrays, path.name) if name is not None
+        ]  # the record last: it names the arrays
+        for name in names:
+            content = (path.parent / name).read_bytes()
+            if (folder / name).exists() and (folder / name).read_bytes() != content:
+                raise CapbenchError(f"{folder / name} is there already and differs from {path.parent / name}")
+            atomic_write(folder / name, content)
+        copies.append(folder / path.name)
+    return copies
 
 
 def load_arrays(result: Result, folder: Path) -> dict[str, np.ndarray]:

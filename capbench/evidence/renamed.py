@@ -104,6 +104,8 @@ def record(document: Mapping[str, Any]) -> dict[str, Any]:
         renamed["preset"] = preset(paper, document["preset"])
     if isinstance(document.get("recipe"), Mapping):
         renamed["recipe"] = recipe(paper, document["recipe"])
+    if document.get("energy_joules") is not None:
+        renamed["energy_of"] = "CPU package"  # no other was counted
     return renamed
 
 

@@ -1,11 +1,10 @@
-"""Paper x preset x data set x encoder x seed -> Result."""
+"""Paper, preset, data set, encoder and seed in; records out."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,51 +16,54 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.base.files import atomic_write, check_writable
+from capbench.base.files import check_writable
 from capbench.base.processor import computes_bf16
 from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, protocol_line
 from capbench.data.datasets import is_published, load_dataset
 from capbench.data.vocabulary import Vocabulary
-from capbench.evidence.records import Epoch, Result, save_result
-from capbench.runs.job import Job
-from capbench.runs.loaded import load_run
+from capbench.evidence.records import Epoch, Result, load_results, save_result
+from capbench.runs.job import DESCRIPTION, Job, describe, description, identity
 from capbench.runs.paper import Paper, metric_of, paper
 from capbench.training import checkpoint
 from capbench.training.experiment import Evaluation, Inputs, Recipe, Training
-from capbench.training.loop import State, fit
-from capbench.training.machine import peak_memory_bytes, restart_peak_memory
+from capbench.training.loop import TrainingState, train
+from capbench.training.machine import ENERGY_OF, peak_memory_bytes, restart_peak_memory
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import Features, features
-from capbench.vision.weights import hash_tensors
 
-ENCODERS = {"scenes": "scenes"}
-DEFAULT_ENCODER = "mobilenet_v2"
+SNAPSHOT, LOCK = "best.safetensors", ".lock"
 
-Report = Callable[["Job", State, int], None]
+OnStep = Callable[[Job, TrainingState, int], None]  # see `capbench.training.loop.train`
 
-os.environ.setdefault(
-    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-)  # read at the first product; CUDA needs it to be deterministic
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA is deterministic only with it, set before its start
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where runs keep their checkpoints and snapshots, and where records go."""
+    """Where runs keep checkpoints, trained models and records."""
 
     runs: Path = Path("runs")
-    leaderboards: Path = Path("leaderboards")
 
     @property
-    def results(self) -> Path:
-        return self.leaderboards / "results"
+    def records(self) -> Path:
+        return self.runs / "records"
 
     def folder(self, job: Job) -> Path:
         return self.runs / job.paper / job.name
 
 
+@dataclass(frozen=True)
+class FinishedRun:
+    """The records of a run, one for each protocol of its data set."""
+
+    records: tuple[Path, ...]
+    date: str  # when it finished: UTC, ISO 8601
+    trained: bool  # whether it was trained now, or had been finished before
+
+
 class Materials:
-    """Data sets and features, each made once for all the jobs that need it."""
+    """Data sets and features, each loaded once for all jobs."""
 
     def __init__(self, store: Path | None = None) -> None:
         self.store = store
@@ -74,6 +76,7 @@ class Materials:
         return self._datasets[name]
 
     def inputs(self, job: Job, recipe: Recipe) -> Inputs:
+        """What the experiment of a job is made from. Raises CapbenchError for missing data or an unknown encoder."""
         dataset = self.dataset(job.dataset)
         key = (job.dataset, job.encoder, recipe.output, recipe.stored_view)
         if key not in self._features:
@@ -84,80 +87,99 @@ class Materials:
         return Inputs(dataset, encoder, stored, vocabulary)
 
 
-def run(job: Job, places: Places, materials: Materials, report: Report, *, fresh: bool = False) -> list[Path]:
-    """Train, or go on with, one job; write a record for each protocol of its data set; return their paths.
+def default_encoder(dataset: str) -> str:
+    """The encoder of a data set unless another one is named.
 
-    A preset that starts from another one trains that first. `fresh` throws the checkpoints of an unfinished run away.
-    Raises CapbenchError for bad input, training.StoppedError after a signal.
+    >>> default_encoder("scenes"), default_encoder("flickr8k")
+    ('scenes', 'mobilenet_v2')
     """
-    owner = paper(job.paper)
-    recipe = owner.recipe(job.preset, job.dataset)
-    folder = places.folder(job)
-    check_writable(places.results)
-    check_writable(folder)
-    with _locked(folder):
-        if fresh:
-            checkpoint.clear(folder)
-        inputs = materials.inputs(job, recipe)
-        if recipe.init_from is not None:
-            count = recipe.ensemble_size
-            jobs = [replace(job, preset=recipe.init_from, seed=job.seed * count + n) for n in range(count)]
-            inputs = replace(inputs, init=tuple(_snapshot(first, inputs, places, materials, report) for first in jobs))
-        return _train_and_record(owner, job, recipe, inputs, places, report)
+    return "scenes" if dataset == "scenes" else "mobilenet_v2"
 
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def run(job: Job, places: Places, materials: Materials, report: OnStep, *, fresh: bool = False) -> FinishedRun:
+    """Train one job, or resume it, and record its scores on the test split.
+
+    A job that has finished with the same recipe, data and features, and whose records are still there, is not trained
+    again. `fresh` trains it in any case, from its beginning. The presets that it starts from are trained first.
+
+    Raises CapbenchError for bad input, which leaves no folder behind; StoppedError after a signal.
+    """
+    owner = paper(job.paper)
+    recipe = owner.recipe(job.preset, job.dataset)
+    if job.seed < 0:
+        raise CapbenchError(f"the seed is {job.seed}; give 0 or more")
+    folder = places.folder(job)
+    with _claimed(folder, places):
+        inputs = materials.inputs(job, recipe)
+        if recipe.init_from is not None:
+            seeds = range(job.seed * recipe.ensemble_size, (job.seed + 1) * recipe.ensemble_size)
+            sources = (replace(job, preset=recipe.init_from, seed=seed) for seed in seeds)
+            inputs = replace(inputs, init=tuple(_snapshot(each, places, materials, report) for each in sources))
+        wanted = identity(job, recipe, inputs)
+        if fresh:
+            checkpoint.clear(folder)
+        elif finished := _finished(folder, wanted, places):
+            return finished
+        return _train_and_record(owner, job, recipe, inputs, wanted, places, report)
+
+
 def _train_and_record(
-    owner: Paper, job: Job, recipe: Recipe, inputs: Inputs, places: Places, report: Report
-) -> list[Path]:
+    owner: Paper,
+    job: Job,
+    recipe: Recipe,
+    inputs: Inputs,
+    wanted: Mapping[str, Any],
+    places: Places,
+    report: OnStep,
+) -> FinishedRun:
     device, folder = default_device(), places.folder(job)
-    origin = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
-    origin["precision"] = _precision(recipe.training, device)
+    made_by = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     restart_peak_memory(device)
-    experiment = owner.experiment(recipe, inputs, job.seed, device)
-    identity = {
-        "recipe": asdict(recipe),
-        "seed": job.seed,
-        **_made_from(inputs),
+    experiment = owner.prepare(recipe, inputs, job.seed, device)
+    (folder / DESCRIPTION).unlink(missing_ok=True)  # the snapshot is about to be another one
+    metric, on_step = metric_of(owner, asdict(recipe)), partial(report, job)
+    state = train(experiment, recipe.training, metric, folder, wanted, job.seed, on_step, recipe.warmup)
+    made_by |= {
+        "precision": _precision(recipe.training, device),
+        "wall_seconds": state.seconds,
+        "energy_joules": state.joules,
+        "energy_of": None if state.joules is None else ENERGY_OF,
+        "parameters": sum(value.numel() for value in experiment.model.parameters() if value.requires_grad),
+        "peak_memory_bytes": peak_memory_bytes(device),  # of training and validation
     }
-    if inputs.init:
-        identity["init"] = [hash_tensors(dict(snapshot)) for snapshot in inputs.init]
-    (folder / "run.json").unlink(missing_ok=True)  # the snapshot is about to be another one
-    metric = metric_of(owner, asdict(recipe))
-    reported = partial(report, job)
-    state = fit(experiment, recipe.training, metric, folder, identity, job.seed, reported, recipe.warmup)
-    parameters = sum(value.numel() for value in experiment.model.parameters() if value.requires_grad)
-    made_by = origin | {"wall_seconds": state.seconds, "energy_joules": state.joules, "parameters": parameters}
-    made_by["peak_memory_bytes"] = peak_memory_bytes(device)  # training and validation
-    paths = []
+    records = []
     for protocol in owner.protocols(job.dataset, recipe):
         with torch.no_grad():
-            evaluation = experiment.evaluate("test", protocol)
-        result = _result(job, recipe, inputs, state, protocol, evaluation, made_by)
-        paths.append(save_result(result, evaluation.arrays, places.results))
+            evaluation = experiment.test(protocol)
+        records.append(
+            _recorded(_result(job, recipe, inputs, state, protocol, evaluation, made_by), evaluation, places)
+        )
     inputs.vocabulary.save(folder / "vocabulary.json")
-    description = {
-        "job": asdict(job),
-        "recipe": asdict(recipe),
-        "vocabulary": inputs.vocabulary.fingerprint,
-        "made_from": _made_from(inputs),
-        "feature_dim": inputs.features.array.shape[-1],
-    }
-    atomic_write(folder / "run.json", json.dumps(description, indent=1).encode())
+    described = describe(folder, wanted, inputs.features.array.shape[-1], [path.name for path in records])
     checkpoint.clear(folder)
-    return paths
+    return FinishedRun(tuple(records), described.finished, trained=True)
+
+
+def _recorded(result: Result, evaluation: Evaluation, places: Places) -> Path:
+    """The path of a result's record; written unless a run killed just after its end left one of the same training."""
+    for record in load_results(places.records, result.paper):
+        same_job = (record.preset, record.protocol, record.seed) == (result.preset, result.protocol, result.seed)
+        if same_job and record.curve == result.curve:  # with the seconds of each epoch
+            return places.records / record.file
+    return save_result(result, evaluation.arrays, places.records)
 
 
 def _result(
     job: Job,
     recipe: Recipe,
     inputs: Inputs,
-    state: State,
+    state: TrainingState,
     protocol: str,
     evaluation: Evaluation,
     made_by: Mapping[str, Any],
@@ -188,33 +210,49 @@ def _result(
 
 
 def _precision(training: Training, device: torch.device) -> str:
-    """What training computes in there."""
+    """The number format that training computes in on a device."""
     return "bf16" if training.precision == "auto" and computes_bf16(device) else "fp32"
 
 
-def _made_from(inputs: Inputs) -> dict[str, str]:
-    return {
-        "dataset": inputs.dataset.fingerprint,
-        "features": inputs.features.fingerprint,
-        "vocabulary": inputs.vocabulary.fingerprint,
-    }
+def _snapshot(job: Job, places: Places, materials: Materials, report: OnStep) -> Mapping[str, Tensor]:
+    """The best weights of another job, which is trained first unless it has finished."""
+    run(job, places, materials, report)
+    return checkpoint.load(places.folder(job) / SNAPSHOT)[0]
 
 
-def _snapshot(job: Job, inputs: Inputs, places: Places, materials: Materials, report: Report) -> Mapping[str, Tensor]:
-    """The best snapshot of another preset with the same data, encoder and seed; it is trained first if need be."""
-    folder = places.folder(job)
-    if not (folder / "run.json").exists():
-        run(job, places, materials, report)
-    if load_run(folder).made_from != _made_from(inputs):  # load_run refuses a snapshot of another recipe
-        raise CapbenchError(f"{folder} was trained on other data or features; train it again: {job.command}")
-    return checkpoint.load(folder / "best.safetensors")[0]
+def _finished(folder: Path, wanted: Mapping[str, Any], places: Places) -> FinishedRun | None:
+    """The finished run of an identity in a folder; None when it is of another one, or when a file of it is missing."""
+    try:
+        described = description(folder)
+    except CapbenchError:
+        return None
+    records = tuple(places.records / name for name in described.records)
+    complete = bool(records) and all(path.exists() for path in (*records, folder / SNAPSHOT))
+    if not complete or checkpoint.differences(wanted, described.identity):
+        return None
+    return FinishedRun(records, described.finished, trained=False)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time in a run's folder; the lock of a dead process is released by the system."""
+def _claimed(folder: Path, places: Places) -> Iterator[None]:
+    """A run's folder for this process alone; folders that stay empty are removed.
+
+    The system releases the lock of a dead process. Raises CapbenchError when another process holds it, or when a folder
+    cannot be written.
+    """
+    check_writable(places.records)
+    check_writable(folder)
+    lock = FileLock(folder / LOCK)
     try:
-        with FileLock(folder / ".lock", timeout=5):
-            yield
+        lock.acquire(timeout=5)
     except Timeout as error:
         raise CapbenchError(f"another process is training in {folder}; wait for it, or choose other --runs") from error
+    try:
+        yield
+    finally:
+        if {path.name for path in folder.iterdir()} == {LOCK}:
+            (folder / LOCK).unlink()
+        lock.release()
+        for empty in (folder, folder.parent, places.records, places.runs):
+            with suppress(OSError):
+                empty.rmdir()

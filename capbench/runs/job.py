@@ -1,14 +1,32 @@
-"""What one run is, its folder and its command."""
+"""What one run is: its job, and the identity and description that its folder keeps."""
 
 from __future__ import annotations
 
+import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write
+from capbench.evidence import renamed
+from capbench.evidence.records import SCHEMA_VERSION
+from capbench.training.experiment import Inputs, Recipe
+from capbench.vision.weights import hash_tensors
+
+DESCRIPTION = "run.json"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a preset of a paper on a data set with an encoder and a seed."""
+    """One run: a preset of a paper on a data set with an encoder and a seed.
+
+    >>> Job("vsepp", "vse0", "scenes", "scenes", 0).command
+    'capbench run vsepp --preset vse0 --dataset scenes --encoder scenes --seed 0'
+    """
 
     paper: str
     preset: str
@@ -26,6 +44,62 @@ class Job:
 
     @property
     def command(self) -> str:
-        """What to type to make this run again."""
+        """The command that makes this run."""
         words = ["capbench", "run", self.paper.replace("_", "-"), "--preset", self.preset, "--dataset", self.dataset]
         return shlex.join([*words, "--encoder", self.encoder, "--seed", str(self.seed)])
+
+
+def identity(job: Job, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """All that decides what a run computes, as JSON values: equal for two runs that should be equal."""
+    return {
+        "job": asdict(job),
+        "recipe": asdict(recipe),
+        "dataset": inputs.dataset.fingerprint,
+        "features": inputs.features.fingerprint,
+        "vocabulary": inputs.vocabulary.fingerprint,
+        "init": [hash_tensors(dict(snapshot)) for snapshot in inputs.init],
+    }
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the folder of a finished run says of it."""
+
+    identity: Mapping[str, Any]
+    feature_dim: int
+    records: tuple[str, ...]  # names of the files that it recorded
+    finished: str  # UTC, ISO 8601
+
+    @property
+    def job(self) -> Job:
+        return Job(**self.identity["job"])
+
+
+def describe(folder: Path, identity: Mapping[str, Any], feature_dim: int, records: Sequence[str]) -> Description:
+    """Write the description of a run that has just finished into its folder."""
+    described = Description(identity, feature_dim, tuple(records), datetime.now(UTC).isoformat(timespec="seconds"))
+    document = {"schema_version": SCHEMA_VERSION, **asdict(described)}
+    atomic_write(folder / DESCRIPTION, json.dumps(document, indent=1).encode())
+    return described
+
+
+def description(folder: Path) -> Description:
+    """Read what `describe` wrote, or what a version with schema 1 did. Raises CapbenchError when it is unreadable."""
+    try:
+        document = json.loads((folder / DESCRIPTION).read_text())
+        if "schema_version" not in document:
+            document = _of_schema_1(document)
+        records, finished = tuple(document["records"]), document["finished"]
+        described = Description(document["identity"], document["feature_dim"], records, finished)
+        Job(**described.identity["job"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CapbenchError(f"{folder} is not a finished run (no readable {DESCRIPTION}): {error}") from error
+    return described
+
+
+def _of_schema_1(document: Mapping[str, Any]) -> dict[str, Any]:
+    job = document["job"]
+    named = {**job, "preset": renamed.preset(job["paper"], job["preset"])}
+    recipe = renamed.recipe(job["paper"], document["recipe"])
+    identity = {"job": named, "recipe": recipe, **document.get("made_from", {}), "vocabulary": document["vocabulary"]}
+    return {"identity": identity, "feature_dim": document["feature_dim"], "records": [], "finished": ""}

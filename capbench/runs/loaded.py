@@ -1,8 +1,7 @@
-"""A finished run, loaded: what a command needs to use a trained model on pictures of its own."""
+"""Finished runs, loaded: a trained model for pictures of one's own."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from capbench.base.errors import CapbenchError
 from capbench.data.images import decode
 from capbench.data.vocabulary import Vocabulary
-from capbench.runs.job import Job
+from capbench.runs.job import DESCRIPTION, Job, description
 from capbench.runs.paper import paper
 from capbench.training import checkpoint
 from capbench.vision.encoders import Encoder
@@ -31,18 +30,13 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run, loaded: its job, recipe, vocabulary, and the model with its best snapshot.
-
-    `encoder_weights` are those of the fine-tuned encoder, empty where it was left as it is; `made_from`, the
-    fingerprints of the data, the features and the vocabulary.
-    """
+    """A finished run with its trained model."""
 
     job: Job
-    recipe: Any  # the kind of Recipe that the paper has
+    recipe: Any  # of the paper's subclass of Recipe
     vocabulary: Vocabulary
-    model: nn.Module
-    encoder_weights: Mapping[str, Tensor]
-    made_from: Mapping[str, str]
+    model: nn.Module  # in evaluation mode, with the weights of the best snapshot
+    encoder_weights: Mapping[str, Tensor]  # of a fine-tuned encoder; empty for a fixed one
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -53,12 +47,12 @@ class Trained:
 
     @torch.no_grad()
     def features(self, pictures: Sequence[Path]) -> Float[Tensor, "picture ... dim"]:
-        """What the model sees of picture files, as it saw the test images. Raises CapbenchError naming a bad file."""
-        parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-        return torch.cat([self._encoded([decode(path) for path in part]) for part in parts])
+        """The features of picture files, computed as those of test images. Raises CapbenchError naming a bad file."""
+        batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+        return torch.cat([self._encoded([decode(path) for path in batch]) for batch in batches])
 
     def boxes(self, pictures: Sequence[Path]) -> Float[Tensor, "picture region 4"]:
-        """The boxes of the regions that the model sees, x0, y0, x1, y1 as fractions of a picture's width and height.
+        """The boxes of the model's regions: x0, y0, x1, y1 as fractions of a picture's width and height.
 
         Raises CapbenchError naming a bad file, and for a model that sees no regions or regions that belong to a data
         set (see `boxes_of_picture`).
@@ -72,41 +66,41 @@ class Trained:
         return encode(self.encoder, stacked(pictures, self.encoder.input_size, self.recipe.stored_view), boxes)
 
     def _boxes_of(self, pictures: Iterable[np.ndarray]) -> Float[Tensor, "picture region 4"]:
-        return torch.from_numpy(np.stack([boxes_of_picture(pixels, self.recipe.stored_view) for pixels in pictures]))
+        provider = self.recipe.stored_view
+        return torch.from_numpy(np.stack([boxes_of_picture(pixels, provider) for pixels in pictures]))
 
 
 def load_run(folder: Path) -> Trained:
-    """A finished run from its folder. Raises CapbenchError when it is not one, or is of another version."""
-    try:
-        saved = json.loads((folder / "run.json").read_text())
-        job, trained_with, feature_dim = Job(**saved["job"]), saved["recipe"], saved["feature_dim"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CapbenchError(f"{folder} is not a finished run (no readable run.json): {error}") from error
+    """A finished run from its folder. Raises CapbenchError when it is not one, or has another recipe or vocabulary."""
+    described = description(folder)
+    job = described.job
     owner = paper(job.paper)
     recipe = owner.recipe(job.preset, job.dataset)
-    changed = checkpoint.differences(asdict(recipe), trained_with)
+    changed = checkpoint.differences(asdict(recipe), described.identity["recipe"])
     if changed:
         raise CapbenchError(f"{folder} was trained with another recipe; train it again:\n  " + "\n  ".join(changed))
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
-    if vocabulary.fingerprint != saved.get("vocabulary"):
+    if vocabulary.fingerprint != described.identity.get("vocabulary"):
         raise CapbenchError(f"{folder / 'vocabulary.json'} is not the vocabulary of this run; train it again")
-    model = owner.model(recipe, vocabulary, feature_dim)
+    model = owner.model(recipe, vocabulary, described.feature_dim)
     tensors, _ = checkpoint.load(folder / "best.safetensors")
-    encoder = {name[8:]: value for name, value in tensors.items() if name.startswith("encoder.")}
-    bare = {name: value for name, value in tensors.items() if not name.startswith("encoder.")}
-    fit(model, bare, folder / "best.safetensors")
-    return Trained(job, recipe, vocabulary, model.eval(), encoder, saved.get("made_from", {}))
+    prefix = "encoder."
+    encoder_weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    own_weights = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+    fit(model, own_weights, folder / "best.safetensors")
+    return Trained(job, recipe, vocabulary, model.eval(), encoder_weights)
 
 
 def finished_runs(runs: Path) -> list[Path]:
     """The folders of finished runs, newest first."""
-    return sorted((p.parent for p in runs.glob("*/*/run.json")), key=lambda p: p.stat().st_mtime, reverse=True)
+    folders = (path.parent for path in runs.glob(f"*/*/{DESCRIPTION}"))
+    return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
 def find_run(run: Path | None, runs: Path, kind: type, what: str, advice: str) -> Trained:
-    """The finished run in `run`, or the newest one under `runs`, whose model is of a kind (a runtime protocol).
+    """The finished run in `run`, or else the newest one under `runs`, whose model is of a kind (a runtime protocol).
 
-    Raises CapbenchError that says `what` was looked for, and the `advice` how to make one.
+    Raises CapbenchError that names the kind in words, `what`, and how to make one, `advice`.
     """
     if run is not None:
         trained = load_run(run)
@@ -126,7 +120,7 @@ def find_run(run: Path | None, runs: Path, kind: type, what: str, advice: str) -
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder and those below it, sorted. Raises CapbenchError when there is none."""
+    """The picture files in a folder and below, sorted. Raises CapbenchError when there is none."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     if not paths:
         raise CapbenchError(f"no image in {folder}; looked for {', '.join(sorted(PICTURES))}")

@@ -1,4 +1,4 @@
-"""What every paper provides, and how papers are found."""
+"""What every paper provides, and how papers are discovered."""
 
 from __future__ import annotations
 
@@ -22,27 +22,22 @@ from capbench.training.experiment import Experiment, Inputs, Recipe
 
 @dataclass(frozen=True)
 class Paper:
-    """A reproduction: its presets, how one of them becomes an experiment, what the paper reported and claims.
+    """A reproduction: its presets, its models and experiments, and what the paper reports and claims.
 
-    `presets(dataset)` gives the frozen recipes by name, in the order in which tables show them; `headline` are those
-    that a plain reproduction runs; `metric` is the validation metric that chooses the snapshot, higher being better,
-    unless a recipe names another one (`metric_of`).
-    `protocols(dataset, recipe)` are those that a run's test split is scored under, with a record for each.
-    `experiment(recipe, inputs, seed, device)` is what is trained and scored; `model(recipe, vocabulary, feature_dim)`
-    is the bare model that a snapshot is loaded into.
+    `model` and `experiment` get recipes of the paper's own subclass of Recipe.
     """
 
     name: str
     title: str
     citation: str
-    folder: Path
-    presets: Callable[[str], Mapping[str, Recipe]]
-    headline: tuple[str, ...]
-    metric: str
-    experiment: Callable[[Any, Inputs, int, torch.device], Experiment]
-    model: Callable[[Any, Vocabulary, int], nn.Module]
+    folder: Path  # of the package, with its reported.csv
+    presets: Callable[[str], Mapping[str, Recipe]]  # data set -> recipes by name, in the order of tables
+    headline: tuple[str, ...]  # presets of a plain `capbench run`
+    metric: str  # validation metric that chooses the snapshot, the higher the better; a recipe may name another one
+    model: Callable[[Any, Vocabulary, int], nn.Module]  # recipe, vocabulary, feature dimension -> model
+    experiment: Callable[[Any, Inputs, Any, int, torch.device], Experiment]  # recipe, inputs, model, seed, device
     claims: tuple[Claim, ...]
-    protocols: Callable[[str, Any], tuple[str, ...]] = lambda dataset, recipe: ("whole",)
+    protocols: Callable[[str, Any], tuple[str, ...]] = lambda dataset, recipe: ("whole",)  # of the test split
 
     @cached_property
     def reported(self) -> list[Reported]:
@@ -50,15 +45,25 @@ class Paper:
         return read_reported(self.folder / "reported.csv")
 
     def recipe(self, preset: str, dataset: str) -> Recipe:
-        """The recipe of a preset on a data set. Raises CapbenchError naming the known presets."""
+        """The recipe of a preset on a data set. Raises CapbenchError naming the known presets.
+
+        >>> paper("vsepp").recipe("vse0", "flickr8k").training.epochs
+        30
+        """
         presets = self.presets(dataset)
         if preset not in presets:
             raise unknown(f"{self.name} preset", preset, presets)
         return presets[preset]
 
+    def prepare(self, recipe: Recipe, inputs: Inputs, seed: int, device: torch.device) -> Experiment:
+        """An experiment with a new model, whose initial weights depend on the seed alone."""
+        torch.manual_seed(seed)
+        model = self.model(recipe, inputs.vocabulary, inputs.features.array.shape[-1])
+        return self.experiment(recipe, inputs, model, seed, device)
+
 
 def metric_of(paper: Paper, recipe: Mapping[str, Any]) -> str:
-    """The validation metric that chooses the snapshot of a recipe, by the recipe's fields."""
+    """The validation metric that chooses the snapshot of a recipe, given the recipe's fields."""
     return str(recipe.get("metric") or paper.metric)
 
 
@@ -68,20 +73,24 @@ def papers() -> dict[str, Paper]:
 
 
 def paper(name: str) -> Paper:
-    """One paper; `-` and `_` are the same in its name. Raises CapbenchError naming the known ones."""
-    found = papers()
+    """One paper; `-` and `_` are the same in its name. Raises CapbenchError naming the known papers.
+
+    >>> paper("show-and-tell").name
+    'show_and_tell'
+    """
+    known = papers()
     key = name.replace("-", "_")
-    if key not in found:
-        raise unknown("paper", name, found)
-    return found[key]
+    if key not in known:
+        raise unknown("paper", name, known)
+    return known[key]
 
 
 def _discover() -> Iterator[Paper]:
     if importlib.util.find_spec("reproductions") is None:
         return
     package = importlib.import_module("reproductions")
-    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
-        if module.ispkg:
-            found = importlib.import_module(f"reproductions.{module.name}")
-            if hasattr(found, "PAPER"):
-                yield found.PAPER
+    for entry in sorted(pkgutil.iter_modules(package.__path__), key=lambda entry: entry.name):
+        if entry.ispkg:
+            module = importlib.import_module(f"reproductions.{entry.name}")
+            if hasattr(module, "PAPER"):
+                yield module.PAPER

@@ -10,7 +10,7 @@ from pathlib import Path
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 from capbench.data.checked_json import Checked, read_json
-from capbench.runs.harness import DEFAULT_ENCODER, ENCODERS
+from capbench.runs.harness import default_encoder
 from capbench.runs.job import Job
 from capbench.runs.paper import Paper
 
@@ -40,7 +40,7 @@ def plan(
     size = {name: paper.recipe(name, dataset).ensemble_size for name in names}
     jobs = [
         Job(paper.name, name, dataset, encoder, number)
-        for encoder in encoders or [ENCODERS.get(dataset, DEFAULT_ENCODER)]
+        for encoder in encoders or [default_encoder(dataset)]
         for number in (range(seeds) if seed is None else [seed])
         for name in names
         if seed is not None or number < max(1, seeds // size[name])

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a crash at any moment: one safetensors file each, checked before it is believed."""
+"""Checkpoints that survive a crash at any moment: one safetensors file each, with a checksum."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 
-KEEP = 2  # the newest, and one to fall back on
+KEEP = 2  # the newest, and one in reserve
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON state as one file, whole or not at all. Raises CapbenchError on a full disk.
+    """Write tensors and a JSON state as one file, atomically. Raises CapbenchError on a full disk.
 
     Tensors that share memory are each written in full.
     """
@@ -32,9 +32,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state of a file that `save` wrote.
+    """Tensors and state of a file that `save` wrote. Nothing in it is executed.
 
-    Raises CapbenchError when the file is missing, cut short, damaged, or not ours. Nothing in it is executed.
+    Raises CapbenchError when the file is missing, truncated, damaged, or of another kind.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -50,17 +50,17 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_step(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write `checkpoint-<step>` into a folder and remove all but the newest two."""
+    """Write `checkpoint-<step>` into a folder, and remove all but the newest two."""
     save(folder / f"checkpoint-{step:09d}.safetensors", tensors, state)
     for old in _steps(folder)[KEEP:]:
         old.unlink(missing_ok=True)
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole, or None without any.
+    """The newest undamaged checkpoint; None without any.
 
-    A damaged one is set aside as `.damaged` with a warning, noted in the state's list `fallbacks`, and the one
-    before it is taken: training from there repeats the same steps.
+    A damaged one is renamed to `.damaged` with a warning and noted in the state's list `fallbacks`. Training from the
+    one before it repeats the same steps.
     """
     fallbacks: list[str] = []
     for path in _steps(folder):
@@ -82,9 +82,13 @@ def clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, one line a key: "recipe.margin: 0.2 here, 0.1 in the checkpoint"."""
-    here, there = dict(_leaves(ours)), dict(_leaves(theirs))
+def differences(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, a line for each key.
+
+    >>> differences({"recipe": {"margin": 0.2}}, {"recipe": {"margin": 0.1}})
+    ['recipe.margin: 0.2 here, 0.1 in the checkpoint']
+    """
+    here, there = dict(_leaves(wanted)), dict(_leaves(saved))
     return [
         f"{key}: {here.get(key, 'absent')} here, {there.get(key, 'absent')} in the checkpoint"
         for key in sorted(here.keys() | there.keys())
@@ -114,8 +118,8 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
 
 def _steps(folder: Path) -> list[Path]:
     """Checkpoints, newest first."""
-    found = (path for path in folder.glob("checkpoint-*.safetensors") if re.search(r"-\d{9}$", path.stem))
-    return sorted(found, reverse=True)
+    paths = (path for path in folder.glob("checkpoint-*.safetensors") if re.search(r"-\d{9}$", path.stem))
+    return sorted(paths, reverse=True)
 
 
 def _crc32(tensors: Mapping[str, Tensor]) -> int:

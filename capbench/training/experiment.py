@@ -102,5 +102,8 @@ class Experiment(Protocol):
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
         """The scalar to be minimised on a batch."""
 
-    def evaluate(self, split: str, protocol: str) -> Evaluation:
-        """Scores on a split under a protocol; the model is in evaluation mode and no gradient is kept."""
+    def validate(self) -> Evaluation:
+        """Scores on the validation split. The model is in evaluation mode, and no gradient is kept."""
+
+    def test(self, protocol: str) -> Evaluation:
+        """Scores on the test split under a protocol, as in `validate`."""

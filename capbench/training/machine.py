@@ -15,38 +15,44 @@ import torch
 
 from capbench.base.processor import computes_bf16
 
+ENERGY_OF = "CPU package"  # what `energy_joules` counts
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # cluster schedulers send the last two before a time limit
+
 
 def bf16_where_native(device: torch.device, precision: Literal["auto", "full"]) -> AbstractContextManager[Any]:
-    """Autocast to bf16 where the device multiplies in it natively and the recipe allows; else full precision."""
+    """Autocast to bf16 where the device multiplies in it natively and the recipe allows it; else full precision."""
     native = precision == "auto" and computes_bf16(device)
     return torch.autocast(device.type, torch.bfloat16) if native else nullcontext()
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM, SIGUSR1 and the first SIGINT only set what the function returns; a second SIGINT leaves."""
-    seen: list[int] = []
+    """Within it, the first of STOP_SIGNALS only sets what the function returns; a second SIGINT raises.
+
+    In a thread other than the main one, where Python handles no signals, the function returns False.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and signal.SIGINT in seen:
+        if number == signal.SIGINT and signal.SIGINT in received:
             raise KeyboardInterrupt
-        seen.append(number)
+        received.append(number)
 
-    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    before = {number: signal.signal(number, note) for number in signals}
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield lambda: bool(seen)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def energy_joules() -> float | None:
-    """The processor packages' energy counters, where the system shows them (Linux powercap)."""
-    counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))
+def energy_joules(device: torch.device) -> float | None:
+    """The energy counters of the processor packages (Linux powercap), for work on a CPU; None where there are none."""
+    counters = sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")) if device.type == "cpu" else []
     try:
         return sum(int(counter.read_text()) for counter in counters) / 1e6 if counters else None
     except OSError:
@@ -62,11 +68,11 @@ def restart_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most that was held at once: of a GPU's memory by torch, else by this process (on Linux)."""
+    """The most memory held at once: by torch on a GPU, else by this process (Linux only)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
         return None
-    return 1024 * int(found[1]) if found else None
+    return 1024 * int(peak[1]) if peak else None

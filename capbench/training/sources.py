@@ -1,4 +1,4 @@
-"""Where the features of a batch come from: the store, or the encoder as it is now."""
+"""The features of a batch: from the store, or from the encoder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PICTURES_AT_ONCE = 64
 
 
 class FeatureSource:
-    """Features of images by their number in the data set, [image, dim] or [image, location, dim], on the device.
+    """Features of images, given as indices into the data set: [image, dim] or [image, location, dim], on the device.
 
-    Stored ones, unless `recipe.view` is RC: then training sees the encoder's features of a fresh random
-    crop at each step. With `recipe.finetune`, the encoder learns and nothing is stored.
+    They come from the store, with two exceptions. Where `recipe.view` is RC, training encodes a new random crop at each
+    step. With `recipe.finetune`, a copy of the encoder is trained, and encodes the images for testing too.
     """
 
     def __init__(self, inputs: Inputs, recipe: Recipe, device: torch.device) -> None:
@@ -34,23 +34,23 @@ class FeatureSource:
         self.on_device = torch.from_numpy(np.array(self.stored)).to(device) if self._fits() else None
 
     def training(self, images: np.ndarray) -> Float[Tensor, "image ... dim"]:
-        """Features to learn from. Crops are drawn from torch's seed, which the training loop sets at each step."""
+        """Features for training. Crops depend on torch's seed, which the training loop sets at each step."""
         if self.recipe.view != "RC":
             return self._from_store(images)
         generator = np.random.default_rng(torch.initial_seed())
         pixels = [random_crop(self.images[int(i)], self.encoder.input_size, generator) for i in images]
         precision = nullcontext() if self.finetune else torch.autocast(self.device.type, enabled=False)
-        with precision, torch.set_grad_enabled(self.finetune):  # a frozen encoder gives what the store has
+        with precision, torch.set_grad_enabled(self.finetune):  # a fixed encoder computes as for the store
             return self.encoder(torch.stack(pixels).to(self.device))
 
     def testing(self, images: np.ndarray) -> Float[Tensor, "image ... dim"]:
-        """Features to score: stored ones, or of the centre crop through the encoder that is being fine-tuned."""
+        """Features for scoring: stored, or of the centre crop by the encoder that is fine-tuned."""
         if not self.finetune:
             return self._from_store(images)
         size = self.encoder.input_size
         with ThreadPoolExecutor() as pool:
             pixels = torch.stack(list(pool.map(lambda i: one_crop(self.images[int(i)], size), images)))
-        return torch.cat([self.encoder(part.to(self.device)) for part in pixels.split(PICTURES_AT_ONCE)])
+        return torch.cat([self.encoder(chunk.to(self.device)) for chunk in pixels.split(PICTURES_AT_ONCE)])
 
     def _from_store(self, images: np.ndarray) -> Tensor:
         if self.on_device is not None:
@@ -58,7 +58,7 @@ class FeatureSource:
         return torch.from_numpy(self.stored[images]).to(self.device)
 
     def _fits(self) -> bool:
-        """Vectors are kept in memory; grids, some gigabytes, only on a GPU with room for them."""
+        """Vectors are kept on the device; grids, of some gigabytes, only on a GPU with room for them."""
         if self.device.type == "cuda":
             return self.stored.nbytes < torch.cuda.mem_get_info(self.device)[0] // 4
         return self.stored.ndim == 2

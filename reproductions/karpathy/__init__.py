@@ -16,20 +16,24 @@ from reproductions.karpathy.claims import CLAIMS
 from reproductions.karpathy.experiment import AlignmentExperiment
 from reproductions.karpathy.generation import GeneratorExperiment, RegionGeneratorExperiment
 from reproductions.karpathy.generator import MultimodalRNN
-from reproductions.karpathy.recipe import HEADLINE, AlignmentRecipe, presets, protocols
+from reproductions.karpathy.recipe import HEADLINE, AlignmentRecipe, GeneratorRecipe, presets, protocols
 
 
-def experiment(recipe: Any, inputs: Inputs, seed: int, device: torch.device) -> Experiment:
+def model(recipe: AlignmentRecipe | GeneratorRecipe, vocabulary: Vocabulary, feature_dim: int) -> nn.Module:
+    """An alignment model or a generator."""
+    if isinstance(recipe, AlignmentRecipe):
+        return AlignmentModel(recipe, len(vocabulary), feature_dim)
+    return MultimodalRNN(recipe, len(vocabulary), feature_dim)
+
+
+def experiment(
+    recipe: AlignmentRecipe | GeneratorRecipe, inputs: Inputs, model: Any, seed: int, device: torch.device
+) -> Experiment:
     """An alignment, a generator of captions, or a generator of snippets."""
     if isinstance(recipe, AlignmentRecipe):
-        return AlignmentExperiment(recipe, inputs, seed, device)
+        return AlignmentExperiment(recipe, inputs, model, seed, device)
     kind = {"image": GeneratorExperiment, "regions": RegionGeneratorExperiment}[recipe.level]
-    return kind(recipe, inputs, seed, device)
-
-
-def model(recipe: Any, vocabulary: Vocabulary, feature_dim: int) -> nn.Module:
-    kind = AlignmentModel if isinstance(recipe, AlignmentRecipe) else MultimodalRNN
-    return kind(recipe, len(vocabulary), feature_dim)
+    return kind(recipe, inputs, model, seed, device)
 
 
 PAPER = Paper(
@@ -40,8 +44,8 @@ PAPER = Paper(
     presets=presets,
     headline=HEADLINE,
     metric="rsum",
-    experiment=experiment,
     model=model,
+    experiment=experiment,
     claims=CLAIMS,
     protocols=protocols,
 )

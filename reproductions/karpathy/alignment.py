@@ -14,9 +14,14 @@ from reproductions.karpathy.recipe import AlignmentRecipe
 class AlignmentModel(nn.Module):
     """How well each word fits each region.
 
-    Legend, the paper's letters: CNN(I_b), the feature of the pixels in box b, and v, its embedding; 1_t, word t of N;
-    x_t, its word vector; e_t, what enters the recurrences; h^f_t and h^b_t, the states of the one from left to right
-    and of the one from right to left; s_t, the word in its context, in the space of v; f, the rectifier max(0, .).
+    The paper's letters:
+    CNN(I_b)      feature of the pixels in box b
+    v             embedding of a region
+    1_t, x_t      word t of N, and its word vector
+    e_t           input of the recurrences
+    h^f_t, h^b_t  states of the recurrence from left to right, from right to left
+    s_t           the word in its context, in the space of v
+    f             the rectifier max(0, .)
     """
 
     def __init__(self, recipe: AlignmentRecipe, vocabulary_size: int, feature_dim: int) -> None:
@@ -28,9 +33,9 @@ class AlignmentModel(nn.Module):
         self.W_e = nn.Linear(recipe.word_dim * (2 * recipe.window + 1), recipe.hidden_dim)
         if recipe.recurrent:
             hidden = recipe.hidden_dim
-            kept = recipe.recurrent_init * torch.eye(hidden)
-            start = kept if recipe.recurrent_init else torch.randn(hidden, hidden) / (2 * hidden) ** 0.5
-            self.W_fb = nn.Parameter(torch.stack([start, start]))  # W_f and W_b
+            diagonal = recipe.recurrent_init * torch.eye(hidden)
+            initial = diagonal if recipe.recurrent_init else torch.randn(hidden, hidden) / (2 * hidden) ** 0.5
+            self.W_fb = nn.Parameter(torch.stack([initial, initial]))  # W_f and W_b
             self.b_fb = nn.Parameter(torch.zeros(2, 1, hidden))
         self.W_d = nn.Linear(recipe.hidden_dim, recipe.embedding_dim)
         self.dropout = nn.Dropout(recipe.dropout)
@@ -42,14 +47,14 @@ class AlignmentModel(nn.Module):
         """v of every region."""
         features = regions.sign() * regions.abs().sqrt() if self.recipe.standardised_roots else regions
         scaled = self.scaled(features.flatten(0, 1)).view(regions.shape)
-        kept = self.dropout(scaled.new_ones(len(scaled), 1, scaled.shape[2]))  # the same in all regions of an image
-        v: Tensor = self.W_m(scaled * kept)  # equation 1
+        mask = self.dropout(scaled.new_ones(len(scaled), 1, scaled.shape[2]))  # one for all regions of an image
+        v: Tensor = self.W_m(scaled * mask)  # equation 1
         return normalize(v, dim=-1) if self.recipe.normalise_regions else v
 
     def embed_words(
         self, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]
     ) -> Float[Tensor, "caption length dim"]:
-        """s_t of every word. `captions` hold words alone; what stands beyond a caption's length is arbitrary."""
+        """s_t of every word. `captions` are words without START and END, with any padding beyond their lengths."""
         present = torch.arange(captions.shape[1], device=captions.device) < lengths[:, None].to(captions.device)
         x = self.W_w(captions) * present[:, :, None]  # equation 2
         e = self.dropout(relu(self.W_e(_windows(x, self.recipe.window))))  # equation 3
@@ -60,7 +65,7 @@ class AlignmentModel(nn.Module):
     def _both_directions(
         self, e: Float[Tensor, "caption length hidden"], present: Tensor
     ) -> Float[Tensor, "caption length hidden"]:
-        """h^f + h^b: both recurrences advance together, each from its own end; before the caption the state is 0."""
+        """h^f + h^b. Both recurrences advance together from their own ends; before the caption the state is 0."""
         inward = torch.stack([e, e.flip(1)])  # [direction, caption, length, hidden]
         counts = torch.stack([present, present.flip(1)])[..., None]
         h, states = torch.zeros_like(inward[:, :, 0]), []
@@ -77,12 +82,12 @@ class AlignmentModel(nn.Module):
         captions: Int[Tensor, "caption length"],
         lengths: Int[Tensor, " caption"],
     ) -> Float[Tensor, "image caption"]:
-        """S_kl of every image and caption: equation 8, or equation 7 for the earlier form."""
+        """S_kl of every image and caption: equation 8, or 7 for the form "sum"."""
         return maxsim(self.embed_regions(regions), self.embed_words(captions, lengths), lengths, self.recipe.form)
 
 
 def _windows(x: Float[Tensor, "caption length word"], size: int) -> Float[Tensor, "caption length context"]:
-    """Each word beside the `size` words before and after it; zeros beyond the ends."""
+    """Each word with the `size` words before and after it; zeros beyond the ends."""
     if size == 0:
         return x
     wide = nn.functional.pad(x, (0, 0, size, size))

@@ -1,4 +1,4 @@
-"""The alignment model on a data set: pairs in, margin loss out; ranks, and where words point, at the end."""
+"""The alignment model on a data set: pairs in, margin loss out; at the end ranks, and where words point."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ WHOLE = 0  # the region that is the whole image
 class AlignmentExperiment:
     """One preset with one seed. A batch is captions of the training split, each with the regions of its image."""
 
-    def __init__(self, recipe: AlignmentRecipe, inputs: Inputs, seed: int, device: torch.device) -> None:
-        torch.manual_seed(seed)
+    def __init__(
+        self, recipe: AlignmentRecipe, inputs: Inputs, model: AlignmentModel, seed: int, device: torch.device
+    ) -> None:
         self.recipe, self.inputs, self.seed, self.device = recipe, inputs, seed, device
         self.train = inputs.dataset.split("train")
         self.source = FeatureSource(inputs, recipe, device)
-        self.model = AlignmentModel(recipe, len(inputs.vocabulary), inputs.features.array.shape[-1]).to(device)
+        self.model = model.to(device)
         self.notes: tuple[str, ...] = ()
         if recipe.word_vectors == "file":
             vectors, source = word_vectors(inputs.vocabulary, recipe.word_dim, file_of(VECTORS, recipe.word_dim))
@@ -49,84 +50,90 @@ class AlignmentExperiment:
         return shuffled(len(self.train.image_of_caption), self.recipe.training.batch_size, self.seed, epoch)
 
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
-        images = self.train.image_of_caption[batch]
-        regions = self.source.training(self.train.image_index[images])
+        regions = self.source.training(self.train.images_of(batch))
         similarity = self.model(regions, *self._words("train", batch))
-        return structured_margin(similarity, torch.from_numpy(images).to(self.device), self.recipe.margin)
+        image_ids = torch.from_numpy(self.train.image_of_caption[batch]).to(self.device)
+        return structured_margin(similarity, image_ids, self.recipe.margin)
 
-    def evaluate(self, split: str, protocol: str) -> Evaluation:
-        """Recalls both ways; where the true boxes of phrases are known, how often words point at them."""
-        part = self.inputs.dataset.split(split)
-        chunks = np.split(part.image_index, range(AT_ONCE, len(part.image_index), AT_ONCE))
+    def validate(self) -> Evaluation:
+        return self._scored("val", "whole")
+
+    def test(self, protocol: str) -> Evaluation:
+        return self._scored("test", protocol)
+
+    def word_scores(
+        self, split: Split, v: Float[Tensor, "image region dim"] | None = None
+    ) -> Iterator[tuple[np.ndarray, Float[Tensor, "caption length region"], Int[Tensor, " caption"]]]:
+        """Chunks of the captions of a split: their numbers, v_i . s_t for the regions of their own image, lengths.
+
+        `v` are the regions of the split's images, if they are embedded already.
+        """
+        for numbers in np.split(order := np.arange(len(split.image_of_caption)), range(AT_ONCE, len(order), AT_ONCE)):
+            if v is None:
+                regions = self.model.embed_regions(self.source.testing(split.images_of(numbers))).float()
+            else:
+                regions = v[torch.from_numpy(split.image_of_caption[numbers]).to(self.device)]
+            words, lengths = self._embedded(split.name, numbers)
+            yield numbers, words @ regions.mT, lengths
+
+    def _scored(self, name: str, protocol: str) -> Evaluation:
+        """Recalls both ways; where the true boxes of phrases are known, also how often words point at them."""
+        split = self.inputs.dataset.split(name)
+        chunks = np.split(split.image_index, range(AT_ONCE, len(split.image_index), AT_ONCE))
         v = torch.cat([self.model.embed_regions(self.source.testing(rows)).float() for rows in chunks])
-        encoded = self.inputs.encoded(split)
+        encoded = self.inputs.encoded(name)
 
         def similarity(images: Tensor, captions: Tensor) -> Tensor:
             regions, numbers = v[images[:, 0].long()], captions[:, 0].long().cpu().numpy()
             first, which = distinct([encoded[i] for i in numbers])
             chunks = np.split(numbers[first], range(AT_ONCE, len(first), AT_ONCE))
-            parts = (maxsim(regions, *self._embedded(split, some), self.recipe.form) for some in chunks)
-            return torch.cat(list(parts), 1)[:, which]
+            scores = (maxsim(regions, *self._embedded(name, chunk), self.recipe.form) for chunk in chunks)
+            return torch.cat(list(scores), 1)[:, which]
 
-        owner = torch.from_numpy(part.image_of_caption).to(self.device)
-        images, captions = (torch.arange(count, device=v.device)[:, None].double() for count in (len(v), len(owner)))
-        metrics, ranks = evaluate_protocol(images, captions, owner, protocol, similarity, len(v))  # by their numbers
+        image_ids = torch.from_numpy(split.image_of_caption).to(self.device)
+        # images and captions are ranked by their numbers, which `similarity` turns into scores
+        images, captions = (torch.arange(n, device=v.device)[:, None].double() for n in (len(v), len(image_ids)))
+        metrics, ranks = evaluate_protocol(images, captions, image_ids, protocol, similarity, len(v))
         arrays = {name: getattr(ranks, name).cpu().numpy() for name in ("image_to_caption", "caption_to_image")}
-        arrays["image_of_caption"] = part.image_of_caption
-        if part.dataset.phrases is None:
+        arrays["image_of_caption"] = split.image_of_caption
+        if split.dataset.phrases is None:
             return Evaluation(metrics, arrays, self.notes)
-        found = self._pointing(part, v)
-        return Evaluation({**metrics, **found.metrics}, {**arrays, **found.arrays}, self.notes)
+        game = self._pointing(split, v)
+        return Evaluation({**metrics, **game.metrics}, {**arrays, **game.arrays}, self.notes)
 
-    def word_scores(
-        self, part: Split, v: Float[Tensor, "image region dim"] | None = None
-    ) -> Iterator[tuple[np.ndarray, Float[Tensor, "caption length region"], Int[Tensor, " caption"]]]:
-        """Chunks of the captions of a split: their numbers, v_i . s_t for the regions of their own image, lengths.
-
-        `v` are the regions of the split's images where they are embedded already.
-        """
-        for numbers in np.split(order := np.arange(len(part.image_of_caption)), range(AT_ONCE, len(order), AT_ONCE)):
-            own = part.image_of_caption[numbers]
-            if v is None:
-                regions = self.model.embed_regions(self.source.testing(part.image_index[own])).float()
-            else:
-                regions = v[torch.from_numpy(own).to(self.device)]
-            words, lengths = self._embedded(part.name, numbers)
-            yield numbers, words @ regions.mT, lengths
-
-    def _pointing(self, part: Split, v: Float[Tensor, "image region dim"]) -> Evaluation:
+    def _pointing(self, split: Split, v: Float[Tensor, "image region dim"]) -> Evaluation:
         """The pointing game over phrases, and the F1 of snippets for each affinity."""
-        dataset, boxes = part.dataset, self.inputs.features.boxes
+        dataset, boxes = split.dataset, self.inputs.features.boxes
         if dataset.phrases is None or boxes is None:
             raise CapbenchError(f"{dataset.name} has no true boxes to point at")
-        pixels = boxes.pixels(dataset, part.image_index)
-        weights, inside, half, owner = [], [], [], []
+        pixels = boxes.pixels(dataset, split.image_index)
+        weights, inside, half, image_of_phrase = [], [], [], []
         counts = {beta: np.zeros(3, np.int64) for beta in BETAS}
-        for numbers, scores, lengths in self.word_scores(part, v):
+        for numbers, scores, lengths in self.word_scores(split, v):
             labels = {beta: viterbi_decode(scores, lengths, beta)[0].cpu().numpy() for beta in BETAS}
-            own_scores, own_lengths = scores.cpu().numpy(), lengths.tolist()
+            word_scores, words = scores.cpu().numpy(), lengths.tolist()
             for row, caption in enumerate(numbers):
-                image, phrases = part.image_of_caption[caption], dataset.phrases[part.caption_index[caption]]
+                image, phrases = split.image_of_caption[caption], dataset.phrases[split.caption_index[caption]]
                 for phrase in phrases:
-                    weights.append(own_scores[row, phrase.start : phrase.end].mean(0))
+                    weights.append(word_scores[row, phrase.start : phrase.end].mean(0))
                     inside.append(hits(pixels[image], phrase.boxes))
                     half.append(overlaps(pixels[image], phrase.boxes))
-                    owner.append(image)
-                for beta, found in labels.items():
-                    counts[beta] += snippet_counts(found[row, : own_lengths[row]], pixels[image], phrases)
+                    image_of_phrase.append(image)
+                for beta, of_beta in labels.items():
+                    counts[beta] += snippet_counts(of_beta[row, : words[row]], pixels[image], phrases)
         hit, chance = pointing(np.array(weights), np.array(inside))
         overlap, overlap_chance = pointing(np.array(weights), np.array(half))
         arrays = {"pointing": hit, "pointing_chance": chance, "overlap": overlap, "overlap_chance": overlap_chance}
         metrics = {name: float(values.mean()) for name, values in arrays.items()}
         metrics["pointing_whole"] = 100 * float(np.mean([of_phrase[WHOLE] for of_phrase in inside]))
         metrics |= {f"snippet_f1_beta{beta:g}": f1(count) for beta, count in counts.items()}
-        return Evaluation(metrics, {**arrays, "image_of_phrase": np.array(owner)})
+        return Evaluation(metrics, {**arrays, "image_of_phrase": np.array(image_of_phrase)})
 
     def _words(self, split: str, captions: np.ndarray) -> tuple[Int[Tensor, "caption length"], Int[Tensor, " caption"]]:
-        """The words of captions, without START and END; a caption without a word has one that does not count."""
+        """The words of captions, without START and END; a caption without a word is padded to length one."""
         words = [self.inputs.encoded(split)[i][1:-1] for i in captions]
-        ids, _ = padded([own or [PAD] for own in words])
-        return ids.to(self.device), torch.tensor([len(own) for own in words])
+        ids, _ = padded([of_caption or [PAD] for of_caption in words])
+        return ids.to(self.device), torch.tensor([len(of_caption) for of_caption in words])
 
     def _embedded(
         self, split: str, captions: np.ndarray

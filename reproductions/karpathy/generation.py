@@ -1,10 +1,9 @@
-"""The generator on a data set: on whole images and their captions, or on regions and the snippets inferred for them."""
+"""The generator on a data set: on whole images and their captions, or on regions and their inferred snippets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import torch
@@ -14,11 +13,10 @@ from torch import Tensor
 from capbench.captioners.experiment import CAPTIONS_AT_ONCE, CaptioningExperiment, caption_images
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
-from capbench.data.vocabulary import Vocabulary
 from capbench.metrics.captioning import bleu, bleu_statistics
 from capbench.training.experiment import Evaluation, Inputs
-from capbench.training.machine import bf16_where_native
 from capbench.vision.regions import Boxes
+from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.experiment import WHOLE, AlignmentExperiment
 from reproductions.karpathy.generator import MultimodalRNN
 from reproductions.karpathy.objective import negative_log_likelihood
@@ -29,40 +27,37 @@ from reproductions.karpathy.snippets import Snippet, snippets
 class GeneratorExperiment(CaptioningExperiment):
     """One preset with one seed: whole images and their captions."""
 
-    def __init__(self, recipe: GeneratorRecipe, inputs: Inputs, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, recipe: GeneratorRecipe, inputs: Inputs, model: MultimodalRNN, seed: int, device: torch.device
+    ) -> None:
         self.regions = inputs.features
         whole = replace(inputs, features=replace(inputs.features, array=inputs.features.array[:, WHOLE]))
-        super().__init__(recipe, whole, seed, device, _make_model, negative_log_likelihood)
-        cast(MultimodalRNN, self.model).expect(self.word_counts())
+        super().__init__(recipe, whole, model, seed, device, negative_log_likelihood)
+        model.expect(self.word_counts())
 
     def word_counts(self) -> Int[Tensor, " word"]:
         """How often each word is to be written in the training captions."""
         return self._counted(self.inputs.encoded("train"))
 
-    def test(self, part: Split, likelihood: dict[str, float]) -> Evaluation:
-        found, on_regions = super().test(part, likelihood), self.on_regions(part)
-        return Evaluation(
-            {**found.metrics, **on_regions.metrics}, {**found.arrays, **on_regions.arrays}, (*found.notes, *self.notes)
-        )
+    def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
+        whole, on_regions = super().score(split, likelihood), self.on_regions(split)
+        metrics, arrays = {**whole.metrics, **on_regions.metrics}, {**whole.arrays, **on_regions.arrays}
+        return Evaluation(metrics, arrays, whole.notes)
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
+    def on_regions(self, split: Split) -> Evaluation:
+        """BLEU of what is written about the true box of each thing, against the phrases of captions that name it.
 
-    def on_regions(self, part: Split) -> Evaluation:
-        """BLEU of what is written about the true box of each thing, against the phrases of the captions that name it.
-
-        Only where the regions are the true boxes; elsewhere nothing.
+        Empty unless the regions are the true boxes.
         """
         boxes = self.regions.boxes
         if boxes is None or boxes.provider != "objects":
             return Evaluation({}, {})
-        named = dict(_named_things(part, boxes))
-        rows, places = np.array(list(named)).T
-        features = torch.from_numpy(self.regions.array[part.image_index[rows], places]).to(self.device)
-        found = [caption_images(self.model, some, self.recipe.beam_size).words[:, 0] for some in features.split(100)]
-        written = self.sentences(np.concatenate([words.cpu().numpy() for words in found]))
-        statistics = bleu_statistics(written, list(named.values()))
+        phrases = dict(_phrases_of_boxes(split, boxes))
+        rows, places = np.array(list(phrases)).T
+        features = torch.from_numpy(self.regions.array[split.image_index[rows], places]).to(self.device)
+        chunks = [caption_images(self.model, chunk, self.recipe.beam_size) for chunk in features.split(100)]
+        written = self.sentences(np.concatenate([captions.words[:, 0].cpu().numpy() for captions in chunks]))
+        statistics = bleu_statistics(written, list(phrases.values()))
         metrics = {f"region_bleu{n}": float(score) for n, score in enumerate(bleu(statistics.sum(0)), 1)}
         return Evaluation(metrics, {"region_bleu_statistics": statistics})
 
@@ -72,27 +67,27 @@ class GeneratorExperiment(CaptioningExperiment):
 
 
 class RegionGeneratorExperiment(GeneratorExperiment):
-    """One preset with one seed: regions and the snippets that a trained alignment gives them. A batch is snippets."""
+    """One preset with one seed: regions and the snippets that a trained alignment gives them. A batch is snippets.
 
-    def __init__(self, recipe: GeneratorRecipe, inputs: Inputs, seed: int, device: torch.device) -> None:
+    Captions of whole images are not what this model writes, and are not scored.
+    """
+
+    def __init__(
+        self, recipe: GeneratorRecipe, inputs: Inputs, model: MultimodalRNN, seed: int, device: torch.device
+    ) -> None:
         aligning = presets(inputs.dataset.name)[str(recipe.init_from)]
         assert isinstance(aligning, AlignmentRecipe)
-        alignment = AlignmentExperiment(aligning, inputs, seed, device)
-        alignment.model.load_state_dict(inputs.init[0])
-        parts = [inputs.dataset.split(name) for name in inputs.dataset.splits]
+        aligner = AlignmentModel(aligning, len(inputs.vocabulary), inputs.features.array.shape[-1])
+        aligner.load_state_dict(inputs.init[0])
+        alignment = AlignmentExperiment(aligning, inputs, aligner, seed, device)
+        splits = [inputs.dataset.split(name) for name in inputs.dataset.splits]
         self.snippets: Mapping[str, list[Snippet]] = {
-            part.name: list(snippets(alignment, part, aligning.beta)) for part in parts
+            split.name: list(snippets(alignment, split, aligning.beta)) for split in splits
         }
-        super().__init__(recipe, inputs, seed, device)
+        super().__init__(recipe, inputs, model, seed, device)
 
     def word_counts(self) -> Int[Tensor, " word"]:
         return self._counted([snippet.words for snippet in self.snippets["train"]])
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        own = self.snippets["train"]
-        words = np.mean([len(snippet.words) - 2 for snippet in own])
-        return (f"learnt from {len(own):,} snippets of {words:.1f} words on average",)
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         lengths = np.array([len(snippet.words) for snippet in self.snippets["train"]])
@@ -101,24 +96,23 @@ class RegionGeneratorExperiment(GeneratorExperiment):
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
         return self.objective(self.model, *self._pairs([self.snippets["train"][i] for i in batch]))
 
-    def teacher_forced(self, part: Split) -> Iterator[tuple[np.ndarray, Tensor, Int[Tensor, "caption length"]]]:
-        own = sorted(self.snippets[part.name], key=lambda snippet: len(snippet.words))
-        for start in range(0, len(own), CAPTIONS_AT_ONCE):
-            chunk = own[start : start + CAPTIONS_AT_ONCE]
+    def teacher_forced(self, split: Split) -> Iterator[tuple[np.ndarray, Tensor, Int[Tensor, "caption length"]]]:
+        by_length = sorted(self.snippets[split.name], key=lambda snippet: len(snippet.words))
+        for start in range(0, len(by_length), CAPTIONS_AT_ONCE):
+            chunk = by_length[start : start + CAPTIONS_AT_ONCE]
             yield np.arange(start, start + len(chunk)), *self._pairs(chunk)
 
-    def evaluate(self, split: str, protocol: str) -> Evaluation:
-        """The likelihood of the snippets; on the test split, also what is written about true boxes.
+    def validate(self) -> Evaluation:
+        """The likelihood of the snippets."""
+        with self.precision():
+            return Evaluation(self.likelihood(self.inputs.dataset.split("val")), {})
 
-        Captions of whole images are not what this model writes.
-        """
-        part = self.inputs.dataset.split(split)
-        with bf16_where_native(self.device, self.recipe.training.precision):
-            likelihood = self.likelihood(part)
-            if split == "val":
-                return Evaluation(likelihood, {})
-            found = self.on_regions(part)
-        return Evaluation({**likelihood, **found.metrics}, found.arrays, (*found.notes, *self.notes))
+    def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
+        """The likelihood of the snippets, and what is written about true boxes."""
+        on_regions, learnt = self.on_regions(split), self.snippets["train"]
+        words = np.mean([len(snippet.words) - 2 for snippet in learnt])
+        note = f"learnt from {len(learnt):,} snippets of {words:.1f} words on average"
+        return Evaluation({**likelihood, **on_regions.metrics}, on_regions.arrays, (note,))
 
     def _pairs(self, chosen: Sequence[Snippet]) -> tuple[Tensor, Int[Tensor, "caption length"]]:
         rows, regions, words = zip(*chosen, strict=True)
@@ -126,22 +120,18 @@ class RegionGeneratorExperiment(GeneratorExperiment):
         return torch.from_numpy(features).to(self.device), padded(words)[0].to(self.device)
 
 
-def _make_model(recipe: GeneratorRecipe, vocabulary: Vocabulary, feature_dim: int) -> MultimodalRNN:
-    return MultimodalRNN(recipe, len(vocabulary), feature_dim)
-
-
-def _named_things(part: Split, boxes: Boxes) -> Iterator[tuple[tuple[int, int], list[str]]]:
+def _phrases_of_boxes(split: Split, boxes: Boxes) -> Iterator[tuple[tuple[int, int], list[str]]]:
     """(image of the split, region) of each true box, and the phrases that name the thing in it alone."""
-    dataset = part.dataset
+    dataset = split.dataset
     assert dataset.phrases is not None
     phrases: dict[tuple[int, tuple[float, ...]], list[str]] = {}
-    for caption, image in zip(part.caption_index, part.image_of_caption, strict=True):
+    for caption, image in zip(split.caption_index, split.image_of_caption, strict=True):
         for phrase in dataset.phrases[caption]:
             if len(phrase.boxes) == 1:
                 words = " ".join(dataset.tokens[caption][phrase.start : phrase.end])
                 phrases.setdefault((int(image), phrase.boxes[0]), []).append(words)
-    pixels = boxes.pixels(dataset, part.image_index).round(3)
-    for image, row in enumerate(part.image_index):
+    pixels = boxes.pixels(dataset, split.image_index).round(3)
+    for image, row in enumerate(split.image_index):
         for region in range(1, boxes.count[row]):
             box = tuple(pixels[image, region].tolist())
             if (image, box) in phrases:

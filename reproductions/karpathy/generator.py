@@ -12,11 +12,18 @@ from reproductions.karpathy.recipe import GeneratorRecipe
 
 
 class MultimodalRNN(nn.Module):
-    """An image, or a region of it, as a bias at the first step only; then its caption, word by word.
+    """A caption word by word, with the image or region as a bias of the first step only.
 
-    Legend, the paper's letters: CNN(I), the feature of the image; b_v, its bias; x_t, the vector of the word before,
-    x_1 being START; h_t, the hidden state; y_t, the distribution of word t; f, the rectifier. The LSTM variant has four
-    rows of W_hx, W_hh, W_hi and b_h for each unit (input, forget and output gate, candidate) and a cell c_t.
+    The paper's letters:
+    CNN(I)  feature of the image
+    b_v     its bias
+    x_t     vector of the word before, x_1 being START
+    h_t     hidden state
+    y_t     distribution of word t
+    f       the rectifier max(0, .)
+
+    The LSTM has four rows of W_hx, W_hh, W_hi and b_h for each unit (input, forget and output gate, candidate), and a
+    cell c_t.
     """
 
     def __init__(self, recipe: GeneratorRecipe, vocabulary_size: int, feature_dim: int) -> None:
@@ -39,14 +46,14 @@ class MultimodalRNN(nn.Module):
                 forget += recipe.recurrent_init
 
     def expect(self, counts: Int[Tensor, " word"]) -> None:
-        """Let b_o start as the logarithm of each word's frequency, so that training need not find it."""
+        """Initialise b_o with the logarithm of each word's frequency, which training then need not learn."""
         with torch.no_grad():
             self.W_oh.bias.copy_((counts.clamp(min=1) / counts.sum()).log())
 
     def forward(
         self, images: Float[Tensor, "caption feature"], captions: Int[Tensor, "caption length"]
     ) -> Float[Tensor, "caption step word"]:
-        """Scores of the words from the second on; a softmax turns them into y_t."""
+        """Logits of y_t for the words after the first."""
         x = self.W_hx(self.dropout(self.words(captions[:, :-1])))
         state, states = self._before(len(images), x), []
         for t in range(x.shape[1]):
@@ -56,19 +63,19 @@ class MultimodalRNN(nn.Module):
         return self._scores(torch.stack(states, 1))
 
     def bias(self, images: Float[Tensor, "image *region feature"]) -> Float[Tensor, "image row"]:
-        """b_v = W_hi [CNN(I)], equation 13; of several regions the first, which is the whole image."""
+        """b_v = W_hi [CNN(I)], equation 13; of several regions, the first one, which is the whole image."""
         whole = images if images.ndim == 2 else images[:, 0]
         b_v: Tensor = self.W_hi(self.dropout(self.scaled(whole)))
         return b_v
 
     def start(self, images: Float[Tensor, "image *region feature"]) -> State:
-        """Nothing has been read; b_v waits for the first step."""
+        """No word has been read; b_v is there for the first step."""
         b_v = self.bias(images)[:, None]
         h, c = self._before(len(images), b_v)
         return {"hidden": h[:, None], "cell": c[:, None], "bias": b_v}
 
     def step(self, images: Float[Tensor, "image *region feature"]) -> Step:
-        """One word on; b_v is used up by the first."""
+        """One word for every beam; b_v is 0 after the first."""
 
         def step(words: Tensor, state: State) -> tuple[Tensor, State]:
             x = self.W_hx(self.words(words)) + state["bias"]
@@ -79,7 +86,7 @@ class MultimodalRNN(nn.Module):
         return step
 
     def _advance(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """h_t and what the next step needs, from `x` = W_hx x_t + b_h + 1(t = 1) b_v."""
+        """h_t and the next state, from `x` = W_hx x_t + b_h + 1(t = 1) b_v."""
         h, c = state
         if self.recipe.cell == "rnn":
             h = relu(x + self.W_hh(h))  # equation 14
@@ -94,5 +101,5 @@ class MultimodalRNN(nn.Module):
         return y
 
     def _before(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        nothing = like.new_zeros(count, self.recipe.hidden_dim)
-        return nothing, nothing
+        zeros = like.new_zeros(count, self.recipe.hidden_dim)
+        return zeros, zeros

@@ -1,4 +1,4 @@
-"""Snippets: the stretches of a caption that the alignment gives to one region (CVPR 2015, section 3.1.5)."""
+"""Snippets: the runs of words that the alignment gives to one region (CVPR 2015, section 3.1.5)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from reproductions.karpathy.experiment import AlignmentExperiment
 
 
 class Snippet(NamedTuple):
-    """Words, START to END, of region `region` of image `image`, a number in the data set."""
+    """Words of a caption that belong to one region."""
 
-    image: int
+    image: int  # index into the data set
     region: int
-    words: list[int]
+    words: list[int]  # START to END
 
 
 @torch.no_grad()
-def snippets(alignment: AlignmentExperiment, part: Split, beta: float) -> Iterator[Snippet]:
-    """Equations 10 to 12: the best region of every word, where neighbours like to agree; runs of one region."""
+def snippets(alignment: AlignmentExperiment, split: Split, beta: float) -> Iterator[Snippet]:
+    """Equations 10 to 12: each word's region, where neighbours that agree gain `beta`, and the runs of one region."""
     alignment.model.eval()
-    encoded = alignment.inputs.encoded(part.name)
-    for numbers, scores, lengths in alignment.word_scores(part):
+    encoded = alignment.inputs.encoded(split.name)
+    for numbers, scores, lengths in alignment.word_scores(split):
         labels, _ = viterbi_decode(scores, lengths, beta)
         for row, caption in enumerate(numbers):
-            image = int(part.image_index[part.image_of_caption[caption]])
+            image = int(split.images_of(numbers[row : row + 1])[0])
             words = encoded[caption][1:-1]
             for region, start, end in runs(labels[row, : len(words)].tolist()):
                 yield Snippet(image, region, [START, *words[start:end], END])

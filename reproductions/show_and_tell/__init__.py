@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from capbench.captioners.experiment import maybe_joined
+from capbench.captioners.experiment import with_ensembles
 from capbench.runs.paper import Paper
 from reproductions.show_and_tell.claims import CLAIMS
 from reproductions.show_and_tell.experiment import ShowAndTellExperiment
 from reproductions.show_and_tell.model import ShowAndTell
 from reproductions.show_and_tell.recipe import HEADLINE, presets
 
-make_model = maybe_joined(lambda recipe, vocabulary, feature_dim: ShowAndTell(recipe, len(vocabulary), feature_dim))
+make_model = with_ensembles(lambda recipe, vocabulary, feature_dim: ShowAndTell(recipe, len(vocabulary), feature_dim))
 
 PAPER = Paper(
     name="show_and_tell",
@@ -22,7 +21,7 @@ PAPER = Paper(
     presets=presets,
     headline=HEADLINE,
     metric="log_likelihood",
-    experiment=partial(ShowAndTellExperiment, make_model=make_model),
     model=make_model,
+    experiment=ShowAndTellExperiment,
     claims=CLAIMS,
 )

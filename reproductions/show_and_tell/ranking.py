@@ -18,19 +18,20 @@ def likelihoods(
     model: Any, images: Float[Tensor, "image feature"], captions: Int[Tensor, "caption length"]
 ) -> Float[Tensor, "image caption"]:
     """log p(S | I) of every image and caption; `captions` are padded word numbers, START to END."""
-    rows = []
+    columns = []
     at_once = max(1, PAIRS_AT_ONCE // len(images))
-    for some in captions.split(at_once):
-        some = some[:, : int((some != 0).sum(1).max())]
-        pairs = some.repeat(len(images), 1)
-        log_probs, _ = word_log_probs(model(images.repeat_interleave(len(some), 0), pairs), pairs)
-        rows.append(log_probs.sum(1).view(len(images), len(some)))
-    return torch.cat(rows, 1)
+    for chunk in captions.split(at_once):
+        chunk = chunk[:, : int((chunk != 0).sum(1).max())]
+        pairs = chunk.repeat(len(images), 1)
+        log_probs, _ = word_log_probs(model(images.repeat_interleave(len(chunk), 0), pairs), pairs)
+        columns.append(log_probs.sum(1).view(len(images), len(chunk)))
+    return torch.cat(columns, 1)
 
 
 def normalised(log_p: Float[Tensor, "image caption"]) -> Float[Tensor, "image caption"]:
-    """log p(S | I) - log sum_I' p(S | I'): else the likeliest captions of the language would come first everywhere.
+    """log p(S | I) - log sum_I' p(S | I'), the sum being over the images given.
 
-    The sum is over the images given. The order of images for a caption stays as it is.
+    Without it the most common captions would come first for every image. The order of images for a caption stays the
+    same.
     """
     return log_p - log_p.logsumexp(0, keepdim=True)

@@ -18,7 +18,7 @@ PAPER = Paper(
     presets=presets,
     headline=HEADLINE,
     metric="bleu4",
+    model=lambda recipe, vocabulary, annotation_dim: ShowAttendTell(recipe, len(vocabulary), annotation_dim),
     experiment=AttentionExperiment,
-    model=lambda recipe, vocabulary, annotation: ShowAttendTell(recipe, len(vocabulary), annotation),
     claims=CLAIMS,
 )

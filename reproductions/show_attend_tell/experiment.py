@@ -1,8 +1,8 @@
-"""Show, Attend and Tell on a data set; where the true boxes of phrases are known, attention is scored against them."""
+"""Show, Attend and Tell on a data set. Attention is scored where the true boxes of phrases are known."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,37 +13,37 @@ from capbench.metrics.alignment import locations_inside, pointing
 from capbench.training.experiment import Evaluation, Inputs
 from reproductions.show_attend_tell.model import ShowAttendTell
 from reproductions.show_attend_tell.objective import objective
+from reproductions.show_attend_tell.recipe import AttentionRecipe
 
 
 class AttentionExperiment(CaptioningExperiment):
     """One preset with one seed."""
 
-    def __init__(self, recipe: Any, inputs: Inputs, seed: int, device: torch.device) -> None:
-        def make_model(recipe: Any, vocabulary: Any, annotation: int) -> ShowAttendTell:
-            return ShowAttendTell(recipe, len(vocabulary), annotation)
+    def __init__(
+        self, recipe: AttentionRecipe, inputs: Inputs, model: ShowAttendTell, seed: int, device: torch.device
+    ) -> None:
+        super().__init__(recipe, inputs, model, seed, device, objective)
 
-        super().__init__(recipe, inputs, seed, device, make_model, objective)
+    def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
+        scores = super().score(split, likelihood)
+        if split.dataset.phrases is None:
+            return scores
+        hits, chance, image_of_phrase = self.pointing(split)
+        metrics = {**scores.metrics, "pointing": float(hits.mean()), "pointing_chance": float(chance.mean())}
+        arrays = {"pointing": hits, "pointing_chance": chance, "image_of_phrase": image_of_phrase}
+        return Evaluation(metrics, {**scores.arrays, **arrays}, scores.notes)
 
-    def test(self, part: Split, likelihood: dict[str, float]) -> Evaluation:
-        found = super().test(part, likelihood)
-        if part.dataset.phrases is None:
-            return found
-        hits, chance, owner = self.pointing(part)
-        metrics = {**found.metrics, "pointing": float(hits.mean()), "pointing_chance": float(chance.mean())}
-        arrays = {"pointing": hits, "pointing_chance": chance, "image_of_phrase": owner}
-        return Evaluation(metrics, {**found.arrays, **arrays}, found.notes)
-
-    def pointing(self, part: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Hit, chance and image of every phrase of the split: where attention is when a reference names a thing."""
-        assert part.dataset.phrases is not None
-        size = part.dataset.images[0].shape[0]
+    def pointing(self, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hit, chance and image of each phrase of a split: where attention is when a reference names a thing."""
+        assert split.dataset.phrases is not None
+        size = split.dataset.images[0].shape[0]
         model = cast(ShowAttendTell, self.model)
-        weights, inside, owner = [], [], []
-        for chunk, images, captions in self.teacher_forced(part):
+        weights, inside, image_of_phrase = [], [], []
+        for chunk, images, captions in self.teacher_forced(split):
             alpha = model.path(images, captions).attention.float().cpu().numpy()
             for row, caption in enumerate(chunk):
-                for phrase in part.dataset.phrases[part.caption_index[caption]]:
+                for phrase in split.dataset.phrases[split.caption_index[caption]]:
                     weights.append(alpha[row, phrase.end - 1])  # the step that predicts the phrase's last word
                     inside.append(locations_inside(phrase.boxes, alpha.shape[2], size))
-                    owner.append(part.image_of_caption[caption])
-        return *pointing(np.array(weights), np.array(inside)), np.array(owner)
+                    image_of_phrase.append(split.image_of_caption[caption])
+        return *pointing(np.array(weights), np.array(inside)), np.array(image_of_phrase)

@@ -32,16 +32,16 @@ class ShowAttendTell(nn.Module):
 
     b: Tensor
 
-    def __init__(self, recipe: AttentionRecipe, vocabulary_size: int, annotation: int) -> None:
+    def __init__(self, recipe: AttentionRecipe, vocabulary_size: int, annotation_dim: int) -> None:
         super().__init__()
         m, n = recipe.embedding_dim, recipe.hidden_dim
         self.recipe = recipe
         self.E = nn.Embedding(vocabulary_size, m)
-        self.f_init_c, self.f_init_h = nn.Linear(annotation, n), nn.Linear(annotation, n)
-        self.f_att = AdditiveAttention(annotation, n, recipe.attention_dim)
+        self.f_init_c, self.f_init_h = nn.Linear(annotation_dim, n), nn.Linear(annotation_dim, n)
+        self.f_att = AdditiveAttention(annotation_dim, n, recipe.attention_dim)
         self.f_beta = nn.Linear(n, 1)
-        self.lstm = nn.LSTMCell(m + annotation, n)
-        self.L_h, self.L_z = nn.Linear(n, m), nn.Linear(annotation, m, bias=False)
+        self.lstm = nn.LSTMCell(m + annotation_dim, n)
+        self.L_h, self.L_z = nn.Linear(n, m), nn.Linear(annotation_dim, m, bias=False)
         self.L_o = nn.Linear(m, vocabulary_size)
         self.dropout = nn.Dropout(recipe.dropout)
         self.register_buffer("b", torch.zeros(()))
@@ -64,8 +64,8 @@ class ShowAttendTell(nn.Module):
             z, alpha = self.attend(keys, a, h)  # equations 4 and 5, and 13, the expectation
             if sampled is not None:
                 s = torch.multinomial(alpha[:, 0], 1)  # equation 8: s_t ~ Multinoulli(alpha_t)
-                one = torch.zeros_like(alpha[:, 0]).scatter_(1, s, 1.0)[:, None]
-                z = context(torch.where(sampled[:, None, None], one, alpha), a)  # equation 9: one location
+                one_hot = torch.zeros_like(alpha[:, 0]).scatter_(1, s, 1.0)[:, None]
+                z = context(torch.where(sampled[:, None, None], one_hot, alpha), a)  # equation 9: one location
                 chosen.append(s[:, 0])
             z = self.gated(z, h)
             h, c = lstm_step(self.lstm, torch.cat([Ey[:, t, None], z], -1), h, c)  # equations 1 to 3

@@ -18,7 +18,7 @@ PAPER = Paper(
     presets=presets,
     headline=HEADLINE,
     metric="log_likelihood",
-    experiment=TranslationalExperiment,
     model=Translator,
+    experiment=TranslationalExperiment,
     claims=CLAIMS,
 )

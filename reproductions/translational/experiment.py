@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from nltk.translate.bleu_score import brevity_penalty, modified_precision
+from torch import Tensor
 
 from capbench.captioners.experiment import CaptioningExperiment, cross_entropy
 from capbench.data.captions import Split
@@ -14,43 +15,47 @@ from capbench.data.vocabulary import END, PAD
 from capbench.data.word_vectors import file_of, word_vectors
 from capbench.training.experiment import Evaluation, Inputs
 from reproductions.translational.model import Translator
+from reproductions.translational.recipe import TranslatorRecipe
 
 GLOVE = "CAPBENCH_GLOVE"
 
 
+def objective(model: Any, images: Tensor, captions: Tensor) -> Tensor:
+    """The masked cross entropy."""
+    return cross_entropy(model(images, captions), captions)
+
+
 class TranslationalExperiment(CaptioningExperiment):
-    """One preset with one seed; the loss is the masked cross entropy."""
+    """One preset with one seed."""
 
-    def __init__(self, recipe: Any, inputs: Inputs, seed: int, device: torch.device) -> None:
-        def objective(model: Any, images: Any, captions: Any) -> Any:
-            return cross_entropy(model(images, captions), captions)
-
-        super().__init__(recipe, inputs, seed, device, Translator, objective)
+    def __init__(
+        self, recipe: TranslatorRecipe, inputs: Inputs, model: Translator, seed: int, device: torch.device
+    ) -> None:
+        super().__init__(recipe, inputs, model, seed, device, objective)
         self.notes: tuple[str, ...] = ()
         if recipe.glove:
-            vectors, source = word_vectors(
-                inputs.vocabulary, recipe.embedding_dim, file_of(GLOVE, recipe.embedding_dim)
-            )
-            cast(Translator, self.model).embed.weight.data.copy_(vectors)
+            dim = recipe.embedding_dim
+            vectors, source = word_vectors(inputs.vocabulary, dim, file_of(GLOVE, dim))
+            model.embed.weight.data.copy_(vectors)
             self.notes = (source,)
 
-    def test(self, part: Split, likelihood: dict[str, float]) -> Evaluation:
-        found = super().test(part, likelihood)
-        metrics = {**found.metrics, **self.as_the_article(part)}
+    def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
+        scores = super().score(split, likelihood)
+        metrics = {**scores.metrics, **self.as_the_article(split)}
         metrics["article_cross_entropy"] = -likelihood["log_likelihood"]
-        return Evaluation(metrics, found.arrays, (*found.notes, *self.notes))
+        return Evaluation(metrics, scores.arrays, (*scores.notes, *self.notes))
 
-    def as_the_article(self, part: Split) -> dict[str, float]:
-        """Accuracy and BLEU as the article means them: its code divides accuracy by another count, and hands nltk the
-        words of the reference where a list of references is expected.
+    def as_the_article(self, split: Split) -> dict[str, float]:
+        """Accuracy and BLEU as the text of the article defines them.
 
-        The captions are the likeliest next words of teacher-forced steps; accuracy counts padding as words to be
-        predicted; BLEU-n is nltk's sentence BLEU against the one caption that was forced, with all weight on n-grams of
-        length n, averaged over captions. None of them says how good a caption is that the model writes alone.
+        A caption is the likeliest next words of teacher-forced steps. Accuracy counts padding as words. BLEU-n is
+        nltk's sentence BLEU against the forced caption, with all weight on n-grams of length n, averaged over captions.
+        None of them says how good a freely generated caption is. (The article's code divides accuracy by another count,
+        and gives nltk the words of the reference in place of a list of references.)
         """
         right = places = 0
         scores: dict[int, list[float]] = {n: [] for n in (1, 2, 3, 4)}
-        for _, images, captions in self.teacher_forced(part):
+        for _, images, captions in self.teacher_forced(split):
             logits = self.model(images, captions)
             target, guess = captions[:, 1:], logits.argmax(-1)
             right += int((guess == target).sum())

@@ -21,10 +21,10 @@ class Translator(nn.Module):
     c_t, the attended context of word t. The image takes the place of START.
     """
 
-    def __init__(self, recipe: TranslatorRecipe, vocabulary: Vocabulary, annotation: int) -> None:
+    def __init__(self, recipe: TranslatorRecipe, vocabulary: Vocabulary, annotation_dim: int) -> None:
         super().__init__()
         self.recipe = recipe
-        self.encode = nn.Linear(annotation, recipe.embedding_dim)
+        self.encode = nn.Linear(annotation_dim, recipe.embedding_dim)
         self.normalise = nn.BatchNorm1d(recipe.embedding_dim, momentum=0.01)
         self.embed = nn.Embedding(len(vocabulary), recipe.embedding_dim)
         width = recipe.embedding_dim * (2 if recipe.attention else 1)
@@ -38,7 +38,7 @@ class Translator(nn.Module):
     def forward(
         self, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]
     ) -> Float[Tensor, "caption step word"]:
-        """Scores of the words after START, teacher forced."""
+        """Logits of the words after START."""
         v = self.annotations(a)
         keys, state, hidden = self.keys(v), self.zeros(v), []
         for t in range(captions.shape[1] - 1):
@@ -59,17 +59,17 @@ class Translator(nn.Module):
 
     def advance(self, v: Tensor, keys: Tensor | None, x: Tensor, state: State) -> State:
         """h_t = cell([x_t, c_t], h_{t-1}), with c_t = sum_i alpha_ti v_i where there is attention."""
-        h, following = state["h"], {}
+        h, after = state["h"], {}
         if self.attention is not None and keys is not None:
             c, alpha = self.attention.step(keys, v, h)
-            x, following = torch.cat([x, c], -1), {"attention_weights": alpha}
-        before = h.flatten(0, 1)
+            x, after = torch.cat([x, c], -1), {"attention_weights": alpha}
+        x, before = x.flatten(0, 1), h.flatten(0, 1)
         if self.recipe.decoder == "lstm":
-            after, cell = self.cell(x.flatten(0, 1), (before, state["cell"].flatten(0, 1)))
-            following["cell"] = cell.view(h.shape)
+            hidden, cell = self.cell(x, (before, state["cell"].flatten(0, 1)))
+            after["cell"] = cell.view(h.shape)
         else:
-            after = self.cell(x.flatten(0, 1), before)
-        return {**following, "h": after.view(h.shape)}
+            hidden = self.cell(x, before)
+        return {**after, "h": hidden.view(h.shape)}
 
     def keys(self, v: Tensor) -> Tensor | None:
         return None if self.attention is None else self.attention.keys(v)

@@ -18,8 +18,8 @@ PAPER = Paper(
     presets=presets,
     headline=HEADLINE,
     metric="rsum",
-    experiment=VSEExperiment,
     model=lambda recipe, vocabulary, feature_dim: VSE(recipe, len(vocabulary), feature_dim),
+    experiment=VSEExperiment,
     claims=CLAIMS,
     protocols=protocols,
 )

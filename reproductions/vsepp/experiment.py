@@ -23,47 +23,50 @@ CHUNK = 512  # captions or images embedded at a time in evaluation
 class VSEExperiment:
     """One preset with one seed. A batch is captions of the training split, each with its image."""
 
-    def __init__(self, recipe: VSERecipe, inputs: Inputs, seed: int, device: torch.device) -> None:
-        torch.manual_seed(seed)
-        self.recipe, self.inputs, self.seed, self.device = recipe, inputs, seed, device
+    def __init__(self, recipe: VSERecipe, inputs: Inputs, model: VSE, seed: int, device: torch.device) -> None:
+        self.recipe, self.inputs, self.model, self.seed, self.device = recipe, inputs, model, seed, device
         self.train = inputs.dataset.split("train")
-        self.model = VSE(recipe, len(inputs.vocabulary), inputs.features.array.shape[1])
         if recipe.input == "standardised_roots":
-            self.model.standardise(torch.from_numpy(inputs.features.array[self.train.image_index]))
+            model.standardise(torch.from_numpy(inputs.features.array[self.train.image_index]))
         self.source = FeatureSource(inputs, recipe, device)
         for snapshot in inputs.init:
-            self.model.load_state_dict(snapshot)
+            model.load_state_dict(snapshot)
         if recipe.finetune:
-            self.model.encoder = self.source.encoder.trainable()
-        self.model.to(device)
+            model.encoder = self.source.encoder.trainable()
+        model.to(device)
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         lengths = np.array([len(caption) for caption in self.inputs.encoded("train")])
         return length_grouped(lengths, self.recipe.training.batch_size, self.seed, epoch)
 
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
-        pairs = self.train.image_of_caption[batch]
-        images = self.model.embed_images(self.source.training(self.train.image_index[pairs]))
+        images = self.model.embed_images(self.source.training(self.train.images_of(batch)))
         captions = self._embed_captions([self.inputs.encoded("train")[i] for i in batch])
-        image_ids = torch.from_numpy(pairs).to(self.device)
+        image_ids = torch.from_numpy(self.train.image_of_caption[batch]).to(self.device)
         return objective(self.recipe, images.float(), captions.float(), image_ids, epoch)
 
-    def evaluate(self, split: str, protocol: str) -> Evaluation:
-        part = self.inputs.dataset.split(split)
-        encoded = self.inputs.encoded(split)
-        rows = part.image_index
+    def validate(self) -> Evaluation:
+        return self._ranked("val", "whole")
+
+    def test(self, protocol: str) -> Evaluation:
+        return self._ranked("test", protocol)
+
+    def _ranked(self, name: str, protocol: str) -> Evaluation:
+        split = self.inputs.dataset.split(name)
+        encoded = self.inputs.encoded(name)
+        rows = split.image_index
         images = [self.model.embed_images(self.source.testing(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK)]
         first, which = distinct(encoded)
-        parts = np.split(first, range(CHUNK, len(first), CHUNK))
-        captions = torch.cat([self._embed_captions([encoded[i] for i in some]) for some in parts])[which]
-        image_ids = torch.from_numpy(part.image_of_caption).to(self.device)
+        chunks = np.split(first, range(CHUNK, len(first), CHUNK))
+        captions = torch.cat([self._embed_captions([encoded[i] for i in chunk]) for chunk in chunks])[which]
+        image_ids = torch.from_numpy(split.image_of_caption).to(self.device)
         inner_product = self.recipe.similarity == "cosine" and not self.recipe.normalise_images  # VSE0's is no cosine
         similarity = "dot" if inner_product else self.recipe.similarity
         metrics, ranks = evaluate_protocol(torch.cat(images), captions, image_ids, protocol, similarity)
         arrays = {
             "image_to_caption": ranks.image_to_caption.cpu().numpy(),
             "caption_to_image": ranks.caption_to_image.cpu().numpy(),
-            "image_of_caption": part.image_of_caption,
+            "image_of_caption": split.image_of_caption,
         }
         return Evaluation(metrics, arrays)
 
