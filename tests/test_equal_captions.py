@@ -100,7 +100,7 @@ def test_vsepp_ranks_by_the_cosine_where_images_are_normalised_and_vse0_by_the_i
 ):
     made = experiment("vsepp", preset, "vector", tmp_path, embedding_dim=96, word_dim=30, view="1C")
     ranked = watched(monkeypatch, VSEPP_MODULE, "evaluate_protocol")
-    made.evaluate("test", "whole")
+    made.test("whole")
     ((images, _, _, _, chosen),) = ranked
     assert chosen == similarity
     assert torch.allclose(images.norm(dim=1), torch.ones(IMAGES)) == (similarity != "dot")

@@ -1,12 +1,12 @@
-"""Captions from a captioner, word by word: beam search, greedy search and sampling over one `step` function.
+"""Beam search, greedy search and sampling of captions, word by word, over one `step` function.
 
-A step takes the last word of every hypothesis and the state, and gives the log-probabilities of the next word (as from
-log_softmax) and the new state. All tensors begin with [image, beam]. What belongs to an image and not to a hypothesis,
-such as its annotations, is closed over by the step, so that it is stored once for all beams. The initial state has a
-beam dimension of 1, and so has the first call of the step; later calls have up to `beam_size` or `draws`.
+A step takes the last word of every hypothesis and the state, and returns the log-probabilities of the next word (as
+from log_softmax) and the new state. All tensors begin with [image, beam]. The step closes over what belongs to an
+image, such as its annotations, which is thus stored once for all beams. The initial state and the first call have a
+beam dimension of 1, later calls up to `beam_size` or `draws`.
 
-Word 0 is padding. It and `start` are never generated, and neither are the words in `never`. The device is that of the
-state; an empty state means the CPU.
+Padding, which is word 0, `start` and the words in `never` are not generated. The device is that of the state, and the
+CPU for an empty state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from capbench.base.errors import CapbenchError
 
 PADDING = 0
 _CHUNK = 32  # words; near the fastest for vocabularies of 1,000 to 30,000
-_STEPS_PER_CHECK = 8  # on an accelerator, where asking whether all is done makes the host wait
+_STEPS_PER_CHECK = 8  # on an accelerator, where the test for the end makes the host wait
 
 State = Mapping[str, Tensor]
 Step = Callable[[Int[Tensor, "image beam"], State], tuple[Float[Tensor, "image beam word"], State]]
@@ -33,19 +33,16 @@ Step = Callable[[Int[Tensor, "image beam"], State], tuple[Float[Tensor, "image b
 
 @dataclass(frozen=True, eq=False)
 class Captions:
-    """The `n_best` captions of each image; `length` is the `max_length` they were decoded with.
+    """The `n_best` captions of each image; `length` is `max_length`.
 
-    `words` has END where it was reached, and 0 after it. `log_probs` is the sum of what the step gave for a caption's
-    words, END included; it is not normalised anew over the words that may be generated. `finished` says whether END was
-    reached. A trace has one entry of the state for each word, as the step that predicted the word left it, and 0 after
-    the caption. A caption that does not exist, where there are fewer than `n_best`, has no word, a log-probability of
-    -inf, and is not finished.
+    Where there are fewer than `n_best` captions, the others have no word and a log-probability of -inf, and are not
+    finished.
     """
 
-    words: Int[Tensor, "image n_best length"]
-    log_probs: Float[Tensor, "image n_best"]
-    finished: Bool[Tensor, "image n_best"]
-    traces: Mapping[str, Tensor]
+    words: Int[Tensor, "image n_best length"]  # with END where it was reached, and 0 after it
+    log_probs: Float[Tensor, "image n_best"]  # sums over the words, END included, not renormalised without `never`
+    finished: Bool[Tensor, "image n_best"]  # whether END was reached
+    traces: Mapping[str, Tensor]  # state entries after the step that predicted each word, 0 after the caption
 
 
 @torch.no_grad()
@@ -65,16 +62,16 @@ def beam_search(
 ) -> Captions:
     """The `n_best` captions that a beam of `beam_size` finds, best first by log_prob / length**length_power.
 
-    The beam starts with one hypothesis without a word. In every step each live hypothesis is extended by each word. An
-    extension by `end` that is among the best `beam_size` of all extensions leaves the beam and is finished; the best
-    `beam_size` of the others, by log_prob, live on (Sutskever et al. 2014, section 3.2; Vinyals et al. 2015, section
-    3.1). The search of an image is over after `max_length` words, END included, or once no live hypothesis can come to
-    surpass the worst of `beam_size` finished ones. Unfinished captions follow after the finished ones where those are
-    fewer than `n_best`. Equals go by the lower beam, then by the lower word; a caption of probability 0 does not exist.
+    The beam starts with one empty hypothesis. Each step extends every live hypothesis by every word. An extension by
+    `end` among the best `beam_size` of all extensions is finished and leaves the beam; the best `beam_size` of the
+    others, by log_prob, stay alive (Sutskever et al. 2014, section 3.2; Vinyals et al. 2015, section 3.1). The search
+    of an image ends after `max_length` words, END included, or when no live hypothesis can surpass the worst of
+    `beam_size` finished ones. If fewer than `n_best` are finished, unfinished captions follow them. Ties go to the
+    lower beam, then to the lower word. A caption of probability 0 does not exist.
 
-    The result for an image does not depend on the others. Nothing waits for the device but one test every 8 steps,
-    and the last one. Raises CapbenchError when a log-probability is NaN, an argument is out of its range, or the state
-    lacks a name in `trace`.
+    The result for an image does not depend on the others. The host waits for the device every 8 steps and at the end.
+    Raises CapbenchError when a log-probability is NaN, an argument is out of its range, or the state lacks a name in
+    `trace`.
     """
     if not 1 <= n_best <= beam_size:
         raise CapbenchError(f"n_best must lie between 1 and the beam size {beam_size}, and is {n_best}")
@@ -99,7 +96,7 @@ def beam_search(
         parent, words = parent.gather(1, kept), words.gather(1, kept)
         levels.append(_Level(words, parent, {name: state[name] for name in trace}))
         state = {name: _pick(entry, parent) for name, entry in state.items()}
-        # Log-probabilities only fall, so no live hypothesis can do better than to reach max_length at no further cost.
+        # Log-probabilities only fall: at best a live hypothesis reaches max_length at no further cost.
         if _may_ask(length, device) and bool((live[:, 0] / max_length**length_power <= ended.score[:, -1]).all()):
             break
     return _captions(levels, ended, live, n_best, end, max_length)
@@ -116,7 +113,7 @@ def greedy(
     never: Sequence[int] = (),
     trace: Sequence[str] = (),
 ) -> Captions:
-    """The caption that takes the likeliest word at each step, until END or `max_length`: a beam of one.
+    """The caption of the likeliest word at each step, until END or `max_length`: a beam of one.
 
     Raises CapbenchError as `beam_search` does.
     """
@@ -140,9 +137,8 @@ def sample(
 ) -> Captions:
     """`draws` independent captions an image, in the order drawn, from probabilities to the power 1 / `temperature`.
 
-    The words that are never generated are left out of the draw. The log_probs are the model's own, at temperature 1,
-    whatever the draw was made with. One number is taken from `generator` for each of image x draw x
-    max_length, wherever the captions end. Raises CapbenchError as `beam_search` does.
+    The draw is from the words that may be generated. The log_probs are the model's, at temperature 1. `generator` gives
+    image x draw x max_length numbers, wherever the captions end. Raises CapbenchError as `beam_search` does.
     """
     if draws < 1:
         raise CapbenchError(f"draws must be 1 or more, and is {draws}")
@@ -180,7 +176,7 @@ def sample(
 def ensemble(steps: Sequence[Step]) -> Step:
     """One step that averages the probabilities of several models over the same words.
 
-    Its state holds the entries of all: `join_states` makes the first, and "attention" of the second model is
+    `join_states` makes its initial state, which holds the entries of all models: "attention" of the second one is
     "1.attention", in `trace` too. Raises CapbenchError when there is no step.
     """
     if not steps:
@@ -188,10 +184,10 @@ def ensemble(steps: Sequence[Step]) -> Step:
 
     def step(words: Tensor, state: State) -> tuple[Tensor, State]:
         log_probs, states = [], []
-        for number, one in enumerate(steps):
-            own = f"{number}."
-            entries = {name.removeprefix(own): entry for name, entry in state.items() if name.startswith(own)}
-            scores, entries_after = one(words, entries)
+        for number, step_of_model in enumerate(steps):
+            prefix = f"{number}."
+            entries = {name.removeprefix(prefix): entry for name, entry in state.items() if name.startswith(prefix)}
+            scores, entries_after = step_of_model(words, entries)
             log_probs.append(scores)
             states.append(entries_after)
         return reduce(torch.logaddexp, log_probs) - math.log(len(steps)), join_states(states)
@@ -205,7 +201,7 @@ def join_states(states: Sequence[State]) -> dict[str, Tensor]:
 
 
 class _Level(NamedTuple):
-    """The live hypotheses after one step: last words and parents [image, beam], and the traced entries before both."""
+    """The live hypotheses after a step: last words and parents [image, beam], and the traced entries before both."""
 
     words: Tensor
     parent: Tensor
@@ -213,9 +209,9 @@ class _Level(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    """The best finished hypotheses of each image [image, beam_size], their END not among the levels.
+    """The best finished hypotheses of each image, [image, beam_size]; their END is not among the levels.
 
-    An empty place has a score of -inf, length 0 and parent 0; an impossible newcomer, also at -inf, never displaces it.
+    An empty place has a score of -inf, length 0 and parent 0. An impossible newcomer, also at -inf, does not replace it.
     """
 
     score: Tensor
@@ -241,9 +237,9 @@ class _Ended(NamedTuple):
 def _best_extensions(
     live: Tensor, log_probs: Tensor, unwanted: list[int], beam_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log_prob, parent and word of the extensions of each image that can end or live on, best first.
+    """log_prob, parent and word of the extensions of each image that can end or stay alive, best first.
 
-    Each hypothesis has one word that ends it. So those of one hypothesis are among its best beam_size + 1, and those of
+    Only one word ends a hypothesis. So the extensions of one hypothesis are among its best beam_size + 1, and those of
     all among the best 2 * beam_size.
     """
     size = log_probs.shape[-1]
@@ -257,10 +253,10 @@ def _best_extensions(
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of the last dimension and their indices, largest first, equals by the lower index.
+    """The `count` largest of the last dimension and their indices, largest first, ties to the lower index.
 
-    torch.topk leaves open which of equals it takes. Here each of the largest lies in one of the `count` chunks with
-    the largest maxima (equals by the lower chunk), so that one pass over all values is enough.
+    torch.topk does not define the order of ties. Each of the largest values is in one of the `count` chunks with the
+    largest maxima (ties to the lower chunk), so that one pass over all values is enough.
     """
     size = values.shape[-1]
     if size <= 6 * count:
@@ -272,21 +268,21 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     whole = whole.unflatten(-1, (chunks, width))
     near = _largest(whole.amax(-1), count)[1].sort(dim=-1).values
     candidates = whole.gather(-2, near.unsqueeze(-1).expand(*near.shape, width)).flatten(-2)
-    found, at = _largest(torch.cat([candidates, rest], -1), count)
+    largest, at = _largest(torch.cat([candidates, rest], -1), count)
     in_chunk = near.gather(-1, (at // width).clamp(max=count - 1)) * width + at % width
-    return found, torch.where(at < count * width, in_chunk, at + (chunks - count) * width)
+    return largest, torch.where(at < count * width, in_chunk, at + (chunks - count) * width)
 
 
 def _captions(levels: list[_Level], ended: _Ended, live: Tensor, n_best: int, end: int, max_length: int) -> Captions:
-    """The finished hypotheses, then the live ones, followed back to their first words."""
+    """The finished hypotheses, then the live ones, traced back to their first words."""
     log_prob = torch.cat([ended.log_prob, live], 1)
     _refuse_nan(log_prob)
     order = (log_prob > -torch.inf).sort(dim=1, descending=True, stable=True).indices[:, :n_best]
     log_prob = log_prob.gather(1, order)
     finished = (log_prob > -torch.inf) & (order < ended.log_prob.shape[1])
-    own = torch.arange(live.shape[1], device=live.device).expand_as(live)
-    at = torch.cat([ended.parent, own], 1).gather(1, order)
-    length = torch.cat([ended.length, torch.full_like(own, len(levels))], 1).gather(1, order)
+    beams = torch.arange(live.shape[1], device=live.device).expand_as(live)
+    at = torch.cat([ended.parent, beams], 1).gather(1, order)
+    length = torch.cat([ended.length, torch.full_like(beams, len(levels))], 1).gather(1, order)
     in_levels = length - finished.long()
     words: list[Tensor] = []
     traced: dict[str, list[Tensor]] = {name: [] for name in levels[0].traced}
@@ -312,7 +308,7 @@ def _draw(log_probs: Tensor, uniform: Tensor, unwanted: list[int], temperature: 
     largest = weight.amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).min)
     cumulative = weight.sub_(largest).div_(temperature).exp_().cumsum(-1)
     total = cumulative[..., -1:]
-    # Below the total even after rounding, so that the word found has a weight above 0.
+    # Below the total even after rounding, so that the drawn word has a weight above 0.
     target = uniform.reshape(images, beams, draws // beams).to(total.dtype) * total
     target = torch.minimum(target, total.nextafter(torch.zeros_like(total)))
     words = torch.searchsorted(cumulative, target, right=True).clamp(max=size - 1)
@@ -332,7 +328,7 @@ def _checked_device(state: State, images: int, max_length: int, start: int, end:
 
 
 def _unwanted(size: int, start: int, end: int, never: Sequence[int]) -> list[int]:
-    """The words of a vocabulary of `size` that are never generated."""
+    """The words of a vocabulary of `size` that are not generated."""
     if not 0 <= end < size:
         raise CapbenchError(f"the end word {end} is outside the vocabulary of {size} that the step predicts")
     return [word for word in sorted({PADDING, start, *never}) if 0 <= word < size]

@@ -1,4 +1,4 @@
-"""What Karpathy & Fei-Fei claim, made executable on our records."""
+"""The claims of Karpathy & Fei-Fei, tested on our records."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ DIRECTIONS = ("image_to_caption_r1", "caption_to_image_r1")
 
 
 def regions_beat_full_frames(results: Results) -> Outcome:
-    """Section 4.3, table 3, on scenes, where the true boxes are known: what is written about a region."""
-    part = results.select(dataset="scenes")
-    sides = [part.select(preset=name).latest for name in ("rnn-regions-ours", "rnn-ours")]
+    """Section 4.3, table 3: what is written about regions. On the scenes, where the true boxes are known."""
+    on_scenes = results.select(dataset="scenes")
+    sides = [on_scenes.select(preset=name).latest for name in ("rnn-regions-ours", "rnn-ours")]
     if not all(side.values("region_bleu1") for side in sides):
         return Outcome("pending", "needs rnn-regions-ours and rnn-ours on scenes")
     interval = advantage(sides[0], sides[1], "region_bleu1")
@@ -24,7 +24,7 @@ def regions_beat_full_frames(results: Results) -> Outcome:
 
 
 def pointing_grows(results: Results) -> Outcome:
-    """On scenes: the snapshot that is kept points better, on validation scenes, than the model after one epoch."""
+    """The snapshot points better, on validation scenes, than the model after one epoch."""
     records = results.select(dataset="scenes", preset="brnn-ours").latest.records
     curves = [[epoch.validation["pointing"] for epoch in record.curve] for record in records]
     if len(curves) < 2 or min(map(len, curves)) < 2:

@@ -1,55 +1,61 @@
-"""What Show and Tell claims, made executable on our records."""
+"""The claims of Show and Tell, tested on our records."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from capbench.evidence.results import Results
 from capbench.evidence.verdicts import Claim, Outcome, advantage, decided, difference
 
-WIDTHS = (*range(1, 10), 20)  # of the beam; a test set is searched with 1 to 9 and with the recipe's own
+WIDTHS = (*range(1, 10), 20)  # of beams that test sets are decoded with: 1 to 9, and the recipe's
 
 
 def beam_beats_greedy(results: Results) -> Outcome:
-    """Section 3.1: a beam of 20 gains 2 BLEU points over one of 1, on average."""
-    having = results.first_with("nic-ours")
-    if having is None:
+    """Section 3.1: a beam of 20 gains 2 BLEU points over a beam of 1, on average."""
+    runs = _runs_of_ours(results)
+    if runs is None:
         return Outcome("pending", "needs a run of nic-ours")
-    part = having.select(preset="nic-ours").latest
-    where, bleu = part.records[0].dataset, _by_width(part)
+    where, bleu = runs.records[0].dataset, _by_width(runs)
     if 20 not in bleu:
-        return Outcome("pending", f"needs a run of nic-ours with a beam of 20; that on {where} has a narrower one")
-    interval = advantage(part, part, "bleu4_beam20", "bleu4_beam1")
+        return Outcome("pending", f"needs a run of nic-ours with a beam of 20; on {where} it is narrower")
+    interval = advantage(runs, runs, "bleu4_beam20", "bleu4_beam1")
     return decided(interval, f"on {where}: BLEU-4 {bleu[20]:.1f} with a beam of 20, {bleu[1]:.1f} with 1", "bleu4")
 
 
 def curve_over_beams(results: Results) -> Outcome:
-    """BLEU-4 over the width of the beam: the widest of 1 to 9 against greedy, and the curve."""
-    having = results.first_with("nic-ours")
-    if having is None:
+    """BLEU-4 by the width of the beam: 9 against greedy search, and the curve."""
+    runs = _runs_of_ours(results)
+    if runs is None:
         return Outcome("pending", "needs a run of nic-ours")
-    part = having.select(preset="nic-ours").latest
-    curve = _by_width(part)
+    curve = _by_width(runs)
     best = max(curve, key=lambda n: curve[n])
     shown = ", ".join(f"{n}: {value:.1f}" for n, value in curve.items())
-    interval = advantage(part, part, "bleu4_beam9", "bleu4_beam1")
-    found = decided(interval, f"on {part.records[0].dataset}: best at {best}", "bleu4")
-    return Outcome(found.status, found.statement, found.interval, f"{found.detail}; by width: {shown}")
+    interval = advantage(runs, runs, "bleu4_beam9", "bleu4_beam1")
+    outcome = decided(interval, f"on {runs.records[0].dataset}: best at {best}", "bleu4")
+    return replace(outcome, detail=f"{outcome.detail}; by width: {shown}")
 
 
-def _by_width(part: Results) -> dict[int, float]:
-    """The mean BLEU-4 by the width of the beam, for those that were searched with."""
-    values = {width: list(part.values(f"bleu4_beam{width}").values()) for width in WIDTHS}
+def _runs_of_ours(results: Results) -> Results | None:
+    """The latest records of nic-ours on the most telling data set."""
+    runs = results.first_with("nic-ours")
+    return None if runs is None else runs.select(preset="nic-ours").latest
+
+
+def _by_width(runs: Results) -> dict[int, float]:
+    """Mean BLEU-4 by the width of the beam, for the widths that were used."""
+    values = {width: list(runs.values(f"bleu4_beam{width}").values()) for width in WIDTHS}
     return {width: float(np.mean(seeds)) for width, seeds in values.items() if seeds}
 
 
 def ensemble_gains(results: Results) -> Outcome:
     """Section 4.3.1: an ensemble gains a few BLEU points over one model."""
-    part = results.first_with("nic-ensemble-ours", "nic-ours")
-    if part is None:
+    runs = results.first_with("nic-ensemble-ours", "nic-ours")
+    if runs is None:
         return Outcome("pending", "needs nic-ours and nic-ensemble-ours on one data set")
-    found = difference(part, "nic-ensemble-ours", "nic-ours", "bleu4")
-    return Outcome(found.status, f"on {part.records[0].dataset}: {found.statement}", found.interval, found.detail)
+    outcome = difference(runs, "nic-ensemble-ours", "nic-ours", "bleu4")
+    return replace(outcome, statement=f"on {runs.records[0].dataset}: {outcome.statement}")
 
 
 CLAIMS = (

@@ -1,4 +1,4 @@
-"""What Show, Attend and Tell claims, made executable on our records."""
+"""The claims of Show, Attend and Tell, tested on our records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the article claims, made executable on our records."""
+"""The claims of the article, tested on our records."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from capbench.evidence.verdicts import Claim, Outcome, advantage, decided
 
 def gru_against_lstm(results: Results) -> Outcome:
     """Table I: with the best encoder the GRU is ahead of the LSTM."""
-    part = results.first_with("gru", "lstm")
-    if part is None:
+    runs = results.first_with("gru", "lstm")
+    if runs is None:
         return Outcome("pending", "needs gru and lstm with one encoder")
-    sides = [part.select(preset=name).latest for name in ("gru", "lstm")]
-    return _compared(sides, f"on {part.records[0].dataset} with {part.records[0].encoder}, gru against lstm")
+    sides = [runs.select(preset=name).latest for name in ("gru", "lstm")]
+    return _compared(sides, f"on {runs.records[0].dataset} with {runs.records[0].encoder}, gru against lstm")
 
 
 def stronger_encoder(results: Results) -> Outcome:
     """Table I: a stronger encoder writes better captions."""
     strong, weak = "mobilenet_v2", "squeezenet1_0"
     for preset in ("gru", "lstm"):
-        part = results.select(dataset="flickr8k", preset=preset)
-        sides = [part.select(encoder=name).latest for name in (strong, weak)]
+        runs = results.select(dataset="flickr8k", preset=preset)
+        sides = [runs.select(encoder=name).latest for name in (strong, weak)]
         if all(side.records for side in sides):
             return _compared(sides, f"on flickr8k with {preset}, {strong} against {weak}")
     return Outcome("pending", f"needs {strong} and {weak} with one decoder on flickr8k")

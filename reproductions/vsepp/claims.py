@@ -1,7 +1,6 @@
-"""Sentences of the VSE++ paper, made executable on our records.
+"""The claims of VSE++, tested on our records.
 
-A claim is tested on the data set with real photographs when there are records of it, else on the embedded scenes;
-the statement says which.
+A claim is tested on photographs if there are records of any, else on the scenes. The statement says which.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ def hardest_beats_sum(better: str, worse: str, metric: str) -> Callable[[Results
 def larger_sets_help(results: Results) -> Outcome:
     """Figure 2b: R@1 of image to caption by the size of the set of negatives.
 
-    The test compares the ends, the hardest of the whole batch and the hardest of one. Whether R@1 rises from each size
-    to the next is told beside it.
+    The test compares the hardest of the whole batch with the hardest of one. The detail says whether R@1 rises with each
+    larger size.
     """
     names = [*(f"vsepp-negatives-{size}-ours" for size in SETS), "vsepp-ours"]
     sizes = dict(zip(names, [*map(str, SETS), "the batch"], strict=True))
