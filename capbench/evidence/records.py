@@ -10,19 +10,17 @@ import io
 import json
 import os
 import re
-import secrets
-import warnings
 import zipfile
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
+from capbench.base.json_records import RECORD_CONFIG, JsonRecord, load_records, new_stem
 from capbench.base.provenance import Moment
 from capbench.evidence import renamed
 
@@ -42,7 +40,7 @@ class Epoch(BaseModel):
     """One epoch of training: mean loss (None where there was nothing to learn), learning rate, wall seconds, and the
     validation metrics after it."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = RECORD_CONFIG
 
     epoch: int
     loss: float | None
@@ -51,7 +49,7 @@ class Epoch(BaseModel):
     validation: dict[str, float]
 
 
-class Result(BaseModel):
+class Result(JsonRecord):
     """One run of one preset with one seed. A metric that could not be computed is absent from `metrics`.
 
     `view` is what the encoder saw of an image; `region_provider` made the boxes of a model that sees regions of it, and
@@ -60,11 +58,7 @@ class Result(BaseModel):
     Blank in records from before there were such fields: `instruction_set` and `blas`, what a CPU computed with;
     `precision`, what training computed in, "bf16" or "fp32"; `published`, whether the data are the published split of
     their name (also None where nothing is published); `images`, how many the split has.
-    `file` and `marks` belong to the reader and are not written: the record's file name, and what a page must
-    say about it ("dirty tree", "schema 0: no threads", "unknown fields: mood").
     """
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     schema_version: int = SCHEMA_VERSION
     paper: str
@@ -100,11 +94,9 @@ class Result(BaseModel):
     energy_joules: float | None = None
     peak_memory_bytes: int | None = None
     command: str
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     arrays: str | None = None
     arrays_sha256: str | None = None
-    file: str = Field(default="", exclude=True)
-    marks: tuple[str, ...] = Field(default=(), exclude=True)
 
     @property
     def sees(self) -> str:
@@ -121,19 +113,19 @@ def save_result(result: Result, arrays: Mapping[str, np.ndarray], folder: Path) 
     Raises CapbenchError when the folder cannot be written or an array does not fit.
     """
     packed = _pack(arrays) if arrays else b""
-    stem = _reserve(result, folder)
-    bundle, path = folder / f"{stem}.npz", folder / f"{stem}.json"
-    try:
-        if arrays:
-            atomic_write(bundle, packed)
+    names = (result.paper, result.preset, result.dataset, result.encoder)
+    words = [re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:40] for name in names]
+    with new_stem(folder, "-".join([*words, f"s{result.seed}"]).lstrip("."), result.started) as stem:
+        bundle, path = folder / f"{stem}.npz", folder / f"{stem}.json"
         named = {"arrays": bundle.name, "arrays_sha256": hashlib.sha256(packed).hexdigest()} if arrays else {}
         document = _without_secrets(result.model_dump(mode="json") | named)
-        atomic_write(path, (json.dumps(document, indent=1) + "\n").encode())
-    except BaseException:
-        bundle.unlink(missing_ok=True)
-        raise
-    if not arrays:
-        bundle.unlink(missing_ok=True)
+        try:
+            if arrays:
+                atomic_write(bundle, packed)
+            atomic_write(path, (json.dumps(document, indent=1) + "\n").encode())
+        except BaseException:
+            bundle.unlink(missing_ok=True)
+            raise
     return path
 
 
@@ -143,17 +135,8 @@ def load_results(folder: Path, paper: str | None = None) -> list[Result]:
     A file that is no record is left out with a warning that names it. A record of another schema is kept:
     fields that it lacks are blank, fields unknown here stay on it, and `marks` says both.
     """
-    results = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            result = _read(path)
-        except (OSError, ValueError) as error:
-            reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
-            warnings.warn(f"{path} is left out, it is not a record: {reason}", stacklevel=2)
-            continue
-        if paper is None or result.paper == paper:
-            results.append(result)
-    return results
+    results = load_records(Result, folder, blanks=_BLANKS, upgrade=_upgraded)
+    return [result for result in results if paper in (None, result.paper)]
 
 
 def load_arrays(result: Result, folder: Path) -> dict[str, np.ndarray]:
@@ -176,29 +159,6 @@ def load_arrays(result: Result, folder: Path) -> dict[str, np.ndarray]:
         raise CapbenchError(f"cannot read the arrays {path}: {error}") from error
 
 
-def _reserve(result: Result, folder: Path) -> str:
-    """A stem that is ours alone: creating the array file fails for all processes but one."""
-    stamp = datetime.fromisoformat(result.started).strftime("%Y%m%dT%H%M%SZ")
-    names = [result.paper, result.preset, result.dataset, result.encoder]
-    words = [re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:40] for name in names]
-    base = "-".join([*words, f"s{result.seed}", stamp]).lstrip(".")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for _ in range(100):
-            stem = f"{base}-{secrets.token_hex(3)}"
-            try:
-                (folder / f"{stem}.npz").open("xb").close()
-            except FileExistsError:
-                continue
-            if not (folder / f"{stem}.json").exists():
-                return stem
-            (folder / f"{stem}.npz").unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise CapbenchError(f"cannot write to {folder}: {reason}; choose another folder") from error
-    raise CapbenchError(f"no free record name for {base} in {folder} after 100 tries; choose another folder")
-
-
 def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     """A compressed .npz without dates, so that its hash depends on the arrays alone."""
     buffer = io.BytesIO()
@@ -219,29 +179,12 @@ def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Path) -> Result:
-    document = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(document, dict):
-        raise ValueError("it holds no JSON object")
-    version, marks = document.get("schema_version", 0), []
-    if version in (0, 1):
-        document = renamed.record(document)
-    if version == 1:  # nothing but names has changed since
-        version = document["schema_version"] = SCHEMA_VERSION
-    if version != SCHEMA_VERSION:
-        missing = [name for name in _BLANKS if name not in document]
-        document = {**_BLANKS, **document, "schema_version": version}
-        marks.append(f"schema {version}" + (f": no {', '.join(missing)}" if missing else ""))
-    unknown = sorted(set(document) - set(Result.model_fields))
-    if unknown:
-        marks.append(f"unknown fields: {', '.join(unknown)}")
-    if document.get("dirty"):
-        marks.append("dirty tree")
-    return Result.model_validate({**document, "file": path.name, "marks": tuple(marks)})
-
-
-def _reasons(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
+    """An older document under the present names; schema 1 differs from 2 in nothing else."""
+    version = document.get("schema_version", 0)
+    if version not in (0, 1):
+        return document
+    return renamed.record(document) | ({"schema_version": SCHEMA_VERSION} if version == 1 else {})
 
 
 def _without_secrets(value: Any) -> Any:
