@@ -22,20 +22,19 @@ _SERIES = 3  # sizes that make a scaling series
 Growth = dict[int, TimingEntry]  # of one variant, by images x captions
 
 LEGEND = f"""\
-- **Time**: the median over the rounds, then the 10th to the 90th percentile. All variants of a size take turns in one \
-run (those outside torch after the others). *Cold*: the cache was emptied before each call. *Graph*: replayed in a CUDA \
-graph. *×n*: a part was timed and multiplied up.
-- **Ratio**: the strongest baseline's time over ours; above 1, ours is faster. It is the median over paired rounds, with \
-its 95 % interval (exact if rounds are independent); a *tie* is an interval that holds 1. Without an interval there \
-were fewer than six rounds, or the record did not keep them: then a ratio close to 1 says nothing.
-- **Roofline**: the share of the time that the ceilings measured in the same run allow at least (the *bound*), for the \
-arithmetic and traffic that any variant needs. Above 100 %, the data lay in a cache.
-- **Memory**: the peak that tensors held beyond the inputs and buffers kept between calls (up to 8 MB on a CPU). \
-{DASH} is unknown.
-- **Targets** count warm runs of whole operations; where all sizes count, the worst is shown. A tie with a baseline \
-reaches its target if the interval begins at 0.95 or above, and is *undecided* otherwise.
-- **Parity**: before timing, each variant except compiled ones was checked against its reference in float64, forward \
-and gradient, at a small size, and against the others at the timed size; training steps in float32 on a few captions."""
+- **Time**: the median over the rounds, in float32 unless a type is named. All variants of a size take turns in one run
+  (those outside torch after the others). *Cold*: the cache was emptied before each call. *Graph*: replayed in a CUDA
+  graph. *×n*: a part was timed and multiplied up.
+- **Ratio**: the median over paired rounds, with its 95 % interval (exact if rounds are independent); a *tie* is an
+  interval that holds 1. Without an interval (under six rounds, or an old record), a ratio close to 1 says nothing.
+- **Roofline**: the least time that the ceilings measured in the same run allow (the *bound*), as a share of the time
+  taken. Above 100 %, the data lay in a cache.
+- **Memory**: the peak of the tensors beyond the inputs and the buffers kept between calls (up to 8 MB on a CPU).
+  {DASH} is unknown.
+- **Targets** count warm runs of whole operations; of several sizes, the worst is shown. A tie reaches its target if the
+  interval begins at 0.95 or above, and is *undecided* otherwise.
+- **Parity**: before timing, each variant except compiled ones was checked against its reference in float64, forward
+  and gradient, and against the others at the timed size; training steps in float32 on a few captions."""
 
 
 def render(records: Sequence[TimingRecord]) -> dict[str, bytes]:
@@ -51,14 +50,14 @@ def page(records: Sequence[TimingRecord], plots: Mapping[str, Sequence[tuple[str
     devices = by_device(records)
     blocks = [f"<!-- {GENERATED} -->", "# Kernels"]
     blocks.append(
-        "Our kernels beside the strongest baseline timed in the same run: eager torch, `torch.compile`, cuDNN or the "
-        "paper's own code. *Ratio* is the baseline's time over ours, with its 95 % interval: above 1, ours is faster."
+        "Our kernels beside baselines timed in the same run: eager torch, `torch.compile`, cuDNN, the papers' own code."
+        " *Ratio* is the strongest baseline's time over ours, with its 95 % interval: above 1, ours is faster."
     )
-    for name, group in devices.items():
-        blocks += _device(name, group, plots.get(name, ()))
     for kind in dict.fromkeys(target.kind for target in TARGETS):
         if not any(kind in name for name in devices):
             blocks.append(f"{kind}: no record yet; {sum(target.kind == kind for target in TARGETS)} targets.")
+    for name, group in devices.items():
+        blocks += _device(name, group, plots.get(name, ()))
     commands = code_block(["pytest benchmarks --benchmark-only", "capbench leaderboard"])
     again = f"To time this machine, with nothing else running, and make the page again:\n\n{commands}"
     blocks.append(details("What the columns mean, and how to time this machine", f"{LEGEND}\n\n{again}"))
@@ -99,9 +98,7 @@ def _targets(name: str, compared: Sequence[Comparison]) -> Iterator[str]:
     if lines:
         reached = sum(verdict is not None and verdict.status in ("reached", "tie") for _, verdict in judged)
         yield f"**{reached} of {len(judged)} targets reached.**"
-        yield table(
-            ["operation", "size", "target", "measured", "outcome", "ratio, strongest baseline"], lines, "llllll"
-        )
+        yield table(["operation", "size", "target", "measured", "outcome", "ratio to *baseline*"], lines, "llllll")
     untimed = dict.fromkeys(f"{target.operation} ({target.size})" for target, verdict in judged if verdict is None)
     if untimed:
         yield f"Targets not timed yet: {'; '.join(untimed)}."
@@ -124,11 +121,12 @@ def _timings(compared: Sequence[Comparison], used: Sequence[TimingRecord]) -> st
     for comparison in compared:
         baseline = comparison.baseline()
         number = 1 + next(place for place, record in enumerate(used) if record is comparison.record)
-        size = ", ".join([escape(comparison.size) or DASH, code(comparison.dtype), *["cold"] * comparison.cold])
+        notes = [escape(comparison.dtype)] * (comparison.dtype != "float32") + ["cold"] * comparison.cold
+        size = ", ".join([escape(comparison.size) or DASH, *notes])
         for entry in sorted(comparison.entries, key=lambda entry: (not entry.ours, entry.median)):
             peak = DASH if entry.peak_bytes is None else memory(float(entry.peak_bytes))
             head = ["" if comparison.operation == operation else escape(comparison.operation), size, _variant(entry)]
-            cells = [duration(entry.median, entry.p10, entry.p90), _share(comparison.record, entry), peak]
+            cells = [duration(entry.median), _share(comparison.record, entry), peak]
             lines.append([*head, *cells, _ratio(entry, baseline), *[str(number)] * several])
             operation, size = comparison.operation, ""
     heads = ["operation", "size", "variant", "time", "roofline", "memory", "ratio", *["record"] * several]
@@ -162,8 +160,12 @@ def _provenance(
     group: Sequence[TimingRecord], used: Sequence[TimingRecord], compared: Sequence[Comparison]
 ) -> Iterator[str]:
     if used:
-        yield "\n".join(f"{number}. {_about(record)}" for number, record in enumerate(used, 1))
-        yield _ceilings(used)
+        yield _records(used)
+        versions: dict[str, list[str]] = {}
+        for number, record in enumerate(used, 1):
+            names = (f"{escape(name)} {escape(version)}" for name, version in sorted(record.versions.items()))
+            versions.setdefault(", ".join(names), []).append(str(number))
+        yield "\n".join(f"Record {', '.join(numbers)}: {words}." for words, numbers in versions.items() if words)
     reasons = list(_left_out(used, compared))
     if reasons:
         yield "\n".join(["Left out:", "", *(f"- {escape(reason)}" for reason in reasons)])
@@ -180,31 +182,25 @@ def _left_out(used: Sequence[TimingRecord], compared: Sequence[Comparison]) -> I
         yield from (reason for reason in record.left_out if not reason.startswith(newer))
 
 
-def _about(record: TimingRecord) -> str:
-    versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in sorted(record.versions.items()))
-    load = "" if record.load is None else f"; load {record.load:.1f} at the start"
-    return (
-        f"{_link(record)}, started {escape(record.started)}, {record.threads} threads, commit "
-        f"{code(record.commit[:10])}{_marks(record)}; {versions}{load}"
-    )
+def _records(used: Sequence[TimingRecord]) -> str:
+    types = list(dict.fromkeys(dtype for record in used for dtype in record.ceilings.product))
+    lines = []
+    for number, record in enumerate(used, 1):
+        rates = (record.ceilings.product.get(dtype) for dtype in types)
+        ceilings = [f"{record.ceilings.copy:.4g}", *(f"{rate:.4g}" if rate else DASH for rate in rates)]
+        load = DASH if record.load is None else f"{record.load:.1f}"
+        origin = [escape(record.started), code(record.commit[:10]) + _marks(record), str(record.threads), load]
+        lines.append([_link(record, str(number)), *origin, *ceilings])
+    heads = ["record", "started", "commit", "threads", "load", "copy, GB/s", *(f"{escape(t)}, TFLOP/s" for t in types)]
+    return table(heads, lines, "lllrrr" + "r" * len(types))
 
 
-def _link(record: TimingRecord) -> str:
-    return f"[record](timings/{record.file})" if record.file and slug(record.file) == record.file else "record"
+def _link(record: TimingRecord, words: str = "record") -> str:
+    return f"[{words}](timings/{record.file})" if record.file and slug(record.file) == record.file else words
 
 
 def _marks(record: TimingRecord) -> str:
     return f" (Caution: {escape('; '.join(record.marks))})" if record.marks else ""
-
-
-def _ceilings(used: Sequence[TimingRecord]) -> str:
-    types = dict.fromkeys(dtype for record in used for dtype in record.ceilings.product)
-    lines = [["copy, read and write", *(f"{record.ceilings.copy:.4g} GB/s" for record in used)]]
-    for dtype in types:
-        rates = (record.ceilings.product.get(dtype) for record in used)
-        lines.append([f"product, {code(dtype)}", *(f"{rate:.4g} TFLOP/s" if rate else DASH for rate in rates)])
-    names = [f"record {number}" for number in range(1, len(used) + 1)]
-    return table(["ceiling", *names], lines, "l" + "r" * len(used))
 
 
 def _series(compared: Sequence[Comparison]) -> dict[str, dict[str, Growth]]:
@@ -228,8 +224,7 @@ def _growth(laws: Sequence[Sequence[str]]) -> str:
         "Time and memory grow as (images x captions) to these powers, fitted over the sizes; 1 is the law of the whole "
         "matrix. The memory that an operation may hold is a [test](../tests/test_memory_laws.py)."
     )
-    heads = ["operation", "variant", "sizes", "largest size", "time", "memory", "memory at the largest"]
-    return f"{intro}\n\n{table(heads, laws, 'llrlrrr')}"
+    return f"{intro}\n\n{table(['operation', 'variant', 'sizes', 'largest size', 'time', 'memory'], laws, 'llrlrr')}"
 
 
 def _laws(operation: str, variants: Mapping[str, Growth]) -> Iterator[list[str]]:
@@ -237,9 +232,7 @@ def _laws(operation: str, variants: Mapping[str, Growth]) -> Iterator[list[str]]
         seconds = {pairs: entry.median for pairs, entry in sizes.items()}
         peaks = {pairs: float(entry.peak_bytes) for pairs, entry in sizes.items() if entry.peak_bytes}
         law = [f"{_exponent(values):.1f}" if len(values) >= _SERIES else DASH for values in (seconds, peaks)]
-        largest = sizes[max(sizes)]
-        peak = memory(float(largest.peak_bytes)) if largest.peak_bytes else DASH
-        yield [escape(operation), escape(variant), str(len(sizes)), escape(largest.size) or DASH, *law, peak]
+        yield [escape(operation), escape(variant), str(len(sizes)), escape(sizes[max(sizes)].size) or DASH, *law]
 
 
 def _exponent(values: Mapping[int, float]) -> float:

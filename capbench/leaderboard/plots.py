@@ -109,7 +109,7 @@ def recall_curves(
     with _figure(title, 2) as (figure, panels, save):
         for axes, (direction, name) in zip(panels, DIRECTIONS.items(), strict=True):
             axes.set(title=f"{name}: recall at K (%)", xscale="log", ylim=(0, 100), xlim=(1, 100))
-            _ticks(axes.xaxis, [1, 2, 5, 10, 20, 50, 100])
+            _ticks(axes.xaxis, [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0])
             for line, style in _styled(drawn):
                 found = [arrays[id(r)][direction] for r in line.records if direction in arrays[id(r)]]
                 curves = [dict(zip(DEPTHS.tolist(), recall_at(array).tolist(), strict=True)) for array in found]
