@@ -203,7 +203,8 @@ def steps(what: Trained) -> Steps:
         )
     return Steps(
         operation=f"training step, {what.name}", size=f"batch {what.batch}", numbers={"batch": what.batch},
-        variants=variants, check=partial(check, what), dtype=training_dtype(what.recipe.training.precision), calls=EPOCH,
+        variants=variants, check=partial(check, what),
+        dtype=training_dtype(what.recipe.training.precision), calls=EPOCH,
     )  # fmt: skip
 
 

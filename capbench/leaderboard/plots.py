@@ -248,7 +248,7 @@ def slug(*words: str) -> str:
     """A file name; one that had to be changed carries a hash, so that no two settings share it.
 
     >>> slug("vsepp", "flickr8k"), slug("a b")
-    ('vsepp-flickr8k', 'a_b-8d2e2b7d')
+    ('vsepp-flickr8k', 'a_b-5e229e24')
     """
     whole = "-".join(words)
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in whole)[:100]
