@@ -1,1 +1,1 @@
-"""What the core costs, beside its strongest rivals in the same run: `pytest benchmarks --benchmark-only`."""
+"""The time and memory of the core beside its strongest baselines: `pytest benchmarks --benchmark-only`."""

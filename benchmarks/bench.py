@@ -1,4 +1,4 @@
-"""What is set side by side: an operation at one size, or a step of something with a state, and the ways to do it."""
+"""What is compared: the variants of an operation at one size, or of a step with a state."""
 
 from __future__ import annotations
 
@@ -16,43 +16,35 @@ from capbench.training.machine import bf16_where_native
 Run = Callable[..., Tensor | tuple[Tensor, ...]]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
-COMPILED = "torch.compile"  # how the name of a compiled rival begins
+COMPILED = "torch.compile"  # the prefix of a compiled baseline's name
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to do it. Of a Case, `run` takes the inputs and is timed; of Steps, it makes the call that is timed.
-
-    `scale` is more than 1 where a part is done and the time is multiplied up, which the way's name must say;
-    `counted` says whether torch does it and sees its memory; others are timed apart, after those. A way that is
-    `optional`, for it needs a library or a device that may be absent, is left out with the reason where it fails, and
-    is checked at the timed size alone.
-    """
+class Variant:
+    """One implementation. A Case times `run` on its inputs; Steps time the call that `run` returns."""
 
     run: Callable[..., Any]
     ours: bool = False
-    scale: float = 1.0
-    counted: bool = True
-    optional: bool = False
+    scale: float = 1.0  # more than 1: `run` does a part, and its time is multiplied by this; the name must say so
+    counted: bool = True  # torch does it and sees its memory; the others are timed apart, after these
+    optional: bool = False  # needs a library that may be absent: left out if it fails, checked at the timed size alone
 
 
 @dataclass(frozen=True)
 class Case:
-    """An operation at one size. `inputs` makes the timed tensors on a device in a type (whole numbers as they are),
-    `small` those of the check in float64 on the CPU. `flop` and `bytes` are what any way must do at least.
-    """
+    """An operation at one size."""
 
     operation: str
-    size: str
-    numbers: Mapping[str, int]
+    size: str  # for a reader
+    numbers: Mapping[str, int]  # the same for programs
     dtype: torch.dtype
-    flop: float
-    bytes: float
-    ways: Mapping[str, Way]
-    inputs: Callable[[], tuple[Tensor, ...]]
-    small: Callable[[], tuple[Tensor, ...]]
+    flop: float  # the least that any variant must do
+    bytes: float  # the least that any variant must read and write
+    variants: Mapping[str, Variant]
+    inputs: Callable[[], tuple[Tensor, ...]]  # the timed tensors, on the device
+    small: Callable[[], tuple[Tensor, ...]]  # those of the check, in float64 on the CPU
     reference: Run
-    backward: bool = False
+    backward: bool = False  # whether the gradient is part of the operation
 
     @property
     def name(self) -> str:
@@ -61,20 +53,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Steps:
-    """An operation with a state, such as a training step. `check` compares the ways, before anything is timed; a way
-    makes what it needs on the device before it gives the call, which does `calls` steps; the time is that of one. The
-    compiled ways are not checked. Never replayed in a CUDA graph. `dtype` is what ours multiplies in; a way in another
-    says so in its name."""
+    """An operation with a state, such as a training step. Never replayed in a CUDA graph."""
 
     operation: str
     size: str
     numbers: Mapping[str, int]
-    ways: Mapping[str, Way]
-    check: Callable[[], None]
-    dtype: torch.dtype = torch.float32
+    variants: Mapping[str, Variant]
+    check: Callable[[], None]  # compares the variants, except compiled ones, before anything is timed
+    dtype: torch.dtype = torch.float32  # that ours multiplies in; a variant in another type names it
     flop: float = 0.0
     bytes: float = 0.0
-    calls: int = 1
+    calls: int = 1  # steps in a call; the time is that of one
 
     @property
     def name(self) -> str:
@@ -82,17 +71,17 @@ class Steps:
 
 
 def training_dtype(precision: Literal["auto", "full"] = "auto") -> torch.dtype:
-    """The type that training multiplies in on the device."""
+    """The type that training multiplies in on this device."""
     native = isinstance(bf16_where_native(DEVICE, precision), torch.autocast)
     return torch.bfloat16 if native else torch.float32
 
 
 def through_all(function: Callable[..., object], inputs: Sequence[tuple[object, ...]]) -> Call:
-    """A call of `function` with each of the inputs, one after the other."""
+    """A call of `function` on each of the inputs in turn."""
 
     def call() -> None:
-        for one in inputs:
-            function(*one)
+        for arguments in inputs:
+            function(*arguments)
 
     return call
 
@@ -101,20 +90,22 @@ _now = 0.0
 
 
 def clock() -> float:
-    """The time of pytest-benchmark's table: it goes on by the seconds that were measured, and only then."""
+    """The clock that pytest-benchmark reads: `advance` moves it by the seconds that were measured."""
     return _now
 
 
 def advance(seconds: float) -> None:
-    """Let `clock` go on."""
+    """Move `clock` on."""
     global _now
     _now += seconds
 
 
 def rows(cases: Sequence[Case | Steps]) -> Any:
-    """The parametrisation of a test by case and way."""
+    """Parametrises a test by case and variant."""
     marks = {case.name: pytest.mark.benchmark(group=case.name, timer=clock, warmup=False) for case in cases}
     params = [
-        pytest.param(case, way, id=f"{case.name}: {way}", marks=marks[case.name]) for case in cases for way in case.ways
+        pytest.param(case, variant, id=f"{case.name}: {variant}", marks=marks[case.name])
+        for case in cases
+        for variant in case.variants
     ]
-    return pytest.mark.parametrize(("case", "way"), params)
+    return pytest.mark.parametrize(("case", "variant"), params)

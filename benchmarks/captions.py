@@ -1,4 +1,4 @@
-"""The captions that benchmarks work on, with the lengths that captions have."""
+"""The captions of the benchmarks, of realistic lengths."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from capbench.data.captions import CaptionDataset
 from capbench.data.datasets import load_dataset
 from capbench.data.vocabulary import Vocabulary
 
-EPOCH = 4  # batches that stand for an epoch
+EPOCH = 4  # batches that represent an epoch
 
 
 @cache
 def dataset() -> CaptionDataset:
-    """Flickr8K where CAPBENCH_DATA holds it, else the embedded scenes."""
+    """Flickr8K if CAPBENCH_DATA has it, else the embedded scenes."""
     try:
         return load_dataset("flickr8k")
     except CapbenchError:
@@ -28,17 +28,17 @@ def dataset() -> CaptionDataset:
 
 @cache
 def encoded() -> tuple[Vocabulary, list[list[int]]]:
-    """The vocabulary of the training captions, and these captions as word numbers, START to END."""
+    """The training captions' vocabulary, and the captions as word ids from START to END."""
     tokens = dataset().split("train").tokens
     vocabulary = Vocabulary.build(tokens, 4)
     return vocabulary, [vocabulary.encode(words) for words in tokens]
 
 
 def batches(size: int, grouped: bool) -> list[tuple[Tensor, Tensor]]:
-    """EPOCH batches of `size` captions, [caption, length] on the device, with their lengths, on the CPU.
+    """EPOCH batches of `size` captions, [caption, length] on the device, and their lengths on the CPU.
 
-    Captions of nearly one length each or as they come, padded to the longest of the batch. Of all batches of an epoch,
-    sorted by width, these are the middle ones of EPOCH equal parts, so that they are as wide in the mean.
+    `grouped`: each batch holds captions of similar length. All batches are padded to their longest caption. Sorted by
+    width, an epoch's batches are split into EPOCH equal parts; these are the middle ones, so the mean width is kept.
     """
     _, captions = encoded()
     lengths = np.array([len(caption) for caption in captions])
@@ -46,4 +46,4 @@ def batches(size: int, grouped: bool) -> list[tuple[Tensor, Tensor]]:
     whole = sorted((batch for batch in numbers if len(batch) == size), key=lambda batch: int(lengths[batch].max()))
     chosen = [whole[(2 * part + 1) * len(whole) // (2 * EPOCH)] for part in range(EPOCH)]
     made = [padded([captions[i] for i in batch]) for batch in chosen]
-    return [(ids.to(DEVICE), own) for ids, own in made]
+    return [(ids.to(DEVICE), lengths_of_batch) for ids, lengths_of_batch in made]

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the measurements of the session, and their record."""
+"""The measurements of a session, and their record."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ BENCH = pytest.StashKey[Bench]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("capbench")
-    where = "where the timing record is written; empty for none"
+    where = "where to write the timing record; empty for none"
     group.addoption("--timings", default="leaderboards/timings", metavar="FOLDER", help=where)
-    group.addoption("--rounds", type=int, default=ROUNDS, help="how often each variant is timed, where time allows")
+    group.addoption("--rounds", type=int, default=ROUNDS, help="how often to time each variant, if time allows")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Write the record of what was timed."""
+    """Write the record of the timings."""
     bench, folder = config.stash[BENCH], config.getoption("--timings")
     if bench.entries and folder:
         terminalreporter.write_line(f"timing record: {save_timings(bench.record(), Path(folder))}")
@@ -45,9 +45,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.fixture
 def show(request: pytest.FixtureRequest, benchmark: Any) -> Any:
-    """Check and time a case with all its ways, once, and show one of them."""
+    """Check and time a case with all its variants, once, and report one of them."""
 
-    def show(case: Case | Steps, way: str) -> None:
-        request.config.stash[BENCH].show(benchmark, case, way)
+    def show(case: Case | Steps, variant: str) -> None:
+        request.config.stash[BENCH].show(benchmark, case, variant)
 
     return show

@@ -1,4 +1,4 @@
-"""One session of benchmarks: each case is checked, its ways timed in turn, shown by pytest-benchmark, and recorded."""
+"""A session of benchmarks: each case is checked, its variants are timed in turn, reported and recorded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Steps, advance
 from benchmarks.parity import GRADIENT, TOLERANCE, check_small, near, prepared
 from capbench.base.processor import computes_bf16
 from capbench.timing.measure import ROUNDS, Call, Ceilings, Timing, ceilings, measure, roofline_share
-from capbench.timing.records import TimingEntry, TimingRecord, entry, timing_provenance
+from capbench.timing.records import TimingEntry, TimingRecord, timing_entry, timing_provenance
 
-SECONDS = 4.0  # a measurement takes for each step of a call, unless three rounds take longer
+SECONDS = 4.0  # of a measurement for each step of a call, unless three rounds take longer
 
 
 class Bench:
-    """The measurements of one session; each case is checked and timed once, when its first row is asked for."""
+    """The measurements of one session; each case is checked and timed once, when its first variant is reported."""
 
     def __init__(self, rounds: int = ROUNDS) -> None:
         self.rounds, self.started = rounds, datetime.now(UTC)
@@ -40,38 +40,38 @@ class Bench:
     def origin(self) -> dict[str, Any]:
         return timing_provenance(DEVICE)
 
-    def show(self, benchmark: Any, case: Case | Steps, way: str) -> None:
-        """Put a row into pytest-benchmark's table; skip it where the way was left out."""
+    def show(self, benchmark: Any, case: Case | Steps, variant: str) -> None:
+        """Report a variant in pytest-benchmark's table; skip it if it was left out."""
         if case.name in self._failures:
             pytest.fail(self._failures[case.name], pytrace=False)
         if case.name not in self._cases:
             try:
                 self._cases[case.name] = self._measure(case)
             except Exception as error:
-                self._failures[case.name] = f"as the first row of this case: {type(error).__name__}: {error}"
+                self._failures[case.name] = f"as the first variant of this case: {type(error).__name__}: {error}"
                 raise
-        found = self._cases[case.name][way]
+        found = self._cases[case.name][variant]
         if isinstance(found, str):
             pytest.skip(found)
-        times = iter([seconds * case.ways[way].scale for seconds in found.seconds])
+        times = iter([seconds * case.variants[variant].scale for seconds in found.seconds])
         benchmark.pedantic(lambda: advance(next(times)), rounds=found.rounds, iterations=1)
-        benchmark.extra_info.update(self._extra(case, way))
+        benchmark.extra_info.update(self._extra(case, variant))
 
     def record(self) -> TimingRecord:
         started = self.started.isoformat(timespec="seconds")
         rest = {"entries": self.entries, "left_out": self.left_out, "ceilings": self.ceilings, "load": self.load}
         return TimingRecord.model_validate({**self.origin, **rest, "started": started})
 
-    def _extra(self, case: Case | Steps, way: str) -> dict[str, Any]:
-        """Where the number is from, and what it is worth."""
+    def _extra(self, case: Case | Steps, variant: str) -> dict[str, Any]:
+        """The provenance of the number, and its rates."""
         extra: dict[str, Any] = {name: self.origin[name] for name in ("device", "threads", "versions")}
         extra |= {
             "bf16": computes_bf16(DEVICE),
             "load": self.load,
             "dtype": dtype_name(case),
-            "ours": case.ways[way].ours,
+            "ours": case.variants[variant].ours,
         }
-        mine = [e for e in self.entries if (e.operation, e.size, e.variant) == (case.operation, case.size, way)]
+        mine = [e for e in self.entries if (e.operation, e.size, e.variant) == (case.operation, case.size, variant)]
         for e in mine:
             temperature = "cold" if e.cold else "warm"
             extra[f"{temperature}_seconds"] = e.median
@@ -84,36 +84,36 @@ class Bench:
         return extra
 
     def _measure(self, case: Case | Steps) -> dict[str, Timing | str]:
-        """By way, the warm timing or why there is none. Steps find the cache as the step before left it."""
+        """By variant, the warm timing or why there is none. Steps are never timed cold."""
         torch.manual_seed(0)
         calls, found = self._checked(case) if isinstance(case, Case) else self._made(case)
         graph, steps = (None, 1) if isinstance(case, Case) else (False, case.calls)
         entries: list[TimingEntry] = []
         for cold in (False, True) if ON_GPU and isinstance(case, Case) else (False,):
             measured: dict[str, Timing] = {}
-            for torchs in (True, False):  # the threads of another library would slow the next call
-                some = {name: call for name, call in calls.items() if case.ways[name].counted is torchs}
+            for counted in (True, False):  # the threads of another library would slow the next call
+                some = {name: call for name, call in calls.items() if case.variants[name].counted is counted}
                 measured |= measure(some, DEVICE, self.rounds, cold, graph, SECONDS * steps) if some else {}
             timings = {name: of_one(timing, steps) for name, timing in measured.items()}
             entries += [self._entry(case, name, timing, cold) for name, timing in timings.items()]
-            found = {**timings, **found}  # the warm ones are first, and stay
+            found = {**timings, **found}  # warm timings come first and stay
         self.entries += entries
         return found
 
     def _checked(self, case: Case) -> tuple[dict[str, Call], dict[str, Timing | str]]:
-        """The calls of a case whose ways agree, and why others are left out."""
+        """The calls of a case, once its variants agree, and why others are left out."""
         check_small(case)
         inputs = case.inputs()
         calls: dict[str, Call] = {}
         found: dict[str, Timing | str] = {}
         first: list[Tensor] = []
-        for name, way in case.ways.items():
+        for name, variant in case.variants.items():
             try:
-                calls[name], results = prepared(case, way, inputs, fresh_compiler(name))
+                calls[name], results = prepared(case, variant, inputs, fresh_compiler(name))
             except Exception as error:
                 found[name] = self._excused(case, name, error)
                 continue
-            if way.scale == 1:
+            if variant.scale == 1:
                 first = first or results
                 near(results[0], first[0], TOLERANCE[case.dtype], f"{case.name}: {name}")
                 for gradient, expected in zip(results[1:], first[1:], strict=True):
@@ -121,14 +121,14 @@ class Bench:
         return calls, found
 
     def _made(self, case: Steps) -> tuple[dict[str, Call], dict[str, Timing | str]]:
-        """The calls of steps that agree, each made once, and why others are left out."""
+        """The calls of steps, once they agree, and why others are left out."""
         case.check()
         calls: dict[str, Call] = {}
         found: dict[str, Timing | str] = {}
-        for name, way in case.ways.items():
+        for name, variant in case.variants.items():
             try:
                 compiled = fresh_compiler(name)
-                call = way.run()
+                call = variant.run()
                 if compiled:
                     call()
                 calls[name] = call
@@ -137,30 +137,36 @@ class Bench:
         return calls, found
 
     def _excused(self, case: Case | Steps, name: str, error: Exception) -> str:
-        """Why a way is left out; what may not fail raises its error."""
-        way = case.ways[name]
-        may_fail = way.optional or name.startswith(COMPILED) or isinstance(error, torch.OutOfMemoryError)
-        if way.ours or not may_fail:
+        """Why a variant is left out; raises the error of one that must not fail."""
+        variant = case.variants[name]
+        may_fail = variant.optional or name.startswith(COMPILED) or isinstance(error, torch.OutOfMemoryError)
+        if variant.ours or not may_fail:
             raise error
         why = f": {error}" if isinstance(error, ImportError) else ""
         self.left_out.append(f"{case.name}: {name} failed ({type(error).__name__}{why})")
         return self.left_out[-1]
 
     def _entry(self, case: Case | Steps, name: str, timing: Timing, cold: bool) -> TimingEntry:
-        way = case.ways[name]
+        variant = case.variants[name]
         size = {"size": case.size, "numbers": dict(case.numbers), "flop": case.flop, "bytes": case.bytes}
-        what = {"operation": case.operation, "variant": name, "ours": way.ours, "dtype": dtype_name(case), "cold": cold}
-        made = entry(timing, way.scale, **what, **size)
-        return made if way.counted and way.scale == 1 else made.model_copy(update={"peak_bytes": None})
+        what = {
+            "operation": case.operation,
+            "variant": name,
+            "ours": variant.ours,
+            "dtype": dtype_name(case),
+            "cold": cold,
+        }
+        made = timing_entry(timing, variant.scale, **what, **size)
+        return made if variant.counted and variant.scale == 1 else made.model_copy(update={"peak_bytes": None})
 
 
 def of_one(timing: Timing, steps: int) -> Timing:
-    """The timing of one of the steps of a call."""
+    """The timing of one step of a call."""
     return replace(timing, seconds=tuple(seconds / steps for seconds in timing.seconds))
 
 
 def fresh_compiler(name: str) -> bool:
-    """Whether the way is compiled; what was compiled before is forgotten then."""
+    """Whether the variant is compiled; if so, resets the compiler."""
     if name.startswith(COMPILED):
         torch.compiler.reset()
     return name.startswith(COMPILED)

@@ -1,7 +1,6 @@
 """One additive attention step (scores, softmax, context), L = 196, D = 512, against eager and torch.compile.
 
-Bytes: the keys and the annotations, read once. FLOP: 2 x (attention + dim) + attention for each location; tanh counts
-as one.
+Bytes: the keys and the annotations, read once. FLOP: 2 x (attention + dim) + attention for each location; a tanh is 1.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Way, rows
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Variant, rows
 from capbench.kernels.attention import attention_step
 from capbench.kernels.attention.reference import reference_attention_step
 
@@ -20,16 +19,16 @@ DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 
 
 def eager(keys: Tensor, annotations: Tensor, query: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """As a model would have it, for one hypothesis an image or several."""
+    """As usually written, for one or several hypotheses an image."""
     scores = torch.tanh(keys[:, None] + query[:, :, None]) @ v
     weights = scores.softmax(2)
     return weights @ annotations, weights
 
 
-WAYS = {
-    "ours": Way(attention_step, ours=True),
-    "eager": Way(eager),
-    f"{COMPILED} of the eager": Way(eager),
+VARIANTS = {
+    "ours": Variant(attention_step, ours=True),
+    "eager": Variant(eager),
+    f"{COMPILED} of the eager": Variant(eager),
 }
 
 
@@ -47,7 +46,7 @@ def case(images: int, beam: int) -> Case:
         size=f"{images} images, beam {beam}",
         numbers={"images": images, "beam": beam, "locations": LOCATIONS, "dim": DIM},
         dtype=DTYPE, flop=5.0 * images * beam * LOCATIONS * DIM,
-        bytes=(2.0 * images * LOCATIONS * DIM + 2 * images * beam * DIM) * DTYPE.itemsize, ways=WAYS,
+        bytes=(2.0 * images * LOCATIONS * DIM + 2 * images * beam * DIM) * DTYPE.itemsize, variants=VARIANTS,
         inputs=partial(inputs, images, beam, LOCATIONS, DIM, DTYPE, DEVICE),
         small=partial(inputs, 3, 2, 11, 13, torch.float64, "cpu"), reference=reference_attention_step,
     )  # fmt: skip
@@ -57,5 +56,5 @@ CASES = [case(64, 1), case(256, 1), case(64, 3)]
 
 
 @rows(CASES)
-def test_attention(show, case: Case, way: str) -> None:
-    show(case, way)
+def test_attention(show, case: Case, variant: str) -> None:
+    show(case, variant)

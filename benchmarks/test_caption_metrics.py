@@ -1,8 +1,7 @@
-"""Caption metrics: ours against pycocoevalcap's own classes, with the same jars, on captions of 1,000 images, as many
-as Flickr8K's test set has.
+"""Caption metrics against pycocoevalcap's classes, with the same jars, on captions of 1,000 images.
 
-`ours, next candidates` is what every further beam or seed costs: the references are tokenised and counted already.
-METEOR takes most of the time in each. All of it runs on the CPU, and most in Java, whose memory is not seen.
+`ours, next candidates` is the cost of every further beam or seed: the references are already tokenised and counted.
+METEOR takes most of the time in all variants. All run on the CPU, mostly in Java, whose memory is not seen.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from benchmarks.bench import Steps, Way, rows
+from benchmarks.bench import Steps, Variant, rows
 from benchmarks.captions import dataset
 from capbench.metrics.captioning import CaptionScorer
 from capbench.metrics.jars import find_java
@@ -33,7 +32,7 @@ pytestmark = pytest.mark.skipif(find_java() is None, reason="no Java: install on
 
 @cache
 def captions() -> Captions:
-    """The references of each image, and for every other image one of them, else one of the next image's, to score."""
+    """Candidates and references: every other image gets one of its own references, the rest one of the next image's."""
     found = dataset()
     references: list[list[str]] = [[] for _ in found.image_names]
     for caption, image in zip(found.captions, found.image_of_caption, strict=True):
@@ -44,7 +43,7 @@ def captions() -> Captions:
 
 @pytest.fixture(scope="module", autouse=True)
 def java_on_path() -> None:
-    """pycocoevalcap starts the `java` of PATH: let it be ours."""
+    """Put our Java on PATH, where pycocoevalcap looks for it."""
     java = find_java()
     if java is not None:
         os.environ["PATH"] = os.pathsep.join([str(java.parent), os.environ["PATH"]])
@@ -62,7 +61,7 @@ def ours_again(captions: Captions) -> Callable[[], dict[str, float]]:
 
 
 def theirs(captions: Captions) -> Callable[[], dict[str, float]]:
-    """COCOEvalCap.evaluate without SPICE and without the printing."""
+    """COCOEvalCap.evaluate without SPICE and printing."""
 
     def evaluate() -> dict[str, float]:
         tokenize = PTBTokenizer().tokenize
@@ -79,7 +78,7 @@ VARIANTS = {"ours": ours, "ours, next candidates": ours_again, "pycocoevalcap": 
 
 
 def check() -> None:
-    """Every metric of the first images."""
+    """All variants agree on every metric of the first images."""
     some = captions()[0][:CHECKED], captions()[1][:CHECKED]
     found = [variant(some)() for variant in VARIANTS.values()]
     for name in METRICS:
@@ -93,8 +92,8 @@ def made(variant: Callable[[Captions], Call]) -> Call:
 CASES = [
     Steps(
         operation="tokeniser, BLEU, METEOR, ROUGE-L and CIDEr-D", size=f"{IMAGES:,} images", numbers={"images": IMAGES},
-        ways={
-            name: Way(partial(made, variant), ours=name.startswith("ours"), counted=False)
+        variants={
+            name: Variant(partial(made, variant), ours=name.startswith("ours"), counted=False)
             for name, variant in VARIANTS.items()
         },
         check=check,
@@ -103,5 +102,5 @@ CASES = [
 
 
 @rows(CASES)
-def test_caption_metrics(show, case: Steps, way: str) -> None:
-    show(case, way)
+def test_caption_metrics(show, case: Steps, variant: str) -> None:
+    show(case, variant)

@@ -1,7 +1,6 @@
-"""The best labels of 5,000 chains of 16 words and 20 regions, against a Viterbi program that knows no Potts chain.
+"""The best labels of 5,000 chains of 16 words and 20 regions, against a Viterbi algorithm for any transition matrix.
 
-Bytes: the scores, read once, and the labels, written once. FLOP: a comparison and two additions for each label of each
-place.
+Bytes: the scores read and the labels written once. FLOP: a comparison and two additions for each label at each place.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.bench import COMPILED, DEVICE, Case, Way, rows
+from benchmarks.bench import COMPILED, DEVICE, Case, Variant, rows
 from capbench.kernels.chain import viterbi_decode
 
 CHAINS, PLACES, LABELS, BETA = 5000, 16, 20, 1.0
@@ -22,7 +21,7 @@ def ours(scores: Tensor, lengths: Tensor) -> Tensor:
 
 
 def plain_viterbi(scores: Tensor, lengths: Tensor) -> Tensor:
-    """Every pair of labels at each step, O(labels^2); all chains have the same length."""
+    """All pairs of labels at each step, O(labels^2); all chains have the same length."""
     transition = BETA * torch.eye(scores.shape[2], device=scores.device, dtype=scores.dtype)
     best, pointers = scores[:, 0], []
     for place in range(1, scores.shape[1]):
@@ -49,10 +48,10 @@ CASES = [
         numbers={"chains": CHAINS, "places": PLACES, "labels": LABELS},
         dtype=torch.float32, flop=3.0 * CHAINS * PLACES * LABELS,
         bytes=4.0 * CHAINS * PLACES * LABELS + 8.0 * CHAINS * (PLACES + 1),
-        ways={
-            "ours": Way(ours, ours=True),
-            "Viterbi over all pairs of labels": Way(plain_viterbi),
-            f"{COMPILED} of that": Way(plain_viterbi),
+        variants={
+            "ours": Variant(ours, ours=True),
+            "Viterbi over all pairs of labels": Variant(plain_viterbi),
+            f"{COMPILED} of that": Variant(plain_viterbi),
         },
         inputs=partial(inputs, CHAINS, torch.float32, DEVICE), small=partial(inputs, 40, torch.float64, "cpu"),
         reference=plain_viterbi,
@@ -61,5 +60,5 @@ CASES = [
 
 
 @rows(CASES)
-def test_chain(show, case: Case, way: str) -> None:
-    show(case, way)
+def test_chain(show, case: Case, variant: str) -> None:
+    show(case, variant)

@@ -1,8 +1,8 @@
 """The output layer and its cross entropy, forward and backward, against fused, chunked and compiled forms.
 
-H = 512, V = 10,000; one word in twenty is padding, which counts for nothing. FLOP: the product, 2 x words x H x V,
-and one for each of both gradients. Bytes: hidden states and weight, read once, and their gradients. Ours is what the
-captioners call: a linear layer, then `capbench.captioners.experiment.cross_entropy`. The libraries run on a GPU alone.
+H = 512, V = 10,000; one word in twenty is padding. FLOP: three products of 2 x words x H x V, one forward and one for
+each gradient. Bytes: hidden states and weight, read once, and their gradients. Ours is what the captioners call:
+a linear layer, then `capbench.captioners.experiment.cross_entropy`. The libraries run on a GPU alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Way, rows
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Variant, rows
 from capbench.captioners.experiment import cross_entropy
 from capbench.data.vocabulary import PAD
 
@@ -43,15 +43,15 @@ def chunk(states: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tenso
 
 
 def chunked(hidden: Tensor, weight: Tensor, bias: Tensor, captions: Tensor) -> Tensor:
-    """Never all scores at once: each chunk of words is computed again for its gradient."""
+    """Never holds all scores: each chunk of words is recomputed for its gradient."""
     states, target = flattened(hidden, captions)
-    parts = zip(states.split(CHUNK), target.split(CHUNK), strict=True)
-    losses = [checkpoint(chunk, part, weight, bias, own, use_reentrant=False) for part, own in parts]
+    chunks = zip(states.split(CHUNK), target.split(CHUNK), strict=True)
+    losses = [checkpoint(chunk, some, weight, bias, words, use_reentrant=False) for some, words in chunks]
     return torch.stack(losses).sum() / (target != PAD).sum()
 
 
 def of_torch(hidden: Tensor, weight: Tensor, bias: Tensor, captions: Tensor) -> Tensor:
-    """torch's own, in chunks."""
+    """torch's own function, in chunks."""
     states, target = flattened(hidden, captions)
     options = torch.nn.LinearCrossEntropyOptions()
     loss: Tensor = functional.linear_cross_entropy(
@@ -79,7 +79,7 @@ def liger(hidden: Tensor, weight: Tensor, bias: Tensor, captions: Tensor) -> Ten
 def inputs(
     words: int, hidden: int, vocabulary: int, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[Tensor, ...]:
-    """States, weight and bias of a size as in training, and captions of which the last words are padding."""
+    """States, weight and bias of the magnitude that training has, and captions that end in padding."""
     count = words // STEPS
     random = torch.Generator().manual_seed(0)
     captions = torch.randint(PAD + 1, vocabulary, (count, STEPS + 1), generator=random)
@@ -90,14 +90,14 @@ def inputs(
     return states, weight, bias, captions.to(device)
 
 
-WAYS = {
-    "ours": Way(ours, ours=True),
-    "plain": Way(plain),
-    f"{COMPILED} of the plain": Way(plain),
-    f"{CHUNK:,} words at a time": Way(chunked),
-    "torch: linear_cross_entropy": Way(of_torch, optional=not hasattr(torch.nn, "LinearCrossEntropyOptions")),
-    "cut_cross_entropy": Way(cut, optional=True),
-    "liger_kernel": Way(liger, optional=True),
+VARIANTS = {
+    "ours": Variant(ours, ours=True),
+    "plain": Variant(plain),
+    f"{COMPILED} of the plain": Variant(plain),
+    f"{CHUNK:,} words at a time": Variant(chunked),
+    "torch: linear_cross_entropy": Variant(of_torch, optional=not hasattr(torch.nn, "LinearCrossEntropyOptions")),
+    "cut_cross_entropy": Variant(cut, optional=True),
+    "liger_kernel": Variant(liger, optional=True),
 }
 
 
@@ -107,7 +107,7 @@ def case(words: int) -> Case:
         operation="linear and cross entropy, forward and backward",
         size=f"{words:,} words",
         numbers={"words": words, "hidden": HIDDEN, "vocabulary": VOCABULARY},
-        dtype=DTYPE, flop=6.0 * words * HIDDEN * VOCABULARY, bytes=moved, ways=WAYS,
+        dtype=DTYPE, flop=6.0 * words * HIDDEN * VOCABULARY, bytes=moved, variants=VARIANTS,
         inputs=partial(inputs, words, HIDDEN, VOCABULARY, DTYPE, DEVICE),
         small=partial(inputs, 60, 16, 40, torch.float64, "cpu"), reference=plain, backward=True,
     )  # fmt: skip
@@ -117,5 +117,5 @@ CASES = [case(WORDS)]
 
 
 @rows(CASES)
-def test_cross_entropy(show, case: Case, way: str) -> None:
-    show(case, way)
+def test_cross_entropy(show, case: Case, variant: str) -> None:
+    show(case, variant)

@@ -1,9 +1,9 @@
 """Captions with attention, from stored features: batched beams against a loop over images, and against plain torch.
 
-The loop is the usual code of a tutorial: one image at a time, its hypotheses as a batch, the annotations copied for
-each of them; it is timed on a part of the images. In the beam search of 64 images no caption ends, so that all take 20
-steps; else they end as captions do. Where none ends, a search in plain torch has all hypotheses of all images in one
-batch. The model is the same in all ways: what differs is the search.
+The loop is the usual tutorial code: one image at a time, its hypotheses as a batch, the annotations copied for each; it
+is timed on some of the images. In the beam search of 64 images no caption ends, so all take 20 steps, and plain torch
+searches all images in one batch; in the other cases captions end as usual. All variants share one model: only the
+search differs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from benchmarks.bench import DEVICE, Case, Way, rows
+from benchmarks.bench import DEVICE, Case, Variant, rows
 from capbench.captioners.decoding import State
 from capbench.captioners.experiment import IMAGES_AT_ONCE, LONGEST, caption_images
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN
@@ -22,16 +22,16 @@ from reproductions.show_attend_tell.model import ShowAttendTell
 from reproductions.show_attend_tell.recipe import presets
 
 LOCATIONS, CHANNELS, WORDS, CHECKED = 49, 1280, 2541, 8
-NEVER, SOON = -1e4, 6.0  # how much END is preferred
+NEVER, SOON = -1e4, 6.0  # added to the score of END
 
 
 @cache
 def captioner(device: torch.device, dtype: torch.dtype, end: float) -> ShowAttendTell:
-    """The same model on any device in any type."""
+    """One model, with the same weights on any device in any type."""
     torch.manual_seed(0)
     built = ShowAttendTell(presets("flickr8k")["soft-ours"], WORDS, CHANNELS).eval()
     with torch.no_grad():
-        built.L_o.weight.mul_(8)  # sharp enough for captions that differ
+        built.L_o.weight.mul_(8)  # sharp enough that captions differ
         built.L_o.bias[END] += end
     return built.to(device, dtype)
 
@@ -44,15 +44,15 @@ def batched(images: Tensor, beam: int, end: float) -> Tensor:
 
 
 def one_by_one(images: Tensor, count: int, beam: int, end: float) -> Tensor:
-    """The same of the first `count` images."""
+    """The same for the first `count` images."""
     model = captioner(images.device, images.dtype, end)
-    found = [one(model, images[i : i + 1], beam) for i in range(min(count, len(images)))]
+    found = [caption_of(model, images[i : i + 1], beam) for i in range(min(count, len(images)))]
     padded = [words + [PAD] * (LONGEST - len(words)) for words in found]
     return torch.tensor(padded, dtype=torch.float64, device=images.device)
 
 
-def one(model: ShowAttendTell, image: Tensor, beam: int) -> list[int]:
-    """The best caption of one image, hypotheses in a list."""
+def caption_of(model: ShowAttendTell, image: Tensor, beam: int) -> list[int]:
+    """The best caption of one image; the hypotheses are a list."""
     state = model.start(image)
     live: list[tuple[float, list[int]]] = [(0.0, [START])]
     ended: list[tuple[float, list[int]]] = []
@@ -79,7 +79,7 @@ def one(model: ShowAttendTell, image: Tensor, beam: int) -> list[int]:
 
 
 def all_at_once(images: Tensor, beam: int) -> Tensor:
-    """The best caption of each image, where none ends; the annotations are copied for each hypothesis."""
+    """The best caption of each image if none ends; the annotations are copied for each hypothesis."""
     model, count = captioner(images.device, images.dtype, NEVER), len(images)
     step = model.step(images.repeat_interleave(beam, 0))
     state: State = {name: entry.repeat_interleave(beam, 0) for name, entry in model.start(images).items()}
@@ -104,15 +104,15 @@ def stored_annotations(images: int, dtype: torch.dtype, device: torch.device | s
 
 
 def case(operation: str, size: str, images: int, part: int, beam: int, end: float) -> Case:
-    rival = f"one image at a time, {part} of {images:,} multiplied up"
+    baseline = f"one image at a time, {part} of {images:,} multiplied up"
     loop = partial(one_by_one, count=part, beam=beam, end=end)
-    plain = {"batched beam search in plain torch": Way(partial(all_at_once, beam=beam))} if end == NEVER else {}
+    plain = {"batched beam search in plain torch": Variant(partial(all_at_once, beam=beam))} if end == NEVER else {}
     return Case(
         operation=operation, size=size, numbers={"images": images, "beam": beam, "steps": LONGEST},
         dtype=torch.float32, flop=0.0, bytes=0.0,
-        ways={
-            "ours": Way(partial(batched, beam=beam, end=end), ours=True),
-            rival: Way(loop, scale=images / part),
+        variants={
+            "ours": Variant(partial(batched, beam=beam, end=end), ours=True),
+            baseline: Variant(loop, scale=images / part),
             **plain,
         },
         inputs=partial(stored_annotations, images, torch.float32, DEVICE),
@@ -127,5 +127,5 @@ CASES = [
 
 
 @rows(CASES)
-def test_decoding(show, case: Case, way: str) -> None:
-    show(case, way)
+def test_decoding(show, case: Case, variant: str) -> None:
+    show(case, variant)

@@ -1,6 +1,6 @@
-"""maxsim against the whole tensor, torch.compile of it, and one product with a max, some captions at a time.
+"""maxsim against the whole tensor, torch.compile of it, and a chunked product with a max.
 
-20 regions, 16 words, d = 1024. FLOP: 2 x images x regions x words x d forward; a gradient needs the winners alone, so
+20 regions, 16 words, d = 1024. FLOP: 2 x images x regions x words x d forward; the gradient needs only the winners:
 4 x images x words x d more.
 """
 
@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Way, rows
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Variant, rows
 from capbench.kernels.maxsim import maxsim
 from capbench.kernels.maxsim.reference import reference_maxsim
 
@@ -29,22 +29,22 @@ def dense(regions: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
 
 
 def by_chunks(regions: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
-    """One matrix product and a max for as many captions as make 2^28 products (2^22 on a CPU)."""
+    """A matrix product and a max for as many captions at a time as give 2^28 scores (2^22 on a CPU)."""
     images, count, dim = regions.shape
     flat, width = regions.reshape(-1, dim), words.shape[1]
     step = max(1, ELEMENTS // (len(flat) * width))
     found = []
-    for part, own in zip(words.split(step), lengths.split(step), strict=True):
-        best = (flat @ part.reshape(-1, dim).T).view(images, count, len(part), width).amax(1)
-        present = torch.arange(width, device=words.device) < own[:, None]
+    for chunk, ends in zip(words.split(step), lengths.split(step), strict=True):
+        best = (flat @ chunk.reshape(-1, dim).T).view(images, count, len(chunk), width).amax(1)
+        present = torch.arange(width, device=words.device) < ends[:, None]
         found.append(torch.where(present, best, 0).sum(2))
     return torch.cat(found, 1)
 
 
-WAYS = {
-    "ours": Way(maxsim, ours=True),
-    "dense einsum, max": Way(dense),
-    "one product, max by chunks": Way(by_chunks),
+VARIANTS = {
+    "ours": Variant(maxsim, ours=True),
+    "dense einsum, max": Variant(dense),
+    "one product, max by chunks": Variant(by_chunks),
 }
 
 
@@ -55,7 +55,7 @@ def inputs(images: int, captions: int) -> tuple[Tensor, ...]:
 
 
 def small() -> tuple[Tensor, ...]:
-    """Ragged, so that what lies beyond a caption is checked too."""
+    """Captions of several lengths, so that the padding is checked too."""
     random = torch.Generator().manual_seed(0)
     regions = torch.randn(5, REGIONS, 48, dtype=torch.float64, generator=random)
     words = torch.randn(7, WORDS, 48, dtype=torch.float64, generator=random)
@@ -66,11 +66,12 @@ def case(images: int, captions: int, backward: bool, compiled: bool = False) -> 
     words = captions * WORDS
     flop = 2.0 * images * REGIONS * words * DIM + (4.0 * images * words * DIM if backward else 0)
     once = (images * REGIONS + words) * DIM * DTYPE.itemsize * (2 if backward else 1) + 4 * images * captions
+    compiled_dense = {f"{COMPILED} of the dense": Variant(dense)} if compiled else {}
     return Case(
         operation="maxsim, forward and backward" if backward else "maxsim, forward",
         size=f"{images:,} images x {captions:,} captions",
         numbers={"images": images, "captions": captions, "regions": REGIONS, "words": WORDS, "dim": DIM},
-        dtype=DTYPE, flop=flop, bytes=once, ways=WAYS | ({f"{COMPILED} of the dense": Way(dense)} if compiled else {}),
+        dtype=DTYPE, flop=flop, bytes=once, variants=VARIANTS | compiled_dense,
         inputs=partial(inputs, images, captions), small=small, reference=reference_maxsim, backward=backward,
     )  # fmt: skip
 
@@ -84,5 +85,5 @@ CASES = [
 
 
 @rows(CASES)
-def test_maxsim(show, case: Case, way: str) -> None:
-    show(case, way)
+def test_maxsim(show, case: Case, variant: str) -> None:
+    show(case, variant)

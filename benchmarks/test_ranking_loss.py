@@ -1,8 +1,8 @@
 """The hinge ranking losses, forward and backward, against the whole matrix and torch.compile of it; d = 1024.
 
-FLOP: 2 x batch^2 x d for the hardest negatives, whose gradient needs the winners alone; 8 x batch^2 x d for the sum:
-the product, the product again where the matrix is not kept, and one product for each of both gradients. Where a batch
-of 65,536 takes minutes, a slice of both sides is timed and multiplied up: the product is nearly all of the work.
+FLOP: 2 x batch^2 x d for the hardest negatives, whose gradient needs only the winners; 8 x batch^2 x d for the sum: the
+product, the same again (the matrix is not kept), and one product for each gradient. On a CPU a batch of 65,536 would
+take minutes: a slice of both sides is timed and multiplied up, because the product is nearly all of the work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Run, Way, rows
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Case, Run, Variant, rows
 from capbench.kernels.ranking_loss import ranking_loss
 from capbench.kernels.ranking_loss.reference import excluded_pairs, max_of_hinges, sum_of_hinges
 
@@ -36,8 +36,11 @@ def dense(negatives: str) -> Run:
 
 
 def pairs(batch: int, dim: int, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, ...]:
-    """Embeddings of length one, as early in training: a caption is a little nearer to its own image (a cosine of
-    about 0.2) than to others, and half of the negatives violate the margin. Now and then two pairs share an image."""
+    """Unit embeddings as early in training, and each caption's image.
+
+    A caption is a little closer to its own image (a cosine of about 0.2) than to others, and half of the negatives
+    violate the margin. One pair in fifty shares its image with another.
+    """
     images = torch.randn(batch, dim, device=device)
     captions = normalize(images + 5 * torch.randn(batch, dim, device=device), dim=1)
     owner = torch.arange(batch, device=device)
@@ -48,19 +51,21 @@ def pairs(batch: int, dim: int, dtype: torch.dtype, device: torch.device | str) 
 def case(batch: int, negatives: str, timed: int | None = None) -> Case:
     timed = timed or batch
     if timed == batch:
-        ways = {"ours": Way(ours(negatives), ours=True), "dense matrix": Way(dense(negatives))}
+        variants = {"ours": Variant(ours(negatives), ours=True), "dense matrix": Variant(dense(negatives))}
     else:
         name = f"ours, a slice of {timed:,} x {timed:,} multiplied up"
-        ways = {name: Way(ours(negatives), ours=True, scale=(batch / timed) ** 2)}
+        variants = {name: Variant(ours(negatives), ours=True, scale=(batch / timed) ** 2)}
     if batch in COMPILED_AT:
-        ways[f"{COMPILED} of the dense"] = Way(dense(negatives))
-    checked = 2100 if ON_GPU else {"hardest": 700, "sum": 1100}[negatives]  # enough to be streamed, in wide tiles
+        variants[f"{COMPILED} of the dense"] = Variant(dense(negatives))
+    checked = (
+        2100 if ON_GPU else {"hardest": 700, "sum": 1100}[negatives]
+    )  # large enough for the path that streams wide tiles
     return Case(
         operation=f"ranking loss, {negatives}, forward and backward",
         size=f"batch {batch:,}",
         numbers={"images": batch, "captions": batch, "dim": DIM},
         dtype=DTYPE, flop=(2.0 if negatives == "hardest" else 8.0) * batch**2 * DIM,
-        bytes=4.0 * batch * DIM * DTYPE.itemsize, ways=ways, inputs=partial(pairs, timed, DIM, DTYPE, DEVICE),
+        bytes=4.0 * batch * DIM * DTYPE.itemsize, variants=variants, inputs=partial(pairs, timed, DIM, DTYPE, DEVICE),
         small=partial(pairs, checked, 16, torch.float64, "cpu"), reference=dense(negatives), backward=True,
     )  # fmt: skip
 
@@ -73,5 +78,5 @@ CASES = [
 
 
 @rows(CASES)
-def test_ranking_loss(show, case: Case, way: str) -> None:
-    show(case, way)
+def test_ranking_loss(show, case: Case, variant: str) -> None:
+    show(case, variant)

@@ -1,10 +1,10 @@
 """Retrieval ranks both ways, d = 1024: counting against the whole matrix and the loops of the original code.
 
-FLOP: 2 x images x captions x d, for one product serves both directions. The loops are those of VSE++'s evaluation.py,
-in numpy, so that their memory is not seen: a product and an argsort for each image, and for the captions of each image
-a product and an argsort each. There the embeddings are float64; the same in float32 is a rival too. They
-are timed on a part of the queries. A million images by five million captions is timed on a slice and
-multiplied up, for rows and columns are independent; the embeddings themselves (24 GB in float32) are read from nowhere.
+FLOP: 2 x images x captions x d, since one product serves both directions. The loops are those of VSE++'s evaluation.py,
+in numpy (so their memory is not seen): a product and an argsort for each image, and for the captions of each image one
+product and an argsort each. Their embeddings are float64; a float32 variant is a baseline too. They are timed on some
+of the queries. A million images by five million captions is timed on a slice and multiplied up, since rows and columns
+are independent; reading the embeddings (24 GB in float32) is not included.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.bench import DEVICE, ON_GPU, Case, Way, rows
+from benchmarks.bench import DEVICE, ON_GPU, Case, Variant, rows
 from capbench.metrics.retrieval import embedding_ranks
 
 EACH, DIM, DTYPE = 5, 1024, torch.float32
 IMAGES = (1000, 5000, 10000, 20000, 40000) if ON_GPU else (625, 1000, 1250, 2500, 5000)
-LOOPED = {5000: 20}  # images of which the loops are timed
-SMALL = 20  # images of the check, which even those loops go through
+LOOPED = {5000: 20}  # of so many images, so many go through the loops
+SMALL = 20  # images of the check, all of which go through the loops
 SLICE = 20000 if ON_GPU else 2000
 MILLION = 10**6
 
@@ -36,7 +36,7 @@ def ours(images: Tensor, captions: Tensor, owner: Tensor) -> Tensor:
 
 
 def whole_matrix(images: Tensor, captions: Tensor, owner: Tensor) -> Tensor:
-    """The matrix in memory, compared and counted; captions come in the order of their images, as many for each."""
+    """Compare and count in the whole matrix; captions are in image order, equally many for each image."""
     scores = images @ captions.T
     own = scores[owner, torch.arange(len(owner), device=owner.device)]
     best = own.view(len(images), -1).amax(1)
@@ -46,7 +46,7 @@ def whole_matrix(images: Tensor, captions: Tensor, owner: Tensor) -> Tensor:
 
 
 def loops(images: Tensor, captions: Tensor, owner: Tensor, count: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """One argsort a query for the first `count` images and their captions, which come in the order of their images."""
+    """An argsort a query for the first `count` images and their captions, which are in image order."""
     v, c, own = array(images, dtype), array(captions, dtype), owner.cpu().numpy()
     first, second = [], []
     for i in range(min(count, len(v))):
@@ -59,7 +59,7 @@ def loops(images: Tensor, captions: Tensor, owner: Tensor, count: int, dtype: to
 
 @cache
 def array(embeddings: Tensor, dtype: torch.dtype) -> NDArray[np.floating]:
-    """Made once for all rounds: the original's embeddings are in this type from the beginning."""
+    """Converted once for all rounds: the original's embeddings are in this type from the start."""
     return embeddings.cpu().to(dtype).numpy()
 
 
@@ -70,7 +70,7 @@ def arrays_given_back() -> Iterator[None]:
 
 
 def embeddings(images: int, dim: int, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, ...]:
-    """Captions near their image, but not so near that all ranks are 0, which would check nothing."""
+    """Captions close to their image, but not so close that all ranks are 0, which would check nothing."""
     random = torch.Generator(device).manual_seed(0)
     owner = torch.arange(images, device=device).repeat_interleave(EACH)
     v = normalize(torch.randn(images, dim, generator=random, device=device), dim=1)
@@ -79,36 +79,36 @@ def embeddings(images: int, dim: int, dtype: torch.dtype, device: torch.device |
 
 
 def case(images: int) -> Case:
-    ways = {"ours": Way(ours, ours=True), "whole matrix, counted": Way(whole_matrix)}
+    variants = {"ours": Variant(ours, ours=True), "whole matrix, counted": Variant(whole_matrix)}
     if images in LOOPED:
         count = LOOPED[images]
         part = "" if count == images else f", {count} of {images:,} images and theirs, multiplied up"
         for words, dtype in (("", torch.float64), (", in float32", torch.float32)):
             run = partial(loops, count=count, dtype=dtype)
-            ways[f"original: one argsort a query{words}{part}"] = Way(run, scale=images / count, counted=False)
-    return sized(images, images * EACH, ways, images)
+            variants[f"original: one argsort a query{words}{part}"] = Variant(run, scale=images / count, counted=False)
+    return sized(images, images * EACH, variants, images)
 
 
-def sized(images: int, captions: int, ways: dict[str, Way], timed: int) -> Case:
+def sized(images: int, captions: int, variants: dict[str, Variant], timed: int) -> Case:
     return Case(
         operation="ranks both ways",
         size=f"{images:,} images x {captions:,} captions",
         numbers={"images": images, "captions": captions, "dim": DIM},
         dtype=DTYPE, flop=2.0 * images * captions * DIM, bytes=(images + captions) * (DIM * DTYPE.itemsize + 8.0),
-        ways=ways, inputs=partial(embeddings, timed, DIM, DTYPE, DEVICE),
+        variants=variants, inputs=partial(embeddings, timed, DIM, DTYPE, DEVICE),
         small=partial(embeddings, SMALL, 16, torch.float64, "cpu"), reference=partial(loops, count=SMALL),
     )  # fmt: skip
 
 
 def a_million() -> Case:
     name = f"ours, a slice of {SLICE:,} x {SLICE * EACH:,} multiplied up"
-    way = Way(ours, ours=True, scale=(MILLION / SLICE) ** 2)
-    return sized(MILLION, MILLION * EACH, {name: way}, SLICE)
+    sliced = Variant(ours, ours=True, scale=(MILLION / SLICE) ** 2)
+    return sized(MILLION, MILLION * EACH, {name: sliced}, SLICE)
 
 
 CASES = [*map(case, IMAGES), a_million()]
 
 
 @rows(CASES)
-def test_ranks(show, case: Case, way: str) -> None:
-    show(case, way)
+def test_ranks(show, case: Case, variant: str) -> None:
+    show(case, variant)

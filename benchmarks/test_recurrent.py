@@ -1,10 +1,9 @@
 """The recurrent layers over batches of captions, forward and backward, against torch's own (cuDNN on a GPU).
 
-GRU: the last state of each caption, 300 -> 1024, batch 128, as VSE++ has it; ours is `last_hidden`. LSTM: the states
-after every word, 512 -> 512, batch 64; what the captioners call is nn.LSTM over padded captions, and nothing in it is
-our own. Word vectors are learnt, so that both directions reach them. All ways go through the same batches, those of the
-training loop, in the type that training takes on the device: bf16 where it multiplies in it natively. The gradient is
-that of a weighted sum of the states of the words that count.
+GRU: the last state of each caption, 300 -> 1024, batch 128, as in VSE++; ours is `last_hidden`. LSTM: the states after
+every word, 512 -> 512, batch 64; the captioners call nn.LSTM over padded captions, none of it our own code. The word
+vectors are learned, so gradients flow to them too. All variants go through the same batches, those of the training
+loop, in the type that training uses (bf16 if native). The gradient is of a weighted sum of the real words' states.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Way, rows, through_all, training_dtype
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Variant, rows, through_all, training_dtype
 from benchmarks.captions import EPOCH, batches, encoded
 from benchmarks.parity import near
 from capbench.kernels.gru import last_hidden
@@ -52,7 +51,7 @@ def modules(cell: type[nn.GRU] | type[nn.LSTM], word: int, hidden: int) -> tuple
 
 
 def weight_like(states: Tensor, lengths: Tensor) -> Tensor:
-    """What the states are summed with; 0 beyond the end of a caption."""
+    """The weights of the sum; 0 beyond the end of a caption."""
     weight = torch.randn(states.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     if states.ndim == 3:
         weight = weight * (torch.arange(states.shape[1]) < lengths[:, None])[:, :, None]
@@ -62,7 +61,7 @@ def weight_like(states: Tensor, lengths: Tensor) -> Tensor:
 def gradient(
     layer: Layer, recurrence: nn.RNNBase, words: nn.Embedding, captions: Tensor, lengths: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The states, and the gradient of their weighted sum by all parameters."""
+    """The states, and the gradient of their weighted sum for all parameters."""
     with bf16_where_native(captions.device, "full" if weight is None else "auto"):
         states = layer(recurrence, words, captions, lengths)
     weight = weight_like(states, lengths) if weight is None else weight.to(states.dtype)
@@ -83,7 +82,7 @@ def made(layer: Layer, cell: type[nn.GRU] | type[nn.LSTM], word: int, hidden: in
 
 
 def check(layers: Mapping[str, Layer], cell: type[nn.GRU] | type[nn.LSTM], word: int, hidden: int) -> None:
-    """All ways but compiled ones, in float64 on the CPU: weighted states and every gradient."""
+    """All variants except compiled ones, in float64 on the CPU: weighted states and every gradient."""
     captions, lengths = batches(CHECKED, grouped=False)[0]
     wanted: list[Tensor] = []
     for name, layer in layers.items():
@@ -98,8 +97,8 @@ def check(layers: Mapping[str, Layer], cell: type[nn.GRU] | type[nn.LSTM], word:
 
 
 def steps(cell: type[nn.GRU] | type[nn.LSTM], word: int, hidden: int, batch: int, layers: Mapping[str, Layer]) -> Steps:
-    ways = {
-        name: Way(
+    variants = {
+        name: Variant(
             partial(made, layer, cell, word, hidden, batch, compiled=name.startswith(COMPILED)),
             ours=name.startswith("ours"),
         )
@@ -109,7 +108,7 @@ def steps(cell: type[nn.GRU] | type[nn.LSTM], word: int, hidden: int, batch: int
         operation=f"{cell.__name__}, forward and backward",
         size=f"batch {batch}, {word} -> {hidden}",
         numbers={"batch": batch, "word": word, "hidden": hidden},
-        ways=ways, check=partial(check, layers, cell, word, hidden),
+        variants=variants, check=partial(check, layers, cell, word, hidden),
         dtype=training_dtype(), calls=EPOCH,
     )  # fmt: skip
 
@@ -129,5 +128,5 @@ CASES = [steps(nn.GRU, 300, 1024, 128, GRU), steps(nn.LSTM, 512, 512, 64, LSTM)]
 
 
 @rows(CASES)
-def test_recurrent(show, case: Steps, way: str) -> None:
-    show(case, way)
+def test_recurrent(show, case: Steps, variant: str) -> None:
+    show(case, variant)

@@ -1,17 +1,16 @@
 """One training step of each paper on stored features: ours, plain PyTorch, and torch.compile of the plain.
 
-Ours is the step of `capbench.training`: length-grouped batches (of any length for the alignment, as it trains), the
-core's kernels, fused optimiser, and bf16 where the device multiplies in it. Plain: batches in random order, padded to
-their longest caption, in fp32, Adam as torch has it by default, and the references in place of the kernels: packed
-sequences and the whole matrix for VSE++, as in the original code, and the whole tensor [image, caption, region, word]
-for the alignment. The compiled step has the batches and functions of the plain one, with the optimiser and the
-precision of ours. All take the same number of captions a step, with the same objective and clipping, and all read the
-loss. A call does a step on each of several batches, whose widths are those of an epoch. Batches are on the device
-before anything is timed; features are noise: the time does not depend on what they hold.
+Ours is the step of `capbench.training`: length-grouped batches (mixed lengths for the alignment), the core's kernels,
+the fused optimiser, and bf16 if native. Plain: batches in random order padded to their longest caption, fp32, torch's
+default Adam, and the references in place of the kernels: packed sequences and the whole matrix for VSE++, as in the
+original code, and the whole tensor [image, caption, region, word] for the alignment. Compiled: the plain batches and
+functions with the optimiser and precision of ours. All take as many captions a step, with the same objective and
+clipping, and all read the loss. A call does a step on each of several batches, whose widths represent an epoch. Batches
+are on the device before timing; features are noise, because the time does not depend on their values.
 
-Later in the training of VSE++ the max of hinges leaves more and more captions without a gradient, which the prefix
-tree of the CPU makes use of: there is a row for a step in which half of the captions have none. Compilation of
-unrolled recurrences takes minutes on a CPU: there the step of Show and Tell alone is compiled.
+Later in the training of VSE++ the max of hinges leaves more and more captions without a gradient, which the CPU's
+prefix tree exploits: one variant is a step in which half of the captions have none. Compiling unrolled recurrences
+takes minutes on a CPU, so there only the step of Show and Tell is compiled.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Way, rows, through_all, training_dtype
+from benchmarks.bench import COMPILED, DEVICE, ON_GPU, Steps, Variant, rows, through_all, training_dtype
 from benchmarks.captions import EPOCH, batches, encoded
 from benchmarks.parity import near
 from capbench.captioners.experiment import cross_entropy
@@ -56,21 +55,21 @@ FEATURE, LOCATIONS, REGIONS, CHECKED = 1280, 49, 20, 16
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained, on which features of an image. `loss` takes the model, features, captions and lengths; `plain`
-    says what stands, without the core's kernels, where they are called."""
+    """A model, its objective and its features."""
 
     name: str
     recipe: Any
-    build: Callable[[Any], nn.Module]
-    loss: Callable[..., Tensor]
-    features: tuple[int, ...]
+    build: Callable[[Any], nn.Module]  # from the recipe
+    loss: Callable[..., Tensor]  # of the model, features, captions and lengths
+    features: tuple[int, ...]  # the shape of an image's features
     batch: int = 64
-    grouped: bool = True
+    grouped: bool = True  # whether batches hold captions of similar length
+    # What replaces the core's kernels in the plain step, by the name under which they are called.
     plain: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
 
 def ranked(model: VSE, features: Tensor, captions: Tensor, lengths: Tensor, silent: float = 0.0) -> Tensor:
-    """The max of hinges, of which a share `silent` of the captions gets no gradient."""
+    """The max of hinges; a share `silent` of the captions gets no gradient."""
     f, g = model.embed_images(features), model.embed_captions(captions, lengths)
     pair = torch.arange(len(g), device=g.device)
     if silent:
@@ -83,7 +82,7 @@ def written(model: Translator, features: Tensor, captions: Tensor) -> Tensor:
 
 
 def aligned(model: AlignmentModel, features: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
-    """START and END are no words of a picture."""
+    """Without START and END, which no region shows."""
     similarity = model(features, captions[:, 1:-1], lengths - 2)
     return structured_margin(similarity, torch.arange(len(captions), device=captions.device), model.recipe.margin)
 
@@ -130,7 +129,7 @@ def replaced(stand_ins: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
 
 
 class Step:
-    """A training step, in the order of `capbench.training`."""
+    """A training step, with its operations in the order of `capbench.training`."""
 
     def __init__(self, what: Trained, ours: bool, compiled: bool = False) -> None:
         torch.manual_seed(0)
@@ -160,10 +159,10 @@ class Step:
 
 
 def step(what: Trained, ours: bool, compiled: bool = False) -> Call:
-    """A step on each of the batches; names are replaced once for all of them."""
+    """A call that does a step on each of the batches."""
     features = torch.randn(what.batch, *what.features, device=DEVICE).relu()
-    own = batches(what.batch, grouped=ours and what.grouped)
-    steps = through_all(Step(what, ours, compiled), [(features, *batch) for batch in own])
+    chosen = batches(what.batch, grouped=ours and what.grouped)
+    steps = through_all(Step(what, ours, compiled), [(features, *batch) for batch in chosen])
 
     def call() -> None:
         with replaced({} if ours else what.plain):
@@ -173,7 +172,7 @@ def step(what: Trained, ours: bool, compiled: bool = False) -> Call:
 
 
 def check(what: Trained) -> None:
-    """The same loss and gradient from a few captions, plain ones padded, without dropout and in full precision."""
+    """Ours and plain give the same loss and gradient on a few captions, without dropout, in full precision."""
     features = torch.randn(CHECKED, *what.features, device=DEVICE).relu()
     captions, lengths = batches(CHECKED, False)[0]
     longer = nn.functional.pad(captions, (0, 5), value=PAD)
@@ -193,20 +192,23 @@ def check(what: Trained) -> None:
 
 
 def steps(what: Trained) -> Steps:
-    ways = {"ours": Way(partial(step, what, ours=True), ours=True)}
+    variants = {"ours": Variant(partial(step, what, ours=True), ours=True)}
     if what is RANKED and not ON_GPU:
         half_silent = replace(what, loss=partial(ranked, silent=0.5))
-        ways["ours, half of the captions silent"] = Way(partial(step, half_silent, ours=True), ours=True)
-    ways["plain PyTorch, fp32"] = Way(partial(step, what, ours=False))
+        variants["ours, half of the captions silent"] = Variant(partial(step, half_silent, ours=True), ours=True)
+    variants["plain PyTorch, fp32"] = Variant(partial(step, what, ours=False))
     if ON_GPU or what.name == "Show and Tell":
-        ways[f"{COMPILED} of the plain, in the type of ours"] = Way(partial(step, what, ours=False, compiled=True))
+        variants[f"{COMPILED} of the plain, in the type of ours"] = Variant(
+            partial(step, what, ours=False, compiled=True)
+        )
     return Steps(
-        operation=f"training step, {what.name}", size=f"batch {what.batch}", numbers={"batch": what.batch}, ways=ways,
-        check=partial(check, what), dtype=training_dtype(what.recipe.training.precision), calls=EPOCH,
+        operation=f"training step, {what.name}", size=f"batch {what.batch}", numbers={"batch": what.batch},
+        variants=variants, check=partial(check, what),
+        dtype=training_dtype(what.recipe.training.precision), calls=EPOCH,
     )  # fmt: skip
 
 
-@pytest.mark.timeout(1200)  # an unrolled recurrence is long to compile
+@pytest.mark.timeout(1200)  # an unrolled recurrence takes minutes to compile
 @rows([steps(what) for what in TRAINED])
-def test_training_step(show, case: Steps, way: str) -> None:
-    show(case, way)
+def test_training_step(show, case: Steps, variant: str) -> None:
+    show(case, variant)

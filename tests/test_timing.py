@@ -15,16 +15,25 @@ import torch
 
 import capbench.timing.measure as timing
 from capbench.base.errors import CapbenchError
-from capbench.timing.measure import Ceilings, Timing, ceilings, limit, measure, peak_bytes, roofline_share, through
+from capbench.timing.measure import (
+    Ceilings,
+    Timing,
+    ceilings,
+    measure,
+    peak_bytes,
+    roofline_bound,
+    roofline_share,
+    through,
+)
 from capbench.timing.records import (
     TimingEntry,
     TimingRecord,
     comparisons,
-    entry,
     load_timings,
     median_interval,
     ratio,
     save_timings,
+    timing_entry,
     timing_provenance,
 )
 
@@ -33,7 +42,7 @@ ONE_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
 
 
 def record(**changes) -> TimingRecord:
-    made = entry(Timing((1e-3, 3e-3, 2e-3), 4096), operation="maxsim", size="2 x 3", variant="ours", ours=True)
+    made = timing_entry(Timing((1e-3, 3e-3, 2e-3), 4096), operation="maxsim", size="2 x 3", variant="ours", ours=True)
     fields = {"device": "CPU, test", "started": "2024-05-01T12:00:00+00:00", "ceilings": CEILINGS, "entries": [made]}
     return TimingRecord.model_validate(fields | changes)
 
@@ -116,8 +125,8 @@ def test_ceilings_are_measured_in_each_type(monkeypatch):
 
 
 def test_the_roofline_is_the_slower_of_arithmetic_and_traffic():
-    assert limit(2e12, 50e9, CEILINGS, "float32") == pytest.approx(1.0)  # 1 s of products, half a second of traffic
-    assert limit(2e12, 200e9, CEILINGS, "float32") == pytest.approx(2.0)
+    assert roofline_bound(2e12, 50e9, CEILINGS, "float32") == pytest.approx(1.0)  # 1 s of products, 0.5 s of traffic
+    assert roofline_bound(2e12, 200e9, CEILINGS, "float32") == pytest.approx(2.0)
     assert roofline_share(2e12, 50e9, 4.0, CEILINGS, "float32") == pytest.approx(0.25)
     assert roofline_share(2e12, 50e9, 4.0, CEILINGS, "bfloat16") == pytest.approx(0.125)
     assert roofline_share(0.0, 50e9, 1.0, CEILINGS, "int8") == pytest.approx(0.5)
@@ -131,20 +140,20 @@ def test_a_type_without_a_ceiling_and_a_time_of_zero_are_refused():
 
 
 def test_an_entry_holds_the_quantiles_multiplied_by_its_scale():
-    made = entry(Timing((1.0, 2.0, 3.0), 7), 10.0, operation="o", size="s", variant="v", ours=False)
+    made = timing_entry(Timing((1.0, 2.0, 3.0), 7), 10.0, operation="o", size="s", variant="v", ours=False)
     assert (made.median, made.rounds, made.peak_bytes, made.scale) == (20.0, 3, 7, 10.0)
     assert made.p90 == pytest.approx(10 * np.quantile([1.0, 2.0, 3.0], 0.9))
 
 
 def test_an_entry_keeps_every_round_to_four_digits_and_its_quantiles_in_full():
-    made = entry(Timing((1.23456, 2.34567, 3.0), 7), 10.0, operation="o", size="s", variant="v", ours=False)
+    made = timing_entry(Timing((1.23456, 2.34567, 3.0), 7), 10.0, operation="o", size="s", variant="v", ours=False)
     assert made.seconds == (12.35, 23.46, 30.0)
     assert made.median == pytest.approx(23.4567)
 
 
 def test_a_row_of_many_rounds_takes_one_line_of_the_file_and_is_read_back(tmp_path):
     times = tuple(1e-6 * number for number in range(1, 101))
-    made = entry(Timing(times, 0), operation="[\n 1,\n 2 ]", size="s", variant="v", ours=True)
+    made = timing_entry(Timing(times, 0), operation="[\n 1,\n 2 ]", size="s", variant="v", ours=True)
     path = save_timings(record(entries=[made]), tmp_path)
     (line,) = (each for each in path.read_text().splitlines() if '"seconds"' in each)
     assert line.strip().startswith('"seconds": [1e-06, 2e-06, 3e-06, ')
@@ -154,20 +163,20 @@ def test_a_row_of_many_rounds_takes_one_line_of_the_file_and_is_read_back(tmp_pa
 
 def variant(name: str, *seconds: float, **changes) -> TimingEntry:
     what: dict[str, Any] = {"operation": "o", "size": "s", "variant": name, "ours": name.startswith("ours")}
-    return entry(Timing(seconds, 0), **(what | changes))
+    return timing_entry(Timing(seconds, 0), **(what | changes))
 
 
 def test_a_ratio_is_the_median_of_the_paired_rounds_and_not_the_ratio_of_the_medians():
-    ours, rival = variant("ours", 1.0, 2.0, 3.0), variant("rival", 3.0, 2.0, 3.0)
-    assert ratio(rival, ours).value == 1.0  # of 3, 1 and 1
-    assert ratio(rival, ours).interval is None
-    assert ratio(rival, ours.model_copy(update={"seconds": ()})).value == 1.5
-    assert ratio(variant("rival", 3.0, 3.0), ours).value == 1.5
+    ours, baseline = variant("ours", 1.0, 2.0, 3.0), variant("baseline", 3.0, 2.0, 3.0)
+    assert ratio(baseline, ours).value == 1.0  # of 3, 1 and 1
+    assert ratio(baseline, ours).interval is None
+    assert ratio(baseline, ours.model_copy(update={"seconds": ()})).value == 1.5
+    assert ratio(variant("baseline", 3.0, 3.0), ours).value == 1.5
 
 
 def test_a_machine_that_slows_down_changes_no_ratio():
     drift = [1 + number / 10 for number in range(10)]
-    found = ratio(variant("rival", *(1.5 * time for time in drift)), variant("ours", *drift))
+    found = ratio(variant("baseline", *(1.5 * time for time in drift)), variant("ours", *drift))
     assert found.interval is not None
     assert found.interval == pytest.approx((1.5, 1.5))
     assert not found.tie
@@ -175,11 +184,11 @@ def test_a_machine_that_slows_down_changes_no_ratio():
 
 def test_a_tie_is_an_interval_that_holds_one():
     ours = variant("ours", *[1.0] * 6)
-    assert ratio(variant("rival", 0.9, 0.95, 0.97, 0.99, 1.0, 1.1), ours).tie
-    assert ratio(variant("rival", 0.9, 0.95, 0.97, 0.99, 1.0, 1.1), ours).interval == (0.9, 1.1)
-    assert not ratio(variant("rival", 0.9, 0.95, 0.97, 0.99, 0.99, 0.99), ours).tie
-    assert ratio(variant("rival", 0.9, 0.95, 0.97, 0.99, 0.99, 0.996), ours).tie  # it is shown as 1.00
-    assert not ratio(variant("rival", 1.0, 1.0), variant("ours", 1.0, 1.0)).tie  # too few rounds to say so
+    assert ratio(variant("baseline", 0.9, 0.95, 0.97, 0.99, 1.0, 1.1), ours).tie
+    assert ratio(variant("baseline", 0.9, 0.95, 0.97, 0.99, 1.0, 1.1), ours).interval == (0.9, 1.1)
+    assert not ratio(variant("baseline", 0.9, 0.95, 0.97, 0.99, 0.99, 0.99), ours).tie
+    assert ratio(variant("baseline", 0.9, 0.95, 0.97, 0.99, 0.99, 0.996), ours).tie  # it is shown as 1.00
+    assert not ratio(variant("baseline", 1.0, 1.0), variant("ours", 1.0, 1.0)).tie  # too few rounds to say so
 
 
 def test_the_interval_of_a_median_is_the_narrowest_that_holds_it_with_95_percent():
@@ -208,10 +217,10 @@ def test_each_size_of_an_operation_is_that_of_the_newest_record_that_has_it():
     assert comparisons([second, first]) == found
 
 
-def test_the_strongest_rival_is_the_fastest_whose_name_begins_so():
+def test_the_strongest_baseline_is_the_fastest_whose_name_begins_so():
     rows = [variant("ours", 1.0), variant("cuDNN b", 3.0), variant("cuDNN a", 2.0), variant("eager", 1.5)]
     (one,) = comparisons([record(entries=rows)])
-    found = [one.rival(), one.rival("cuDNN"), one.rival("torch.compile")]
+    found = [one.baseline(), one.baseline("cuDNN"), one.baseline("torch.compile")]
     assert [row and row.variant for row in found] == ["eager", "cuDNN a", None]
 
 
@@ -229,7 +238,7 @@ def test_records_are_read_back_and_none_replaces_another(tmp_path):
 
 def test_a_taken_name_is_left_alone(tmp_path, monkeypatch):
     tokens = count()
-    monkeypatch.setattr("capbench.timing.records.secrets.token_hex", lambda _: f"{next(tokens) // 2:06x}")
+    monkeypatch.setattr("secrets.token_hex", lambda _: f"{next(tokens) // 2:06x}")
     first, second = save_timings(record(threads=1), tmp_path), save_timings(record(threads=2), tmp_path)
     assert first != second
     assert sorted(each.threads for each in load_timings(tmp_path)) == [1, 2]
@@ -255,7 +264,7 @@ def test_an_older_or_newer_record_is_kept_and_marked(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(older))
     (tmp_path / "b.json").write_text(json.dumps({**document, "mood": "calm", "file": "x", "marks": ["y"]}))
     first, second = load_timings(tmp_path)
-    assert first.marks == ("schema 0: no dirty, load, schema_version",)
+    assert first.marks == ("schema 0: no dirty, load",)
     assert second.marks == ("unknown fields: file, marks, mood", "dirty tree")
     assert second.file == "b.json"
 

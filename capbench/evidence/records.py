@@ -10,19 +10,17 @@ import io
 import json
 import os
 import re
-import secrets
-import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
+from capbench.base.json_records import RECORD_CONFIG, JsonRecord, load_records, new_stem, read_record
 from capbench.base.provenance import Moment
 from capbench.evidence import renamed
 
@@ -41,7 +39,7 @@ _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|(^|_)(API|ACCESS|
 class Epoch(BaseModel):
     """One epoch of training."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = RECORD_CONFIG
 
     epoch: int
     loss: float | None  # mean over the steps; None where there was nothing to learn
@@ -50,13 +48,11 @@ class Epoch(BaseModel):
     validation: dict[str, float]  # metrics after the epoch
 
 
-class Result(BaseModel):
+class Result(JsonRecord):
     """One run of one preset with one seed.
 
     Fields with a default are blank in records from before there were such fields.
     """
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     schema_version: int = SCHEMA_VERSION
     paper: str
@@ -93,12 +89,9 @@ class Result(BaseModel):
     energy_of: str | None = None  # the device whose energy was counted
     peak_memory_bytes: int | None = None
     command: str
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     arrays: str | None = None  # name of the file of arrays
     arrays_sha256: str | None = None
-    # set by the reader, never written
-    file: str = Field(default="", exclude=True)
-    marks: tuple[str, ...] = Field(default=(), exclude=True)  # cautions, such as "dirty tree", "unknown fields: mood"
 
     @property
     def sees(self) -> str:
@@ -115,19 +108,19 @@ def save_result(result: Result, arrays: Mapping[str, np.ndarray], folder: Path) 
     Raises CapbenchError when the folder cannot be written or an array does not fit.
     """
     packed = _pack(arrays) if arrays else b""
-    stem = _reserve(result, folder)
-    bundle, path = folder / f"{stem}.npz", folder / f"{stem}.json"
-    try:
-        if arrays:
-            atomic_write(bundle, packed)
+    names = (result.paper, result.preset, result.dataset, result.encoder)
+    words = [re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:40] for name in names]
+    with new_stem(folder, "-".join([*words, f"s{result.seed}"]).lstrip("."), result.started) as stem:
+        bundle, path = folder / f"{stem}.npz", folder / f"{stem}.json"
         named = {"arrays": bundle.name, "arrays_sha256": hashlib.sha256(packed).hexdigest()} if arrays else {}
         document = _without_secrets(result.model_dump(mode="json") | named)
-        atomic_write(path, (json.dumps(document, indent=1) + "\n").encode())
-    except BaseException:
-        bundle.unlink(missing_ok=True)
-        raise
-    if not arrays:
-        bundle.unlink(missing_ok=True)
+        try:
+            if arrays:
+                atomic_write(bundle, packed)
+            atomic_write(path, (json.dumps(document, indent=1) + "\n").encode())
+        except BaseException:
+            bundle.unlink(missing_ok=True)
+            raise
     return path
 
 
@@ -137,17 +130,8 @@ def load_results(folder: Path, paper: str | None = None) -> list[Result]:
     A file that is no record is left out with a warning that names it. A record of another schema is kept:
     fields that it lacks are blank, fields unknown here stay on it, and `marks` says both.
     """
-    results = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            result = _read(path)
-        except (OSError, ValueError) as error:
-            reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
-            warnings.warn(f"{path} is left out, it is not a record: {reason}", stacklevel=2)
-            continue
-        if paper is None or result.paper == paper:
-            results.append(result)
-    return results
+    results = load_records(Result, folder, blanks=_BLANKS, upgrade=_upgraded)
+    return [result for result in results if paper in (None, result.paper)]
 
 
 def add_records(records: Iterable[Path], folder: Path) -> list[Path]:
@@ -158,16 +142,9 @@ def add_records(records: Iterable[Path], folder: Path) -> list[Path]:
     """
     copies = []
     for path in records:
-        try:
-            result = _read(path)
-        except (OSError, ValueError) as error:
-            reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
-            raise CapbenchError(f"{path} is not a record: {reason}") from error
+        result = read_record(Result, path, blanks=_BLANKS, upgrade=_upgraded)
         load_arrays(result, path.parent)
-        names = [
-            name for name in (result.arrays, path.name) if name is not None
-        ]  # the record last: it names the arrays
-        for name in names:
+        for name in filter(None, (result.arrays, path.name)):  # the record last: it names the arrays
             content = (path.parent / name).read_bytes()
             if (folder / name).exists() and (folder / name).read_bytes() != content:
                 raise CapbenchError(f"{folder / name} is there already and differs from {path.parent / name}")
@@ -196,29 +173,6 @@ def load_arrays(result: Result, folder: Path) -> dict[str, np.ndarray]:
         raise CapbenchError(f"cannot read the arrays {path}: {error}") from error
 
 
-def _reserve(result: Result, folder: Path) -> str:
-    """A stem that is ours alone: creating the array file fails for all processes but one."""
-    stamp = datetime.fromisoformat(result.started).strftime("%Y%m%dT%H%M%SZ")
-    names = [result.paper, result.preset, result.dataset, result.encoder]
-    words = [re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:40] for name in names]
-    base = "-".join([*words, f"s{result.seed}", stamp]).lstrip(".")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for _ in range(100):
-            stem = f"{base}-{secrets.token_hex(3)}"
-            try:
-                (folder / f"{stem}.npz").open("xb").close()
-            except FileExistsError:
-                continue
-            if not (folder / f"{stem}.json").exists():
-                return stem
-            (folder / f"{stem}.npz").unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise CapbenchError(f"cannot write to {folder}: {reason}; choose another folder") from error
-    raise CapbenchError(f"no free record name for {base} in {folder} after 100 tries; choose another folder")
-
-
 def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     """A compressed .npz without dates, so that its hash depends on the arrays alone."""
     buffer = io.BytesIO()
@@ -239,29 +193,12 @@ def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _read(path: Path) -> Result:
-    document = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(document, dict):
-        raise ValueError("it holds no JSON object")
-    version, marks = document.get("schema_version", 0), []
-    if version in (0, 1):
-        document = renamed.record(document)
-    if version == 1:  # nothing but names has changed since
-        version = document["schema_version"] = SCHEMA_VERSION
-    if version != SCHEMA_VERSION:
-        missing = [name for name in _BLANKS if name not in document]
-        document = {**_BLANKS, **document, "schema_version": version}
-        marks.append(f"schema {version}" + (f": no {', '.join(missing)}" if missing else ""))
-    unknown = sorted(set(document) - set(Result.model_fields))
-    if unknown:
-        marks.append(f"unknown fields: {', '.join(unknown)}")
-    if document.get("dirty"):
-        marks.append("dirty tree")
-    return Result.model_validate({**document, "file": path.name, "marks": tuple(marks)})
-
-
-def _reasons(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
+    """An older document under the present names; schema 1 differs from 2 in nothing else."""
+    version = document.get("schema_version", 0)
+    if version not in (0, 1):
+        return document
+    return renamed.record(document) | ({"schema_version": SCHEMA_VERSION} if version == 1 else {})
 
 
 def _without_secrets(value: Any) -> Any:

@@ -1,8 +1,13 @@
-"""The plots as SVG: the same records give the same bytes, whatever the user's matplotlib settings."""
+"""The plots as SVG, legible on a phone. The same records give the same bytes, whatever the user's matplotlib settings.
+
+A figure is narrow, so that a page scales its text little: panels stand one above the other, the legend below. Lines
+differ in dashes as well as colour, for greyscale; the background is white, for dark pages.
+"""
 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +16,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FixedLocator, Formatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from capbench.base.files import fingerprint
 from capbench.evidence.records import Result
@@ -24,26 +30,23 @@ from capbench.metrics.alignment import BETAS
 DEPTHS = np.array([*range(1, 11), 12, 14, 17, 20, 25, 30, 40, 50, 60, 80, 100])
 DIRECTIONS = {"image_to_caption": "image to caption", "caption_to_image": "caption to image"}
 _LOG_FROM = 20  # losses that span a larger ratio are drawn on a log scale
-_COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#6B4C9A",
-    "#444444",
-)  # Okabe and Ito
+_WIDTH, _PANEL = 5.6, 2.3  # inches of a figure, and of the height of a panel
+_TITLE = 56  # characters of a line of the title
+# Okabe and Ito's colours and two more, dark before light: lines with the same dashes differ in grey.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#6B4C9A", "#E69F00", "#56B4E9", "#CC79A7", "#999999")
 Dashes = tuple[float, Sequence[float]] | None
-_DASHES: tuple[Dashes, ...] = (None, (0.0, (4.0, 1.5)), (0.0, (1.0, 1.2)))
+_DASHES: tuple[Dashes, ...] = (None, (0.0, (4.0, 1.5)), (0.0, (1.0, 1.2)), (0.0, (5.0, 1.2, 1.0, 1.2)))
+_MARKERS = "osD^vP*X"
+_COLLAPSED: Any = {"color": "black", "linestyle": (0, (1, 3)), "linewidth": 1}
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "capbench",
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # it comes with matplotlib, so labels are measured alike everywhere
-    "font.size": 9,
+    "font.size": 10,
     "axes.titlesize": 10,
+    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -51,15 +54,16 @@ _STYLE: Any = {
     "grid.linewidth": 0.6,
     "axes.linewidth": 0.8,
     "legend.frameon": False,
+    "legend.handlelength": 3.0,
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """One entry of the legend: the records of a setting, one a seed."""
+    """One entry of the legend."""
 
     label: str
-    records: Sequence[Result]
+    records: Sequence[Result]  # of one setting, one for each seed
 
 
 def learning_curves(title: str, lines: Sequence[Line], metric: str) -> bytes:
@@ -68,32 +72,29 @@ def learning_curves(title: str, lines: Sequence[Line], metric: str) -> bytes:
     A dot is the snapshot that was tested. A dotted line stands at the loss of a collapsed embedding where a
     recipe has the max of hinges (`collapsed_loss`).
     """
-    with _figure(title, 2) as (figure, (left, right), save):
-        shown = known_metric(metric)
-        _titles(left, "validation", f"{shown.name} ({shown.unit})" if shown.unit else shown.name)
-        losses = [loss for line in lines for record in line.records for loss in _loss(record).values()]
-        logarithmic = bool(losses) and min(losses) > 0 and max(losses) / min(losses) > _LOG_FROM
-        _titles(right, "training", "mean loss of a batch" + (", log scale" if logarithmic else ""))
-        if logarithmic:
-            _log_axis(right)
-        for axes, values_of in ((left, _validation(metric)), (right, _loss)):
-            axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            for colour, dashes, line in _styled(lines):
+    shown = known_metric(metric)
+    losses = [loss for line in lines for record in line.records for loss in _loss(record).values()]
+    logarithmic = bool(losses) and min(losses) > 0 and max(losses) / min(losses) > _LOG_FROM
+    with _figure(title, 2) as (figure, (top, bottom), save):
+        top.set_title(f"validation: {shown.name}" + (f" ({shown.unit})" if shown.unit else ""))
+        bottom.set(title="training: mean loss of a batch" + (", log scale" if logarithmic else ""), xlabel="epoch")
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes, values_of in ((top, _validation(metric)), (bottom, _loss)):
+            for line, style in _styled(lines):
                 curves = [values_of(record) for record in line.records]
-                _draw(axes, [curve for curve in curves if curve], colour, dashes)
-        for colour, _, line in _styled(lines):
-            _mark_best(left, line, metric, colour)
+                _draw(axes, [curve for curve in curves if curve], style)
+        for line, style in _styled(lines):
+            _mark_best(top, line, metric, style["color"])
         levels = sorted({level for line in lines for r in line.records if (level := collapsed_loss(r)) is not None})
         for level in levels:
-            right.axhline(level, color="black", linestyle=(0, (1, 2)), linewidth=1)
-        entries = [Line2D([], [], color=c, linestyle=d, linewidth=1.8) for c, d, _ in _styled(lines)]
-        labels = [line.label for line in lines]
-        entries += [Line2D([], [], color="black", linestyle=(0, (1, 2)), linewidth=1) for _ in levels]
-        labels += [f"max of hinges, collapsed: {level:g}" for level in levels]
-        entries.append(Line2D([], [], color="#777777", marker="o", markersize=3.5, linestyle=""))
-        labels.append("snapshot tested")
-        _legend(figure, entries, labels)
+            bottom.axhline(level, **_COLLAPSED)
+        if logarithmic:
+            bottom.set_yscale("log")
+            _log_axis(bottom.yaxis)
+        handles = _handles(lines)
+        handles += [(f"max of hinges, collapsed: {level:g}", Line2D([], [], **_COLLAPSED)) for level in levels]
+        dot = Line2D([], [], color="#555555", marker="o", markersize=4, linestyle="")
+        _legend(figure, [*handles, ("snapshot tested", dot)])
         return save()
 
 
@@ -101,49 +102,45 @@ def recall_curves(
     title: str, lines: Sequence[Line], ranks: Callable[[Result], Mapping[str, np.ndarray]]
 ) -> bytes | None:
     """Recall at K against K in both directions, as SVG; None where no record has (0-based) ranks."""
-    found = {id(record): ranks(record) for line in lines for record in line.records}
-    drawn = [line for line in lines if any(name in found[id(r)] for r in line.records for name in DIRECTIONS)]
+    arrays = {id(record): ranks(record) for line in lines for record in line.records}
+    drawn = [line for line in lines if any(name in arrays[id(r)] for r in line.records for name in DIRECTIONS)]
     if not drawn:
         return None
-    with _figure(title, 2) as (figure, pair, save):
-        for axes, (direction, name) in zip(pair, DIRECTIONS.items(), strict=True):
-            _titles(axes, name, "recall at K (%)")
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set(xlabel="K, the number of items looked at (log scale)", ylim=(0, 100), xlim=(1, 100))
-            for colour, dashes, line in _styled(lines):
-                arrays = [found[id(r)][direction] for r in line.records if direction in found[id(r)]]
-                curves = [dict(zip(DEPTHS.tolist(), recall_at(array).tolist(), strict=True)) for array in arrays]
-                _draw(axes, curves, colour, dashes)
-        entries = [
-            Line2D([], [], color=c, linestyle=d, linewidth=1.8) for c, d, line in _styled(lines) if line in drawn
-        ]
-        _legend(figure, entries, [line.label for line in drawn])
+    with _figure(title, 2) as (figure, panels, save):
+        for axes, (direction, name) in zip(panels, DIRECTIONS.items(), strict=True):
+            axes.set(title=f"{name}: recall at K (%)", xscale="log", ylim=(0, 100), xlim=(1, 100))
+            _ticks(axes.xaxis, [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0])
+            for line, style in _styled(drawn):
+                found = [arrays[id(r)][direction] for r in line.records if direction in arrays[id(r)]]
+                curves = [dict(zip(DEPTHS.tolist(), recall_at(array).tolist(), strict=True)) for array in found]
+                _draw(axes, curves, style)
+        panels[-1].set_xlabel("K, the number of items looked at (log scale)")
+        _legend(figure, _handles(drawn))
         return save()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A metric that records have for several values of a setting: `prefix` + value is its name."""
+    """A metric that records have for several values of a setting."""
 
-    prefix: str
-    setting: str
+    prefix: str  # prefix + value is the metric's name in a record: "bleu4_beam" + "3"
+    setting: str  # the label of the axis
     metric: str
     values: tuple[float, ...]
-    name: str  # of its pictures
+    name: str  # in file names
+    log_above: float | None = None  # the axis is linear below this value and logarithmic above it; None: all linear
 
-    def of(self, record: Result) -> dict[int, float]:
-        """The metric by place among the values, which are drawn at equal distances."""
-        names = [f"{self.prefix}{value:g}" for value in self.values]
-        return {place: record.metrics[name] for place, name in enumerate(names) if name in record.metrics}
+    def of(self, record: Result) -> dict[float, float]:
+        """The metric by value of the setting."""
+        names = {value: f"{self.prefix}{value:g}" for value in self.values}
+        return {value: record.metrics[name] for value, name in names.items() if name in record.metrics}
 
 
 SWEEPS = (
     Sweep("bleu4_beam", "width of the beam", "BLEU-4", (*map(float, range(1, 10)), 20.0), "beams"),
-    Sweep("snippet_f1_beta", "affinity of neighbouring words", "F1 of snippets (%)", BETAS, "affinity"),
-)
+    Sweep("snippet_f1_beta", "affinity of neighbouring words (log scale above 0.25)", "F1 of snippets (%)", BETAS,
+          "affinity", log_above=0.25),
+)  # fmt: skip
 
 
 def sweep_curves(title: str, lines: Sequence[Line], sweep: Sweep) -> bytes | None:
@@ -153,94 +150,106 @@ def sweep_curves(title: str, lines: Sequence[Line], sweep: Sweep) -> bytes | Non
     if not drawn:
         return None
     with _figure(title, 1) as (figure, (axes,), save):
-        _titles(axes, "test", sweep.metric)
-        axes.set_xlabel(sweep.setting)
-        axes.set_xticks(range(len(sweep.values)), [f"{value:g}" for value in sweep.values])
-        styled = list(_styled(drawn))
-        for colour, dashes, line in styled:
-            _draw(axes, [curves[id(record)] for record in line.records], colour, dashes)
-        entries = [Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8) for colour, dashes, _ in styled]
-        _legend(figure, entries, [line.label for line in drawn])
+        axes.set(title=f"test: {sweep.metric}", xlabel=sweep.setting)
+        if sweep.log_above is not None:
+            axes.set_xscale("symlog", linthresh=sweep.log_above, base=2)
+        _ticks(axes.xaxis, sweep.values)
+        for line, style in _styled(drawn):
+            _draw(axes, [curves[id(record)] for record in line.records], style | {"marker": "o", "markersize": 3})
+        _legend(figure, _handles(drawn))
         return save()
 
 
 def heat_map(title: str, columns: Sequence[str], rows: Sequence[str], cells: Mapping[tuple[str, str], float]) -> bytes:
     """A number for each (row, column), as SVG; the darker the higher. A cell that is missing stays white."""
-    with _figure(title, 1) as (_, (axes,), save):
-        values = np.array([[cells.get((row, column), np.nan) for column in columns] for row in rows])
-        axes.imshow(values, cmap="Blues", aspect="auto", vmin=0.8 * np.nanmin(values), vmax=1.1 * np.nanmax(values))
-        axes.set_xticks(range(len(columns)), [plain(name, 24) for name in columns])
+    values = np.array([[cells.get((row, column), np.nan) for column in columns] for row in rows])
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    names = [plain(name, 24) for name in columns]
+    with _figure(title, 1, 0.6 + 0.5 * len(rows)) as (_, (axes,), save):
+        axes.imshow(values, cmap="Blues", aspect="auto", vmin=0.8 * np.nanmin(values), vmax=1.05 * np.nanmax(values))
+        crowded = sum(map(len, names)) > 45 or max(map(len, names)) * len(names) > 45
+        turned: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+        axes.set_xticks(range(len(columns)), names, **turned)
         axes.set_yticks(range(len(rows)), [plain(name, 24) for name in rows])
         axes.grid(visible=False)
         for y, row in enumerate(rows):
             for x, column in enumerate(columns):
                 if (row, column) in cells:
-                    axes.text(x, y, f"{cells[row, column]:.1f}", ha="center", va="center")
+                    colour = "white" if cells[row, column] > middle else "black"
+                    axes.text(x, y, f"{cells[row, column]:.1f}", ha="center", va="center", color=colour)
         return save()
 
 
 @dataclass(frozen=True)
 class Point:
-    """One timed variant: FLOP a byte, TFLOP/s; `ours` is drawn full, a rival hollow."""
+    """One timed variant."""
 
     label: str
-    intensity: float
-    rate: float
-    ours: bool
+    intensity: float  # FLOP a byte
+    rate: float  # TFLOP/s
+    ours: bool  # drawn full; a baseline is hollow
 
 
 def roofline(title: str, copy: float, product: Mapping[str, float], points: Sequence[Point]) -> bytes:
     """TFLOP/s against FLOP a byte below the measured ceilings (`copy` GB/s, `product` TFLOP/s by type), as SVG."""
-    with _figure(title, 1) as (figure, (axes,), save):
-        _titles(axes, "full: ours, hollow: the strongest rival", "TFLOP/s (log scale)")
-        axes.set_xlabel("FLOP for each byte that must be read or written (log scale)")
-        _both_log(axes)
-        knees = [1e3 * rate / copy for rate in product.values()]
-        ends = np.array([*(point.intensity for point in points), *knees])
-        span = np.geomspace(ends.min() / 2, ends.max() * 2, 200)
-        entries, labels = [], []
+    knees = [1e3 * rate / copy for rate in product.values()]
+    ends = np.array([*(point.intensity for point in points), *knees])
+    span = np.geomspace(ends.min() / 2, ends.max() * 2, 200)
+    with _figure(title, 1, 3.2) as (figure, (axes,), save):
+        axes.set(xscale="log", yscale="log", title="TFLOP/s (log scale); full: ours, hollow: the strongest baseline",
+                 xlabel="FLOP for each byte that must be read or written (log scale)")  # fmt: skip
+        handles = []
         for (dtype, rate), dashes in zip(sorted(product.items()), _DASHES * len(product), strict=False):
-            (line,) = axes.plot(span, np.minimum(span * copy / 1e3, rate), color="black", linestyle=dashes, linewidth=1)
-            entries.append(line)
-            labels.append(f"ceiling, {dtype}: {rate:.3g} TFLOP/s, {copy:.3g} GB/s")
-        colours = {label: _COLOURS[n % len(_COLOURS)] for n, label in enumerate(dict.fromkeys(p.label for p in points))}
+            (ceiling,) = axes.plot(span, np.minimum(span * copy / 1e3, rate), "black", linestyle=dashes, linewidth=1)
+            handles.append((f"ceiling, {dtype}: {rate:.3g} TFLOP/s, {copy:.3g} GB/s", ceiling))
+        labels = list(dict.fromkeys(point.label for point in points))
+        styles: dict[str, Any] = {
+            label: {"color": _COLOURS[place % 8], "marker": _MARKERS[place % 8], "linestyle": ""}
+            for place, label in enumerate(labels)
+        }
         for point in points:
-            face = colours[point.label] if point.ours else "none"
-            axes.plot(point.intensity, point.rate, "o", markersize=5, color=colours[point.label], markerfacecolor=face)
-        entries += [Line2D([], [], color=colour, marker="o", markersize=5, linestyle="") for colour in colours.values()]
-        _legend(figure, entries, [*labels, *colours])
+            face = styles[point.label]["color"] if point.ours else "none"
+            axes.plot(point.intensity, point.rate, markersize=5.5, markerfacecolor=face, **styles[point.label])
+        for axis in (axes.xaxis, axes.yaxis):
+            _log_axis(axis)
+        _legend(figure, [*handles, *((label, Line2D([], [], **style)) for label, style in styles.items())])
         return save()
 
 
 @dataclass(frozen=True)
 class Series:
-    """One variant over several sizes: pairs of image and caption -> seconds, and -> bytes."""
+    """One variant over several sizes."""
 
     label: str
-    seconds: Mapping[int, float]
-    peak: Mapping[int, int]
+    seconds: Mapping[int, float]  # by number of pairs of an image and a caption
+    peak: Mapping[int, int]  # bytes, likewise
 
 
 def scaling(title: str, series: Sequence[Series]) -> bytes:
     """Time and peak memory against the number of pairs, all on log scales, as SVG."""
-    with _figure(title, 2) as (figure, (left, right), save):
-        _titles(left, "time", "seconds (log scale)")
-        _titles(right, "peak memory", "MB beyond the inputs (log scale)")
-        for axes in (left, right):
-            axes.set_xlabel("images x captions (log scale)")
-            _both_log(axes)
-        entries = []
-        for place, one in enumerate(series):
-            style: Any = {"color": _COLOURS[place % len(_COLOURS)], "linestyle": _DASHES[place // len(_COLOURS) % 3]}
-            left.plot(list(one.seconds), list(one.seconds.values()), marker="o", markersize=3, **style)
-            right.plot(list(one.peak), [size / 1e6 for size in one.peak.values()], marker="o", markersize=3, **style)
-            entries.append(Line2D([], [], linewidth=1.8, **style))
-        _legend(figure, entries, [one.label for one in series])
+    with _figure(title, 2) as (figure, (top, bottom), save):
+        top.set_title("time (log scale)")
+        bottom.set(title="peak memory beyond the inputs (log scale)", xlabel="images x captions (log scale)")
+        handles = []
+        for place, variant in enumerate(series):
+            style = _style(place)
+            for axes, values in ((top, variant.seconds), (bottom, variant.peak)):
+                axes.plot(list(values), list(values.values()), marker="o", markersize=4, **style)
+            handles.append((variant.label, Line2D([], [], **style)))
+        for axes, unit in ((top, "s"), (bottom, "B")):
+            axes.set(xscale="log", yscale="log")
+            _log_axis(axes.xaxis, EngFormatter(sep="\u00a0"))
+            _log_axis(axes.yaxis, EngFormatter(unit, sep="\u00a0"))
+        _legend(figure, handles)
         return save()
 
 
 def slug(*words: str) -> str:
-    """A file name; one that had to be changed carries a hash, so that no two settings share it."""
+    """A file name; one that had to be changed carries a hash, so that no two settings share it.
+
+    >>> slug("vsepp", "flickr8k"), slug("a b")
+    ('vsepp-flickr8k', 'a_b-5e229e24')
+    """
     whole = "-".join(words)
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in whole)[:100]
     return safe if safe == whole else f"{safe}-{fingerprint(whole)[:8]}"
@@ -269,50 +278,56 @@ def collapsed_loss(record: Result) -> float | None:
 
 
 @contextmanager
-def _figure(title: str, panels: int) -> Iterator[tuple[Figure, Sequence[Axes], Callable[[], bytes]]]:
-    """A figure under our style alone; the function that comes with it gives its SVG."""
+def _figure(
+    title: str, panels: int, panel: float = _PANEL
+) -> Iterator[tuple[Figure, Sequence[Axes], Callable[[], bytes]]]:
+    """A figure in our style alone, its panels (each `panel` inches high), and a function that returns its SVG."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        figure = Figure(figsize=(10.2, 3.5), layout="constrained")
-        figure.suptitle(plain(title, 120), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
+        title = plain(title, 120)
+        lines = textwrap.wrap(title, _TITLE, drop_whitespace=True) or [""]
+        figure = Figure(figsize=(_WIDTH, 0.2 * len(lines) + panels * panel + 0.5), layout="constrained")
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        axes = figure.subplots(panels, 1, squeeze=False, sharex=True)[:, 0]
 
         def save() -> bytes:
             buffer = io.BytesIO()
-            about = {"Title": plain(title, 120), "Creator": "capbench leaderboard", "Date": None}
-            figure.savefig(buffer, format="svg", metadata=about)
+            about = {"Title": title, "Creator": "capbench leaderboard", "Date": None}
+            figure.savefig(buffer, format="svg", backend="svg", metadata=about)  # whatever MPLBACKEND says
             return buffer.getvalue()
 
         yield figure, list(axes), save
 
 
-def _styled(lines: Sequence[Line]) -> Iterator[tuple[str, Dashes, Line]]:
-    for place, line in enumerate(lines):
-        yield _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)], line
+def _style(place: int) -> dict[str, Any]:
+    """How the line at this place of the legend is drawn."""
+    return {"color": _COLOURS[place % 8], "linestyle": _DASHES[place % 4], "linewidth": 1.8}
 
 
-def _draw(
-    axes: Axes,
-    curves: Sequence[Mapping[int, float]],
-    colour: str,
-    dashes: Dashes,
-) -> None:
+def _styled(lines: Sequence[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
+    return ((line, _style(place)) for place, line in enumerate(lines))
+
+
+def _handles(lines: Sequence[Line]) -> list[tuple[str, Line2D]]:
+    return [(line.label, Line2D([], [], **style)) for line, style in _styled(lines)]
+
+
+def _draw(axes: Axes, curves: Sequence[Mapping[Any, float]], style: Mapping[str, Any]) -> None:
     """Thin lines, and their mean as far as all of them go."""
-    for curve in curves:
-        if len(curves) > 1:
-            axes.plot(list(curve), list(curve.values()), color=colour, linestyle=dashes, linewidth=0.6, alpha=0.5)
+    for curve in curves if len(curves) > 1 else ():
+        axes.plot(list(curve), list(curve.values()), color=style["color"], linewidth=0.6, alpha=0.5)
     shared = [step for step in (curves[0] if curves else ()) if all(step in curve for curve in curves)]
     means = [sum(curve[step] for curve in curves) / len(curves) for step in shared]
-    lone: Any = {"marker": "o", "markersize": 3} if len(shared) == 1 else {}
-    axes.plot(shared, means, color=colour, linestyle=dashes, linewidth=1.8, **lone)
+    lone = {"marker": "o", "markersize": 4} if len(shared) == 1 else {}
+    axes.plot(shared, means, **{**style, **lone})
 
 
 def _mark_best(axes: Axes, line: Line, metric: str, colour: str) -> None:
     for record in line.records:
         curve = _validation(metric)(record)
         if record.best_epoch + 1 in curve:
-            axes.plot([record.best_epoch + 1], [curve[record.best_epoch + 1]], "o", color=colour, markersize=3.5)
+            axes.plot([record.best_epoch + 1], [curve[record.best_epoch + 1]], "o", color=colour, markersize=4)
 
 
 def _validation(metric: str) -> Callable[[Result], dict[int, float]]:
@@ -324,27 +339,27 @@ def _loss(record: Result) -> dict[int, float]:
     return {epoch.epoch + 1: epoch.loss for epoch in record.curve if epoch.loss is not None}
 
 
-def _titles(axes: Axes, title: str, label: str) -> None:
-    axes.set_title(title, loc="left")
-    axes.set_ylabel(label)
+def _ticks(axis: Axis, values: Sequence[float]) -> None:
+    """Ticks at these values and nowhere else."""
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _log_axis(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _log_axis(axis: Axis, formatter: Formatter | None = None) -> None:
+    """Ticks of a log scale, once the data are drawn: at 1, 2 and 5 of each decade, or at 1 alone of many decades."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(formatter or FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _both_log(axes: Axes) -> None:
-    """Powers of ten on both axes, written plainly."""
-    axes.set(xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-
-
-def _legend(figure: Figure, entries: Sequence[Line2D], labels: Sequence[str]) -> None:
-    legend = figure.legend(entries, [" "] * len(entries), loc="outside right upper", fontsize=8.5)
+def _legend(figure: Figure, handles: Sequence[tuple[str, Line2D]]) -> None:
+    """Below the panels, in two columns where the labels are short; the figure grows by it."""
+    labels = [plain(label, 44) for label, _ in handles]
+    columns = 2 if max(map(len, labels)) <= 24 and len(labels) > 1 else 1
+    figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(labels) // columns))
+    place: Any = {"loc": "outside lower left", "ncols": columns}
+    legend = figure.legend([handle for _, handle in handles], [" "] * len(labels), **place)
     for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_text(plain(label, 44))  # set here, for a legend drops labels that begin with an underscore
+        text.set_text(label)  # set here, for a legend drops labels that begin with an underscore

@@ -1,4 +1,4 @@
-"""What the kernels should reach on a kind of device, and how far the records are from it."""
+"""What the kernels should reach on a kind of device, and whether the records reach it."""
 
 from __future__ import annotations
 
@@ -6,43 +6,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from capbench.leaderboard.markdown import escape
-from capbench.timing.measure import limit
+from capbench.leaderboard.markdown import DASH, escape
+from capbench.timing.measure import roofline_bound
 from capbench.timing.records import Comparison, Ratio, TimingEntry, ratio
 
 _SPACE = "\u00a0"
-NEAR = 0.95  # of a rival, where the interval of a tie must begin
+NEAR = 0.95  # a tie with a baseline is good enough where its interval begins here or above
 
 
 @dataclass(frozen=True)
 class Target:
-    """What our way should reach, warm and whole, on a device whose name holds `kind`.
+    """What our variant should reach with a warm cache on a kind of device.
 
-    Our way is the variant named "ours", and where there is none the fastest that is ours. Without a rival, its seconds
-    or peak bytes are to be at most `bound`. With one, the rival's over ours are to be at least `bound`; it is the
-    fastest whose name begins with `rival`, and any will do for "". `numbers` are those the size must have; without them
-    every size counts, and the worst is told. `size` and `note` are for the reader.
+    Our variant is the one named "ours", else our fastest. Without a baseline, its seconds or peak bytes should be at
+    most `threshold`; with one, the baseline's over ours should be at least `threshold`.
     """
 
-    kind: str
+    kind: str  # part of the device's name
     operation: str
-    size: str
-    bound: float
-    numbers: Mapping[str, int] = field(default_factory=dict)
+    size: str  # for the reader
+    threshold: float
+    numbers: Mapping[str, int] = field(default_factory=dict)  # what the size must have; empty: the worst size counts
     of: Literal["time", "memory"] = "time"
-    rival: str | None = None
-    note: str = ""
+    baseline: str | None = None  # how the name of the baseline starts; "": any, the strongest counts
+    note: str = ""  # for the reader
 
     @property
     def wanted(self) -> str:
-        if self.rival is None:
-            words = f"≤ {duration(self.bound) if self.of == 'time' else memory(self.bound)}"
+        if self.baseline is None:
+            words = f"≤ {duration(self.threshold) if self.of == 'time' else memory(self.threshold)}"
+        elif self.of == "memory":
+            words = f"≥ {self.threshold:g} times less memory than *{escape(self.baseline)}*"
+        elif not self.baseline:
+            words = f"ratio ≥ {self.threshold:.2g}"
         else:
-            than = f"*{escape(self.rival)}*" if self.rival else "the strongest rival"
-            if self.of == "memory":
-                words = f"≥ {self.bound:g} times less memory than {than}"
-            else:
-                words = f"{'at least' if self.bound == 1 else f'≥ {self.bound:.2g} times'} as fast as {than}"
+            words = f"≥ {self.threshold:.2g} times as fast as *{escape(self.baseline)}*"
         return words + (f" ({escape(self.note)})" if self.note else "")
 
 
@@ -70,134 +68,153 @@ TARGETS = (
     Target("H200", _ATTENTION, "256 images, beam 1", 29e-6, {"images": 256, "beam": 1}),
     Target("H200", "chain labels", "5,000 chains x 16 places x 20 labels", 10e-6, _CHAINS),
     Target("H200", "beam search", "64 images, beam 3, 20 steps", 0.8e-3, {"images": 64, "beam": 3, "steps": 20}),
-    *(Target("H200", name, "all", 1 / 1.03, rival="cuDNN", note="within 3 %") for name in _RECURRENT),
-    Target("H200", _ENTROPY, "all", 1.0, rival="torch.compile"),
+    *(Target("H200", name, "all", 1 / 1.03, baseline="cuDNN", note="within 3 %") for name in _RECURRENT),
+    Target("H200", _ENTROPY, "all", 1.0, baseline="torch.compile"),
     Target("H200", _MAXSIM, _LARGE_SIZE, 0.2 * 1000 * 5000 * 20 * 16, _LARGE, "memory", note=_TENSOR),
     Target("H200", _BOTH, _LARGE_SIZE, 0.2 * 1000 * 5000 * 20 * 16, _LARGE, "memory", note=_TENSOR),
     Target("H200", _HARDEST, "batch 32,768", 10e6 + _GRADIENTS, {"images": 32768}, "memory",
            note="10 MB beyond both gradients"),
     Target("CPU", _RANKS, _5K_SIZE, 2.0, _5K),
-    Target("CPU", _RANKS, _5K_SIZE, 60.0, _5K, rival="original: one argsort a query"),
+    Target("CPU", _RANKS, _5K_SIZE, 60.0, _5K, baseline="original: one argsort a query"),
     *(
-        Target("CPU", name, "all", 1.0, rival="")
+        Target("CPU", name, "all", 1.0, baseline="")
         for name in (_MAXSIM, _BOTH, _HARDEST, _SUM, _RANKS, _ATTENTION, "chain labels", "beam search", *_RECURRENT,
                      _ENTROPY)
     ),
-    Target("CPU", "training step, VSE++", "batch 128", 3.0, {"batch": 128}, rival="plain PyTorch"),
+    Target("CPU", "training step, VSE++", "batch 128", 3.0, {"batch": 128}, baseline="plain PyTorch"),
     Target("CPU", _MAXSIM, "200 images x 1,000 captions", 0.4 * 200 * 1000 * 20 * 16, {"images": 200, "captions": 1000},
            "memory", note=_TENSOR),
-    Target("CPU", _HARDEST, "batch 4,096", 4.0, {"images": 4096}, "memory", rival="dense matrix"),
+    Target("CPU", _HARDEST, "batch 4,096", 4.0, {"images": 4096}, "memory", baseline="dense matrix"),
 )  # fmt: skip
 
 
+Status = Literal["reached", "tie", "undecided", "short"]
+
+
 @dataclass(frozen=True)
-class _Row:
-    """Our way and its rival, if one is asked for."""
+class Verdict:
+    """How a target fares. The strings are markdown."""
 
-    of: Comparison
+    status: Status
+    size: str  # the worst one, where several count
+    measured: str
+    ratio: str  # of the strongest baseline's time to ours, at that size
+    sizes: str = ""  # "at 1 of 2 sizes", where several count and some are short
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Our variant at one size, and the baseline that the target asks for."""
+
+    comparison: Comparison
     ours: TimingEntry
-    rival: TimingEntry | None
+    baseline: TimingEntry | None
 
-    def least(self) -> float:
-        """Seconds that the roofline of its run allows; 0 where that is not known."""
-        row, ceilings = self.ours, self.of.record.ceilings
-        known = not row.flop or row.dtype in ceilings.product
-        return limit(row.flop, row.bytes, ceilings, row.dtype) if known else 0.0
+    def bound(self) -> float:
+        """Seconds that the roofline of its run allows; 0 where unknown."""
+        known = not self.ours.flop or self.ours.dtype in self.comparison.record.ceilings.product
+        ceilings = self.comparison.record.ceilings
+        return roofline_bound(self.ours.flop, self.ours.bytes, ceilings, self.ours.dtype) if known else 0.0
 
-
-def state(target: Target, found: Sequence[Comparison]) -> str:
-    """Reached, short by how much, or pending, as markdown; `found` are the rows of one device that count."""
-    rows = [row for one in found if (row := _row(target, one)) is not None]
-    if not rows:
-        return "pending: not timed yet"
-    return _against_rival(target, rows) if target.rival is not None else _against_bound(target, rows)
+    def ratio(self, of: str) -> Ratio:
+        assert self.baseline is not None
+        if of == "time":
+            return ratio(self.baseline, self.ours)
+        return Ratio((self.baseline.peak_bytes or 0) / (self.ours.peak_bytes or 1))
 
 
-def _row(target: Target, one: Comparison) -> _Row | None:
-    """None where a comparison says nothing about the target."""
-    if one.operation != target.operation or one.cold:
+def judge(target: Target, compared: Sequence[Comparison]) -> Verdict | None:
+    """The verdict from the comparisons of one device; None where none of them is about the target."""
+    pairs = [pair for comparison in compared if (pair := _pair(target, comparison)) is not None]
+    if not pairs:
         return None
-    if any(one.numbers.get(name) != number for name, number in target.numbers.items()):
-        return None
-    whole = [entry for entry in one.entries if entry.ours and entry.scale == 1]
-    ours = min(whole, key=lambda entry: (entry.variant != "ours", entry.median), default=None)
-    rival = None if target.rival is None else one.rival(target.rival)
-    if ours is None or (target.rival is not None and rival is None):
-        return None
-    if target.of == "memory" and not all(entry.peak_bytes for entry in (ours, rival) if entry is not None):
-        return None
-    return _Row(one, ours, rival)
-
-
-def _against_bound(target: Target, rows: Sequence[_Row]) -> str:
+    if target.baseline is not None:
+        return _against_baseline(target, pairs)
     if target.of == "memory":
-        value = float(min(row.ours.peak_bytes or 0 for row in rows))
-        shown, why = memory(value), ""
+        pair = min(pairs, key=lambda pair: pair.ours.peak_bytes or 0)
+        value = float(pair.ours.peak_bytes or 0)
+        return _verdict(target, pair, "reached" if value <= target.threshold else "short", memory(value))
+    pair = min(pairs, key=lambda pair: pair.ours.median)
+    status: Status = "reached" if pair.ours.median <= target.threshold else "short"
+    return _verdict(target, pair, status, _seconds(pair, status))
+
+
+def _pair(target: Target, comparison: Comparison) -> _Pair | None:
+    """None where a comparison says nothing about the target."""
+    if comparison.operation != target.operation or comparison.cold:
+        return None
+    if any(comparison.numbers.get(name) != number for name, number in target.numbers.items()):
+        return None
+    whole = [entry for entry in comparison.entries if entry.ours and entry.scale == 1]
+    ours = min(whole, key=lambda entry: (entry.variant != "ours", entry.median), default=None)
+    baseline = None if target.baseline is None else comparison.baseline(target.baseline)
+    if ours is None or (target.baseline is not None and baseline is None):
+        return None
+    if target.of == "memory" and not all(entry.peak_bytes for entry in (ours, baseline) if entry is not None):
+        return None
+    return _Pair(comparison, ours, baseline)
+
+
+def _against_baseline(target: Target, pairs: Sequence[_Pair]) -> Verdict:
+    """That of the least ratio among the sizes that are short, else among the undecided, else among all."""
+    judged = [(pair, value := pair.ratio(target.of), _status(target, value)) for pair in pairs]
+    statuses = [status for _, _, status in judged]
+    worst = next((status for status in ("short", "undecided") if status in statuses), None)
+    pair, value, status = min((j for j in judged if worst in (None, j[2])), key=lambda j: j[1].value)
+    some = f"at {statuses.count('short')} of {len(pairs)} sizes" if status == "short" and len(pairs) > 1 else ""
+    several = f" (worst of {len(pairs)})" if len(pairs) > 1 else ""
+    if not target.baseline:
+        measured = _seconds(pair, status)
     else:
-        best = min(rows, key=lambda row: row.ours.median)
-        value, least = best.ours.median, best.least()
-        shown = duration(value)
-        why = f"; the roofline of this run allows {duration(least)}" if 0 < least < value else ""
-    if value <= target.bound:
-        return f"**reached**: {shown}"
-    return f"short: {shown}, {value / target.bound:.3g} times the target{why}"
+        allowed = pair.baseline.median / pair.bound() if pair.baseline and pair.bound() else 0.0
+        above = target.of == "time" and status == "short" and allowed > value.value
+        measured = in_words(value) + (f"; bound {factor(allowed)}" if above else "")
+    return _verdict(target, pair, status, measured, several, some)
 
 
-def _against_rival(target: Target, rows: Sequence[_Row]) -> str:
-    """That of the worst size: of those that are short, if any is, the one with the least ratio."""
-    judged = [(row, _ratio(target, row)) for row in rows]
-    short = [(row, found) for row, found in judged if not (_reaches(target, found) or _unsure(target, found))]
-    unsure = [(row, found) for row, found in judged if _unsure(target, found)]
-    row, found = min(short or unsure or judged, key=lambda one: one[1].value)
-    assert row.rival is not None
-    many = len(judged) > 1
-    place = f" at {escape(row.of.size)}" if many else ""
-    place += f" against *{escape(row.rival.variant)}*" if not target.rival else ""
-    if unsure and not short:
-        return f"undecided: {in_words(found)}{place}; the rounds differ too much to tell"
-    if not short:
-        tie = ", a tie" if found.tie and target.bound <= 1 else ""
-        return f"**reached**{tie}: {in_words(found)}{place}" + (f", the least of {len(judged)} sizes" if many else "")
-    where = f" at {len(short)} of {len(judged)} sizes" if many else ""
-    far = "" if target.bound == 1 else f", {found.value / target.bound:.2g} of the target"
-    least = row.least() if target.of == "time" else 0.0
-    allowed = row.rival.median / least if least else 0.0
-    why = f"; the roofline of this run allows {factor(allowed)}" if allowed > found.value else ""
-    return f"short{where}: {in_words(found)}{far}{place}{why}"
+def _status(target: Target, value: Ratio) -> Status:
+    """A tie is as good as the baseline where its whole interval is near 1."""
+    if not (value.tie and target.threshold <= 1):
+        return "reached" if value.value >= target.threshold else "short"
+    near = value.interval is not None and value.interval[0] >= NEAR
+    return "tie" if near or value.value >= target.threshold else "undecided"
 
 
-def _ratio(target: Target, row: _Row) -> Ratio:
-    assert row.rival is not None
-    if target.of == "time":
-        return ratio(row.rival, row.ours)
-    return Ratio((row.rival.peak_bytes or 0) / (row.ours.peak_bytes or 1))
+def _verdict(target: Target, pair: _Pair, status: Status, measured: str, several: str = "", some: str = "") -> Verdict:
+    strongest = pair.comparison.baseline()
+    words = DASH if strongest is None else f"{in_words(ratio(strongest, pair.ours))}, *{escape(strongest.variant)}*"
+    return Verdict(status, escape(pair.comparison.size) + several, measured, words, some)
 
 
-def _reaches(target: Target, found: Ratio) -> bool:
-    """A tie is as good as the rival where its whole interval is near 1."""
-    sure = found.interval is not None and found.interval[0] >= NEAR
-    return found.value >= target.bound or (found.tie and sure and target.bound <= 1)
+def _seconds(pair: _Pair, status: Status) -> str:
+    """Our time, and where it is short the roofline's."""
+    bound = pair.bound() if status == "short" else 0.0
+    return duration(pair.ours.median) + (f"; bound {duration(bound)}" if 0 < bound < pair.ours.median else "")
 
 
-def _unsure(target: Target, found: Ratio) -> bool:
-    return found.tie and target.bound <= 1 and not _reaches(target, found)
-
-
-def in_words(found: Ratio) -> str:
+def in_words(value: Ratio) -> str:
     """The ratio and its interval: "0.98 (0.95–1.01)"."""
-    if found.interval is None:
-        return factor(found.value)
-    low, high = found.interval
-    return f"{factor(found.value)} ({factor(low)}–{factor(high)})"
+    if value.interval is None:
+        return factor(value.value)
+    low, high = value.interval
+    return f"{factor(value.value)} ({factor(low)}–{factor(high)})"
 
 
 def factor(value: float) -> str:
-    """Two decimals, and three digits or more."""
+    """At least three digits, and at most two decimals.
+
+    >>> factor(0.976), factor(14.68), factor(1234.5)
+    ('0.98', '14.7', '1,234')
+    """
     return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def duration(seconds: float) -> str:
-    """Three digits in µs, ms, s or hours."""
+    """Three digits in µs, ms, s or hours.
+
+    >>> duration(0.00573).replace("\u00a0", " ")
+    '5.73 ms'
+    """
     for unit_seconds, unit in ((1e-6, "µs"), (1e-3, "ms"), (1.0, "s")):
         if seconds / unit_seconds < 999.5:
             return f"{seconds / unit_seconds:.3g}{_SPACE}{unit}"

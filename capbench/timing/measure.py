@@ -1,8 +1,8 @@
-"""How long an operation takes, how much memory it needs, and how much of what the machine can do that is.
+"""The time and peak memory of an operation, and its share of what the machine can do.
 
-Rivals are timed in one go, round by round, so that a slow minute of the machine slows them alike. On a CUDA device the
-time is that between two events; on a CPU it is the clock's. Short kernels are replayed in a CUDA graph, for else the
-launch would be timed. The ceilings are measured on the same machine in the same run, and never taken from a datasheet.
+Variants take turns, round by round, so that a slow minute slows all of them. A CUDA device is timed between two events,
+a CPU by the clock. Short kernels are replayed in a CUDA graph, so that launches are not timed. Ceilings are measured in
+the same run, never taken from a datasheet.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 from capbench.base.errors import CapbenchError
 
 ROUNDS = 100
-FEWEST = 3  # rounds, however long one takes
+FEWEST = 3  # rounds, however slow
 SHORT = 50e-6  # seconds below which a kernel is replayed in a CUDA graph
 CALLS_IN_A_GRAPH = 20
-_CPU_CACHE = 2**27  # bytes that no processor's own cache is expected to hold
+_CPU_CACHE = 2**27  # bytes, more than a CPU's cache holds
 _COPY_BYTES = {"cpu": (2**24, 2**26, 2**28), "cuda": (2**28, 2**30, 2**32)}
 _PRODUCTS = {"cpu": (1024, 2048, 3072), "cuda": (4096, 8192, 12288, 16384)}
 _TRIES = 5
@@ -35,12 +35,11 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """`seconds` of one call, one entry a round; `peak_bytes` beyond what was live before the call; whether the calls
-    were replayed in a CUDA graph."""
+    """The measurement of one variant."""
 
-    seconds: tuple[float, ...]
-    peak_bytes: int
-    graphed: bool = False
+    seconds: tuple[float, ...]  # of one call, one value for each round
+    peak_bytes: int  # beyond what was live before the call
+    graphed: bool = False  # whether the calls were replayed in a CUDA graph
 
     @property
     def median(self) -> float:
@@ -61,11 +60,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine reached in the run: a copy's GB/s, read and write together, and TFLOP/s of a square product by
-    type ("float32", "bfloat16", "float16")."""
+    """The best rates that the machine reached in this run."""
 
-    copy: float
-    product: dict[str, float]
+    copy: float  # GB/s, read and written bytes together
+    product: dict[str, float]  # TFLOP/s of a square matrix product, by type: "float32", "bfloat16", "float16"
 
 
 def measure(
@@ -76,14 +74,17 @@ def measure(
     graph: bool | None = None,
     seconds: float = 20.0,
 ) -> dict[str, Timing]:
-    """Time each variant once a round, after a warm-up, until `rounds` rounds are done or, from the third on, `seconds`
-    are over. The order turns by one from round to round.
+    """Warm up, then time each variant once a round; the order rotates by one each round.
 
-    `cold` writes a buffer larger than the cache before each call. `graph` says whether a CUDA graph is replayed: always
-    (True), never, or (None) where a variant then takes less than 50 us. A warm graph holds 20 calls in a row, so a
-    variant that goes `through` several inputs does not find them in the cache; a cold one holds one call. A variant
-    that waits for the device cannot be captured and is timed as it is; `graphed` tells. Raises CapbenchError without
-    a variant or a round.
+    Stops after `rounds` rounds, or after `seconds` once three rounds are done. `cold` writes a buffer larger than the
+    cache before each call. `graph`: replay in a CUDA graph always (True), never (False), or where a call then takes
+    less than 50 us (None). A warm graph holds 20 calls, a cold one 1; use `through` to rotate inputs within it. A
+    variant that waits for the device cannot be captured and is timed without a graph.
+    Raises CapbenchError without a variant or a round.
+
+    >>> timings = measure({"list": lambda: [0] * 9, "tuple": lambda: (0,) * 9}, "cpu", rounds=5)
+    >>> timings["list"].rounds
+    5
     """
     device = torch.device(device)
     if not variants or rounds < 1:
@@ -94,7 +95,7 @@ def measure(
         peaks[name] = peak_bytes(call, device)
     graphs = _graphs(variants, device, cold, graph)
     flush = _flush(device) if cold else None
-    found: dict[str, list[float]] = {name: [] for name in variants}
+    seconds_of: dict[str, list[float]] = {name: [] for name in variants}
     order, started = list(variants), time.perf_counter()
     for number in range(rounds):
         if number >= FEWEST and time.perf_counter() - started > seconds:
@@ -103,25 +104,25 @@ def measure(
             if flush is not None:
                 flush()
             call, calls = graphs.get(name, (variants[name], 1))
-            found[name].append(_once(call, device, flushed=cold) / calls)
-    return {name: Timing(tuple(times), peaks[name], name in graphs) for name, times in found.items()}
+            seconds_of[name].append(_once(call, device, flushed=cold) / calls)
+    return {name: Timing(tuple(times), peaks[name], name in graphs) for name, times in seconds_of.items()}
 
 
 def through(function: Callable[..., object], inputs: Sequence[tuple[object, ...]]) -> Call:
-    """A call of `function` that takes the next of several inputs each time, so that none of them stays in the cache.
+    """A call of `function` on the next of several inputs each time, so that none stays in the cache.
 
-    A warm graph of `measure` holds the 20 inputs that come next, whatever their number: it walks through at most 20,
-    and through all equally often where their number divides 20. A cold graph holds one.
+    A warm graph of `measure` captures 20 successive calls: it uses at most 20 inputs, equally often if their number
+    divides 20. A cold graph captures one.
     """
     turn = cycle(inputs)
     return lambda: function(*next(turn))
 
 
 def peak_bytes(call: Call, device: torch.device | str) -> int:
-    """The most memory that tensors held during one call, beyond what they held before it.
+    """The most bytes that tensors held during one call, beyond those held before it.
 
-    On a CUDA device this is the caching allocator's count. On a CPU the allocations and frees of torch's allocator are
-    read from the profiler, compiled code and the backward pass included; what numpy allocates is not seen.
+    CUDA: counted by the caching allocator. CPU: from the profiler's record of torch's allocations, which includes
+    compiled code and the backward pass but nothing that numpy allocates.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -140,9 +141,9 @@ def peak_bytes(call: Call, device: torch.device | str) -> int:
 
 
 def ceilings(device: torch.device | str) -> Ceilings:
-    """The best copy and the best square products of random numbers, over several large sizes; takes some seconds.
+    """Time copies and square products of several large sizes and keep the best rates; takes some seconds.
 
-    float32 is multiplied as such (no TF32). A size of which one product takes longer than a second is the last.
+    float32 products run in full precision (no TF32). Stops at the first size whose product takes over a second.
     """
     device = torch.device(device)
     names = ["float32", "bfloat16", *(["float16"] if device.type == "cuda" else [])]
@@ -152,19 +153,24 @@ def ceilings(device: torch.device | str) -> Ceilings:
 
 
 def roofline_share(flop: float, bytes: float, seconds: float, ceilings: Ceilings, dtype: str) -> float:
-    """The least time that the ceilings allow for this much arithmetic and traffic, as a share of the time taken.
+    """The roofline's bound as a share of the time taken; more than 1 means that the data came from a cache.
 
-    `bytes` is what must be read and written at least once. More than 1 means that the data came from a cache that is
-    faster than the copy. Williams, Waterman and Patterson, Roofline (CACM 2009). Raises CapbenchError for a type whose
-    ceiling was not measured, or a time that is not positive.
+    `bytes` counts what must be read and written at least once. Williams, Waterman and Patterson, Roofline (CACM 2009).
+    Raises CapbenchError for a type without a measured ceiling, or a time that is not positive.
     """
     if seconds <= 0:
         raise CapbenchError(f"a time is more than 0 s, and not {seconds}")
-    return limit(flop, bytes, ceilings, dtype) / seconds
+    return roofline_bound(flop, bytes, ceilings, dtype) / seconds
 
 
-def limit(flop: float, bytes: float, ceilings: Ceilings, dtype: str) -> float:
-    """The roofline's seconds for this much arithmetic and traffic. Raises CapbenchError as `roofline_share`."""
+def roofline_bound(flop: float, bytes: float, ceilings: Ceilings, dtype: str) -> float:
+    """The fewest seconds that the ceilings allow for this much arithmetic and traffic: the slower of the two.
+
+    Raises CapbenchError for a type without a measured ceiling.
+
+    >>> roofline_bound(flop=2e12, bytes=50e9, ceilings=Ceilings(copy=100.0, product={"float32": 2.0}), dtype="float32")
+    1.0
+    """
     if flop and dtype not in ceilings.product:
         known = ", ".join(ceilings.product) or "none"
         raise CapbenchError(f"no product was measured in {dtype!r}; there are ceilings for {known}")
@@ -172,8 +178,7 @@ def limit(flop: float, bytes: float, ceilings: Ceilings, dtype: str) -> float:
 
 
 def _once(call: Call, device: torch.device, flushed: bool = False) -> float:
-    """Seconds of one call. On a CUDA device it starts when the device is idle, unless the cache was just flushed:
-    the flush then hides the launch."""
+    """Seconds of one call. A CUDA device is idle first, unless the cache was just flushed: that hides the launch."""
     if device.type != "cuda":
         start = time.perf_counter_ns()
         call()
@@ -190,7 +195,7 @@ def _once(call: Call, device: torch.device, flushed: bool = False) -> float:
 
 
 def _flush(device: torch.device) -> Call:
-    """Writes more than the cache holds: twice the L2 of a CUDA device."""
+    """A call that writes more than the cache holds: twice the L2 of a CUDA device."""
     size = 2 * torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else _CPU_CACHE
     buffer = torch.empty(size, dtype=torch.uint8, device=device)
     return lambda: buffer.fill_(1)
@@ -199,26 +204,26 @@ def _flush(device: torch.device) -> Call:
 def _graphs(
     variants: Mapping[str, Call], device: torch.device, cold: bool, graph: bool | None
 ) -> dict[str, tuple[Call, int]]:
-    """For each variant that is to be replayed, the replay and how many calls it holds."""
+    """(replay, calls in it) of each variant that is timed as a CUDA graph."""
     if device.type != "cuda" or graph is False:
         return {}
     calls = 1 if cold else CALLS_IN_A_GRAPH
-    found: dict[str, tuple[Call, int]] = {}
+    graphs: dict[str, tuple[Call, int]] = {}
     for name, call in variants.items():
         if graph is None and min(_once(call, device) for _ in range(3)) > CALLS_IN_A_GRAPH * SHORT:
-            continue  # a capture saves launches, and never so much
+            continue  # too long for the saved launches to bring it below SHORT
         replay = _capture(call, calls, device)
         if replay is not None and (graph or _once(replay, device) / calls < SHORT):
-            found[name] = replay, calls
-    return found
+            graphs[name] = replay, calls
+    return graphs
 
 
 def _capture(call: Call, calls: int, device: torch.device) -> Call | None:
-    """The replay of `calls` calls; None where a call waits for the device or cannot be captured for another reason."""
+    """The replay of `calls` calls; None where a call waits for the device or otherwise fails."""
     mode, stream = torch.cuda.get_sync_debug_mode(), torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     try:
-        torch.cuda.set_sync_debug_mode("error")  # found here, not in the middle of a capture
+        torch.cuda.set_sync_debug_mode("error")  # a wait fails here, not in the middle of a capture
         with torch.cuda.stream(stream):
             for _ in range(3):
                 call()
@@ -238,14 +243,14 @@ def _capture(call: Call, calls: int, device: torch.device) -> Call | None:
 
 
 def _copied(size: int, device: torch.device) -> float:
-    """Bytes read and written in a second."""
+    """Bytes read and written a second."""
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / _best(lambda: target.copy_(source), device)
 
 
 def _best_product(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP of a second."""
+    """FLOP a second."""
     best = 0.0
     for size in _PRODUCTS[device.type]:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -268,7 +273,7 @@ def _best(call: Call, device: torch.device) -> float:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Products of float32 in float32 for a while."""
+    """Multiply float32 without TF32 inside the block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

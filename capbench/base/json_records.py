@@ -1,0 +1,131 @@
+"""Records: pydantic models kept as one JSON file each, under names that are never reused."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from capbench.base.errors import CapbenchError
+
+RECORD_CONFIG = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+
+class JsonRecord(BaseModel):
+    """What every record has. A subclass gives `schema_version` its default, the version that it writes."""
+
+    model_config = RECORD_CONFIG
+
+    schema_version: int
+    # Set by the reader and never written: the file's name, and what a page must say about the record
+    # ("dirty tree", "schema 0: no threads", "unknown fields: mood").
+    file: str = Field(default="", exclude=True)
+    marks: tuple[str, ...] = Field(default=(), exclude=True)
+
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+AnyRecord = TypeVar("AnyRecord", bound=JsonRecord)
+
+
+@contextmanager
+def new_stem(folder: Path, words: str, started: str) -> Iterator[str]:
+    """The stem `<words>-<UTC start>-<6 hex>`, which no file in `folder` has; no other process gets it meanwhile.
+
+    Creates the folder. Raises CapbenchError when the folder cannot be written or 100 draws are all taken.
+    """
+    stem, claim = _claimed(folder, f"{words}-{datetime.fromisoformat(started):%Y%m%dT%H%M%SZ}")
+    try:
+        yield stem
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _claimed(folder: Path, prefix: str) -> tuple[str, Path]:
+    """A free stem and the hidden file that holds it: only one process succeeds in creating that file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for _ in range(100):
+            stem = f"{prefix}-{secrets.token_hex(3)}"
+            claim = folder / f".{stem}.claim"
+            try:
+                claim.open("xb").close()
+            except FileExistsError:
+                continue
+            if not any(folder.glob(f"{stem}.*")):
+                return stem, claim
+            claim.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise CapbenchError(f"cannot write to {folder}: {reason}; choose another folder") from error
+    raise CapbenchError(f"no free record name for {prefix} in {folder} after 100 tries; choose another folder")
+
+
+def load_records(
+    model: type[AnyRecord],
+    folder: Path,
+    kind: str = "record",
+    blanks: Mapping[str, Any] | None = None,
+    upgrade: Upgrade = lambda document: document,
+) -> list[AnyRecord]:
+    """Every readable record in `folder`, by file name; an absent folder has none.
+
+    A file that is not a record is skipped with a warning that names it. A record of another schema is kept: a field
+    that it lacks takes its value in `blanks` (default: the model's own defaults), and `marks` names it. `upgrade` first
+    gives a JSON object of an older schema its present form.
+    """
+    records = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            records.append(read_record(model, path, kind, blanks, upgrade))
+        except CapbenchError as error:
+            warnings.warn(f"left out: {error}", stacklevel=3)
+    return records
+
+
+def read_record(
+    model: type[AnyRecord],
+    path: Path,
+    kind: str = "record",
+    blanks: Mapping[str, Any] | None = None,
+    upgrade: Upgrade = lambda document: document,
+) -> AnyRecord:
+    """One record, as `load_records` reads it. Raises CapbenchError naming the file and what is wrong with it."""
+    try:
+        return _read(model, path, _defaults(model) if blanks is None else blanks, upgrade)
+    except (OSError, ValueError) as error:
+        reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
+        raise CapbenchError(f"{path} is not a {kind}: {reason}") from error
+
+
+def _defaults(model: type[JsonRecord]) -> dict[str, Any]:
+    optional = ((name, field) for name, field in model.model_fields.items() if not field.is_required())
+    return {name: field.get_default(call_default_factory=True) for name, field in optional if not field.exclude}
+
+
+def _read(model: type[AnyRecord], path: Path, blanks: Mapping[str, Any], upgrade: Upgrade) -> AnyRecord:
+    document = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(document, dict):
+        raise ValueError("it holds no JSON object")
+    document = upgrade(document)
+    version, marks = document.get("schema_version", 0), []
+    unknown = sorted(set(document) - {name for name, field in model.model_fields.items() if not field.exclude})
+    if version != model.model_fields["schema_version"].default:
+        missing = [name for name in blanks if name not in document and name != "schema_version"]
+        document = {**blanks, **document}
+        marks.append(f"schema {version}" + (f": no {', '.join(missing)}" if missing else ""))
+    if unknown:
+        marks.append(f"unknown fields: {', '.join(unknown)}")
+    if document.get("dirty"):
+        marks.append("dirty tree")
+    return model.model_validate(document | {"schema_version": version, "file": path.name, "marks": tuple(marks)})
+
+
+def _reasons(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
