@@ -105,6 +105,8 @@ REFUSED = {
     "run vsepp --seed 1e23": '"1e23" into int',
     "run vsepp --seed 99999999999": '"99999999999" for --seed.*< 4294967296',
     "run vsepp --seeds 0": '"0" for --seeds.*>= 1',
+    "leaderboard --leaderboards typo": "typo has no record",
+    "leaderboard --check --leaderboards typo": "typo has no record",
     "features scene": '"scene".*scenes',
     "features scenes --view 2C": '"2C" for --view.*1C',
     "features scenes --region-provider boxes": '"boxes" for --region-provider.*multiscale',
