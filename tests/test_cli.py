@@ -13,13 +13,16 @@ from typing import get_args
 import pytest
 from cyclopts import App
 
+from capbench.base.errors import CapbenchError
 from capbench.cli import main, options
 from capbench.cli.app import app
 from capbench.data.datasets import NAMES, SPLIT_FILES
 from capbench.data.scenes import scenes
+from capbench.evidence.records import save_result
 from capbench.vision.encoders import ENCODERS
 from capbench.vision.features import CROPS
 from capbench.vision.regions import PROVIDERS
+from tests.test_records import example
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"torch", "torchvision", "matplotlib", "pandas", "scipy", "nltk", "pydantic", "numpy", "reproductions"}
@@ -102,6 +105,8 @@ REFUSED = {
     "run vsepp --seed 1e23": '"1e23" into int',
     "run vsepp --seed 99999999999": '"99999999999" for --seed.*< 4294967296',
     "run vsepp --seeds 0": '"0" for --seeds.*>= 1',
+    "leaderboard --leaderboards typo": "typo has no record",
+    "leaderboard --check --leaderboards typo": "typo has no record",
     "features scene": '"scene".*scenes',
     "features scenes --view 2C": '"2C" for --view.*1C',
     "features scenes --region-provider boxes": '"boxes" for --region-provider.*multiscale',
@@ -168,6 +173,17 @@ def test_a_backend_of_matplotlib_that_is_missing_does_not_matter(tmp_path):
     backend = "import matplotlib.pyplot as plt; print(plt.get_backend())"
     done = run("--version", cwd=tmp_path, MPLBACKEND="module://no_such_backend", after=backend)
     assert done.stdout.split()[-1].lower() == "agg", done.stderr
+
+
+def test_records_of_runs_are_added_to_the_committed_ones_all_or_by_name(here, capsys):
+    paths = [save_result(example(seed=seed), {}, here / "runs" / "records") for seed in range(2)]
+    app(["records", "add", paths[1].stem], result_action="return_value")
+    assert capsys.readouterr().out == f"leaderboards/results/{paths[1].name}\n"
+    app(["records", "add"], result_action="return_value")
+    for path in paths:
+        assert (here / "leaderboards" / "results" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(CapbenchError, match=r"no record in runs.records 'vsep'"):
+        app(["records", "add", "vsep"], result_action="return_value")
 
 
 @pytest.mark.parametrize("module", ["cyclopts", "torch"])

@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 from capbench import __version__
 from capbench.cli.data import datasets, export, features
 from capbench.cli.leaderboard import leaderboard
+from capbench.cli.records import add
 from capbench.cli.run import run
 from capbench.cli.tools import align, caption, search
 
@@ -32,3 +33,7 @@ for command in (run, leaderboard, features, search, caption, align):
 data = App(name="datasets", default_command=datasets)
 data.command(export)
 app.command(data)
+
+records = App(name="records", help="Records of your runs.")
+records.command(add)
+app.command(records)
