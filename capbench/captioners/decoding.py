@@ -211,7 +211,7 @@ class _Level(NamedTuple):
 class _Ended(NamedTuple):
     """The best finished hypotheses of each image, [image, beam_size]; their END is not among the levels.
 
-    An empty place has a score of -inf, length 0 and parent 0. An impossible newcomer, also at -inf, does not replace it.
+    An empty place has a score of -inf, length 0 and parent 0. A newcomer at -inf does not replace it.
     """
 
     score: Tensor
