@@ -34,7 +34,7 @@ from capbench.vision.features import Features, features
 
 SNAPSHOT, LOCK = "best.safetensors", ".lock"
 
-OnStep = Callable[[Job, TrainingState, int], None]  # see `capbench.training.loop.train`
+OnJobStep = Callable[[Job, TrainingState, int], None]  # see `capbench.training.loop.train`
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA is deterministic only with it, set before its start
 
@@ -100,7 +100,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def run(job: Job, places: Places, materials: Materials, report: OnStep, *, fresh: bool = False) -> FinishedRun:
+def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fresh: bool = False) -> FinishedRun:
     """Train one job, or resume it, and record its scores on the test split.
 
     A job that has finished with the same recipe, data and features, and whose records are still there, is not trained
@@ -134,7 +134,7 @@ def _train_and_record(
     inputs: Inputs,
     wanted: Mapping[str, Any],
     places: Places,
-    report: OnStep,
+    report: OnJobStep,
 ) -> FinishedRun:
     device, folder = default_device(), places.folder(job)
     made_by = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
@@ -214,7 +214,7 @@ def _precision(training: Training, device: torch.device) -> str:
     return "bf16" if training.precision == "auto" and computes_bf16(device) else "fp32"
 
 
-def _snapshot(job: Job, places: Places, materials: Materials, report: OnStep) -> Mapping[str, Tensor]:
+def _snapshot(job: Job, places: Places, materials: Materials, report: OnJobStep) -> Mapping[str, Tensor]:
     """The best weights of another job, which is trained first unless it has finished."""
     run(job, places, materials, report)
     return checkpoint.load(places.folder(job) / SNAPSHOT)[0]

@@ -46,7 +46,7 @@ class TrainingState:
     fallbacks: list[str] = field(default_factory=list)  # damaged checkpoints that were passed over
 
 
-Report = Callable[[TrainingState, int], None]
+OnStep = Callable[[TrainingState, int], None]
 
 
 def train(
@@ -56,7 +56,7 @@ def train(
     folder: Path,
     identity: Mapping[str, Any],
     seed: int,
-    report: Report = lambda state, batches: None,
+    report: OnStep = lambda state, batches: None,
     warmup: int = 0,
 ) -> TrainingState:
     """Train until the schedule or the patience ends; leave the best snapshot in `folder` and in the model.
@@ -138,7 +138,7 @@ class _Run:
         self.identity = {**identity, "architecture": architecture}
         self.state = self._resumed()
 
-    def train_epoch(self, report: Report, stop_requested: Callable[[], bool]) -> None:
+    def train_epoch(self, report: OnStep, stop_requested: Callable[[], bool]) -> None:
         """Train what is left of an epoch, validate, and save. Raises StoppedError as soon as a stop is requested."""
         state, work = self.state, _Work(self.device)
         batches = self.experiment.batches(state.epoch)

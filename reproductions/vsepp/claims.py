@@ -29,8 +29,8 @@ def hardest_beats_sum(better: str, worse: str, metric: str) -> Callable[[Results
 def larger_sets_help(results: Results) -> Outcome:
     """Figure 2b: R@1 of image to caption by the size of the set of negatives.
 
-    The test compares the hardest of the whole batch with the hardest of one. The detail says whether R@1 rises with each
-    larger size.
+    The test compares the hardest of the whole batch with the hardest of one. The detail says whether R@1 rises with
+    each larger size.
     """
     names = [*(f"vsepp-negatives-{size}-ours" for size in SETS), "vsepp-ours"]
     sizes = dict(zip(names, [*map(str, SETS), "the batch"], strict=True))
