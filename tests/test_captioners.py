@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, StoppedError
 from capbench.captioners.experiment import Ensemble, caption_images, cross_entropy, with_ensembles, word_log_probs
 from capbench.captioners.layers import AdditiveAttention, context
 from capbench.data.scenes import scenes
@@ -21,8 +24,9 @@ from capbench.runs import harness, loaded
 from capbench.runs.harness import Materials, Places, run
 from capbench.runs.job import Job, description
 from capbench.runs.paper import paper
-from capbench.tools.caption import captioner, captions_of, draw_attention, draw_sheet
-from capbench.training.loop import StoppedError
+from capbench.tools.caption import PANEL, Captioned, captioner, captions_of, draw_attention, write_results
+from capbench.tools.drawing import font
+from capbench.tools.pictures import look_at
 from reproductions.show_and_tell import make_model as show_and_tell
 from reproductions.show_and_tell.ranking import likelihoods, normalised
 from reproductions.show_and_tell.recipe import presets as nic_presets
@@ -242,26 +246,63 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(name, preset, places, t
 
 def test_a_trained_run_captions_pictures_and_shows_where_it_looked(places, few, tmp_path):
     record("show_attend_tell", "soft-ours", places)
-    pictures = []
+    folder = tmp_path / "album"
+    folder.mkdir()
     for i in range(3):
-        pictures.append(tmp_path / f"{i}.png")
-        Image.fromarray(few.images[i]).save(pictures[-1])
+        Image.fromarray(few.images[i]).save(folder / f"{i}.png")
+    (folder / "bad.png").write_bytes(b"<html>")
     model = captioner(None, places.runs)
-    found = captions_of(model, pictures, 4, 2)
-    assert len(found) == 3
-    for one in found:
-        assert len(one.captions) == 2
-        assert one.log_probs[0] >= one.log_probs[1]
-        assert one.attention is not None
-        assert one.attention.sum(1) == pytest.approx(1.0, abs=1e-4)
-    draw_attention(found[0], tmp_path / "attention.png")
-    draw_sheet(found, tmp_path / "sheet.png")
-    for name in ("attention.png", "sheet.png"):
-        with Image.open(tmp_path / name) as drawn:
-            assert min(drawn.size) > 200
-    (tmp_path / "bad.png").write_bytes(b"<html>")
-    with pytest.raises(CapbenchError, match=r"bad\.png"):
-        captions_of(model, [tmp_path / "bad.png"], 1, 1)
+    seen = look_at(model, folder)
+    captioned = captions_of(model, seen, 4, 2)
+    assert [entry.picture.name for entry in captioned] == ["0.png", "1.png", "2.png"]
+    assert [path.name for path in seen.passed_over] == ["bad.png"]
+    for entry in captioned:
+        assert len(entry.captions) == 2
+        assert entry.log_probs[0] >= entry.log_probs[1]
+        assert entry.attention is not None
+        assert entry.attention.sum(1) == pytest.approx(1.0, abs=1e-4)
+    draw_attention(captioned[0], tmp_path / "attention.png")
+    with Image.open(tmp_path / "attention.png") as drawn:
+        assert min(drawn.size) > 200
+    write_results(captioned, tmp_path / "results.json")
+    assert captioning.read_results(tmp_path / "results.json", range(3)) == [entry.captions[0] for entry in captioned]
+
+
+def captioned_as(name, attention=None):
+    return Captioned(Path(name), "whole", ("a w1", "a w2"), (-1.0, -2.0), attention)
+
+
+def test_results_have_the_numbers_of_coco_where_the_names_do(tmp_path):
+    names = ("COCO_val2014_000000391895.jpg", os.fsdecode(b"caf\xe9_000000000042.jpg"), "000000000009.jpg")
+    write_results([captioned_as(name) for name in names], tmp_path / "r.json")
+    assert captioning.read_results(tmp_path / "r.json", [9, 42, 391895]) == ["a w1"] * 3
+    rows = json.loads((tmp_path / "r.json").read_bytes())
+    assert rows[1]["file_name"] == names[1]
+    assert rows[1]["log_probs"] == [-1.0, -2.0]
+    for other in ("1000268201_693b08cb0e.jpg", "val_000000000009.jpg"):  # no number of COCO's; a number twice
+        write_results([captioned_as(name) for name in (*names, other)], tmp_path / "r.json")
+        assert captioning.read_results(tmp_path / "r.json", range(4)) == ["a w1"] * 4
+
+
+def test_the_maps_of_attention_of_all_words_have_one_scale(tmp_path):
+    """The first word looks at one corner alone, the second everywhere: its panel is dark, not bright."""
+    Image.new("RGB", (64, 64), (100, 100, 100)).save(tmp_path / "grey.png")
+    attention = np.array([[1.0, 0, 0, 0], [0.25] * 4, [0, 0, 0, 1.0]], np.float32)
+    draw_attention(captioned_as(tmp_path / "grey.png", attention), tmp_path / "drawn.png")
+    pixels = np.array(Image.open(tmp_path / "drawn.png")).astype(int)[..., 0]
+    top = 12 + sum(font(17).getmetrics()) + 6
+    panels = [pixels[top : top + PANEL, 12 + n * (PANEL + 12) :][:, :PANEL] for n in range(4)]
+    lit, unlit, quarter = 0.35 * 100 + 0.65 * 255, 0.35 * 100, 0.35 * 100 + 0.65 * 255 / 4
+    assert np.abs(panels[0] - 100).max() <= 1
+    assert [panels[1][5, 5], panels[1][-5, -5]] == pytest.approx([lit, unlit], abs=2)
+    assert np.abs(panels[2] - quarter).max() <= 2
+    assert [panels[3][5, 5], panels[3][-5, -5]] == pytest.approx([unlit, lit], abs=2)
+    assert (pixels[top + PANEL + 12 :] < 50).sum() > 500, "the scale and its name"
+
+
+def test_there_is_no_attention_to_draw_for_a_model_without_it(tmp_path):
+    with pytest.raises(CapbenchError, match="no attention to draw"):
+        draw_attention(captioned_as("a.png"), tmp_path / "drawn.png")
 
 
 def test_without_a_captioner_it_says_how_to_make_one(tmp_path):

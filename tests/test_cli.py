@@ -13,14 +13,13 @@ from typing import get_args
 import pytest
 from cyclopts import App
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, StoppedError
 from capbench.cli import main, options
 from capbench.cli.app import app
 from capbench.data.datasets import NAMES, SPLIT_FILES
 from capbench.data.scenes import scenes
 from capbench.evidence.records import save_result
 from capbench.vision.encoders import ENCODERS
-from capbench.vision.features import CROPS
 from capbench.vision.regions import PROVIDERS
 from tests.test_records import example
 
@@ -87,7 +86,7 @@ def test_the_help_lists_the_exit_codes(tmp_path):
 def test_the_choices_of_options_are_those_of_the_modules_that_do_the_work():
     assert get_args(options.Dataset) == NAMES
     assert get_args(options.Encoder) == ENCODERS
-    assert get_args(options.View) == tuple(CROPS)
+    assert get_args(options.View) == tuple(VIEWS)
     assert get_args(options.RegionProvider) == PROVIDERS
 
 
@@ -116,6 +115,9 @@ REFUSED = {
     "caption . --beam 0": '"0" for --beam.*>= 1',
     "caption . --beam -2": '"-2" for --beam.*>= 1',
     "caption . --n-best 0": '"0" for --n-best.*>= 1',
+    "caption . --attention a.png": "--attention draws one image, and . is a folder",
+    "caption . --sheet a.svg": r"cannot draw a\.svg: name a file that ends in \.png",
+    "align a.png ball --out a.pdf": r"cannot draw a\.pdf",
     "align a.png ball --beta -1": '"-1.0" for --beta.*>= 0',
     "datasets export flickr8k out": '"flickr8k".*scenes',
     "datasets export scenes out --images 0": '"0" for --images.*>= 1',
@@ -184,6 +186,17 @@ def test_records_of_runs_are_added_to_the_committed_ones_all_or_by_name(here, ca
         assert (here / "leaderboards" / "results" / path.name).read_bytes() == path.read_bytes()
     with pytest.raises(CapbenchError, match=r"no record in runs.records 'vsep'"):
         app(["records", "add", "vsep"], result_action="return_value")
+
+
+def test_work_that_was_stopped_and_saved_exits_with_75(monkeypatch, capsys):
+    def stop(**_):
+        raise StoppedError
+
+    monkeypatch.setattr("capbench.cli.app.app", stop)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 75
+    assert capsys.readouterr().err == "stopped and saved; the same command resumes\n"
 
 
 @pytest.mark.parametrize("module", ["cyclopts", "torch"])

@@ -18,6 +18,7 @@ LAYERS = {  # vector and grid as torchvision's own tool takes them out, before p
     "alexnet": ("classifier.5", "features.11"),
     "resnet50": ("avgpool", "layer4"),
     "densenet121": ("adaptive_avg_pool2d", "relu"),
+    "googlenet": ("avgpool", "inception5b"),
     "squeezenet1_0": ("features.12", "features.12"),
     "mobilenet_v2": ("features.18", "features.18"),
 }
@@ -25,6 +26,7 @@ SHAPES = {
     "alexnet": (4096, (169, 256)),
     "resnet50": (2048, (49, 2048)),
     "densenet121": (1024, (49, 1024)),
+    "googlenet": (1024, (49, 1024)),
     "squeezenet1_0": (512, (169, 512)),
     "mobilenet_v2": (1280, (49, 1280)),
 }
@@ -49,6 +51,12 @@ def shake(module):
             layer.bias.data.copy_(torch.randn(layer.num_features, generator=generator) * 0.1)
 
 
+def torchvision_model(name):
+    """As torchvision builds the network around its published weights: googlenet's input is scaled once more."""
+    options = {"transform_input": True, "aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    return getattr(torchvision.models, name)(weights=None, **options)
+
+
 def spread(actual, expected):
     return float((actual - expected).abs().max() / expected.abs().max())
 
@@ -61,7 +69,7 @@ def squeezenet():
 @pytest.fixture(scope="module", params=LAYERS)
 def network(request):
     """A shaken torchvision model, and encoders of both outputs that share its weights."""
-    model = getattr(torchvision.models, request.param)(weights=None).eval()
+    model = torchvision_model(request.param).eval()
     shake(model)
 
     def encoder(output):
@@ -158,7 +166,7 @@ def test_vgg19_gives_fc7_and_the_map_of_conv5_4(monkeypatch):
 @pytest.mark.parametrize("name", [n for n in encoders.ENCODERS if n not in {"scenes", *LAYERS}])
 def test_every_other_trunk_has_the_shapes_it_states(name):
     with torch.device("meta"):
-        model = getattr(torchvision.models, name)(weights=None).eval()
+        model = torchvision_model(name).eval()
         parts = encoders._parts(name, model)
         grid = parts.body(torch.empty(2, 3, 224, 224))
         assert grid.shape[1] == parts.channels
@@ -255,6 +263,13 @@ def test_weights_given_by_their_folder_are_used(squeezenet, tmp_path, monkeypatc
     monkeypatch.setenv("CAPBENCH_WEIGHTS", str(tmp_path))
     encoder = Encoder("squeezenet1_0")
     assert torch.equal(next(encoder.parameters()), state["features.0.weight"].float())
+
+
+def test_googlenet_reads_torchvision_s_file_with_its_two_auxiliary_classifiers(tmp_path):
+    model = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False)
+    torch.save(model.state_dict(), tmp_path / "googlenet.pth")
+    encoder = Encoder("googlenet", weights=tmp_path / "googlenet.pth")
+    assert torch.equal(next(encoder.parameters()), model.conv1.conv.weight)
 
 
 def test_weights_of_another_architecture_are_refused_with_the_names(tmp_path):

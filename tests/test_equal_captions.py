@@ -42,7 +42,7 @@ def experiment(name: str, preset: str, output: Output, folder: Path, **changes: 
     """Of a few scenes, untrained, ready for evaluation on the test split."""
     dataset = scenes(train=30, val=5, test=IMAGES)
     encoder = Encoder("scenes", output)
-    stored = features(dataset, encoder, "objects" if output == "regions" else "1C", folder)
+    stored = features(dataset, encoder, region_provider="objects" if output == "regions" else None, store=folder)
     inputs = Inputs(replace(dataset, phrases=None), encoder, stored, Vocabulary.build(dataset.split("train").tokens, 2))
     encoded = inputs.encoded("test")
     encoded[-REPEATED:] = [list(caption) for caption in encoded[:REPEATED]]

@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 
 import capbench.vision.features as store
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, StoppedError
 from capbench.base.files import fingerprint
 from capbench.base.processor import computes_bf16
 from capbench.data.captions import CaptionDataset
 from capbench.data.images import ImageFolder, one_crop, ten_crops, whole_image
 from capbench.vision.encoders import Encoder, Output
-from capbench.vision.features import Crop, Features, features
+from capbench.vision.extraction import View
+from capbench.vision.features import Features, features
 from tests.processes import begin
 
 COUNT = 11  # more than a batch
@@ -124,12 +125,12 @@ def test_all_that_makes_the_features_is_in_their_fingerprint(dataset, encoder, t
 
 def test_the_fingerprint_of_a_vector_or_a_grid_is_of_these_fields_and_no_others(dataset, tmp_path):
     """Records name features by it: a field more would make all of them again under another name."""
-    asked: list[tuple[Output, str, Crop]] = [
+    asked: list[tuple[Output, str, View]] = [
         ("vector", "trunk.vector", "1C"),
         ("vector", "trunk.vector", "10C"),
         ("grid", "trunk", "1C"),
     ]
-    for output, layer, crop in asked:
+    for output, layer, view in asked:
         encoder = Encoder("scenes", output)
         spec = {
             "images": dataset.images.fingerprint,
@@ -137,12 +138,12 @@ def test_the_fingerprint_of_a_vector_or_a_grid_is_of_these_fields_and_no_others(
             "name": "scenes",
             "output": output,
             "layer": layer,
-            "crop": crop,
+            "crop": view,
             "size": 64,
             "computed_in": "float32",
             "version": 1,
         }
-        made = features(dataset, encoder, crop, store=tmp_path)
+        made = features(dataset, encoder, view, store=tmp_path)
         assert made.fingerprint == fingerprint(spec)
         assert made.boxes is None
 
@@ -228,7 +229,7 @@ def test_tolerant_features_leave_bad_images_out_and_count_them(dataset, encoder,
     bad = np.isin(np.arange(COUNT), [4, 9])
     assert np.isnan(made.array[bad]).all()
     assert np.allclose(made.array[~bad], whole[~bad], rtol=1e-5)
-    with pytest.raises(CapbenchError, match=r"2 images of little have no features.*4\.jpg"):
+    with pytest.raises(CapbenchError, match=r"2 images of little could not be decoded and have no features.*4\.jpg"):
         features(spoilt, encoder, store=tmp_path)
     assert features(spoilt, encoder, store=tmp_path, tolerant=True).skipped == made.skipped
 
@@ -256,7 +257,7 @@ def test_progress_counts_up_to_the_whole(dataset, encoder, tmp_path):
 
 def test_the_progress_bar_shows_images_a_second(dataset, encoder, tmp_path, capsys):
     features(dataset, encoder, store=tmp_path, progress=True)
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err  # what is printed may be read by a program
     assert "features of little" in shown
     assert "images/s" in shown
 
@@ -333,6 +334,63 @@ def test_the_lock_and_the_remains_of_a_dead_process_are_no_obstacle(dataset, enc
     holder.wait()
     assert isinstance(features(dataset, encoder, store=tmp_path), Features)
     assert not remains.exists()
+
+
+STOPPED = """
+import os, signal, sys, time
+from pathlib import Path
+from capbench.base.errors import StoppedError
+from capbench.vision.encoders import Encoder
+from capbench.vision.features import features
+from tests.test_features import dataset_of
+
+def press(done, total):
+    if done == 8:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)  # so that no other batch begins
+
+try:
+    features(dataset_of(Path(sys.argv[1]) / "images"), Encoder("scenes"), store=Path(sys.argv[1]), progress=press)
+except StoppedError:
+    print("stopped and saved")
+"""
+
+
+def test_ctrl_c_keeps_the_batches_that_are_done_and_the_next_call_makes_the_others(
+    dataset, encoder, tmp_path, monkeypatch
+):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.stdout == "stopped and saved\n", done.stderr
+    asked, seen, read = [], [], ImageFolder.__getitem__
+
+    def noting(images, index):
+        asked.append(index)
+        return read(images, index)
+
+    monkeypatch.setattr(ImageFolder, "__getitem__", noting)
+    resumed = features(dataset, encoder, store=tmp_path, progress=lambda *step: seen.append(step))
+    assert asked == [8, 9, 10]
+    assert seen == [(COUNT, COUNT)]
+    assert np.array_equal(resumed.array, features(dataset, encoder, store=tmp_path / "anew").array)
+    assert {path.name for path in only_folder(tmp_path).iterdir()} == {"features.npy", "meta.json"}
+
+
+@pytest.mark.parametrize("spoil", ["{", '{"size": 4, "done": [0, 4]}', '{"size": 8}'])
+def test_unfinished_features_that_cannot_be_continued_are_made_from_the_start(dataset, encoder, tmp_path, spoil):
+    def press(done, total):
+        raise KeyboardInterrupt
+
+    for first in (press, None):
+        if first is None:
+            (state,) = (tmp_path / "features").glob(".*.part/done.json")
+            state.write_text(spoil)
+            made = features(dataset, encoder, store=tmp_path)
+        else:
+            with pytest.raises(StoppedError):
+                features(dataset, encoder, store=tmp_path, progress=first)
+    assert np.array_equal(made.array, features(dataset, encoder, store=tmp_path / "anew").array)
 
 
 def make_slowly(folder: Path, told: Connection) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from capbench import leaderboard
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, StoppedError
 from capbench.base.processor import blas, computes_bf16, instruction_set
 from capbench.cli import reporting
 from capbench.cli.run import run as run_command
@@ -31,7 +31,6 @@ from capbench.runs.job import Job, description
 from capbench.runs.loaded import finished_runs, load_run
 from capbench.runs.paper import Paper, paper, papers
 from capbench.training import checkpoint
-from capbench.training.loop import StoppedError
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -14,7 +15,16 @@ from PIL import Image
 
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import Images
-from capbench.data.images import ImageFolder, decode, one_crop, random_crop, ten_crops
+from capbench.data.images import (
+    ImageFolder,
+    PictureFiles,
+    Pictures,
+    decode,
+    one_crop,
+    printable,
+    random_crop,
+    ten_crops,
+)
 
 
 def picture(height=40, width=60, seed=0):
@@ -145,6 +155,36 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, side):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
     with pytest.raises(CapbenchError, match=r"bomb\.png (has|is too large)"):
         decode(path)
+
+
+def test_a_picture_that_is_far_longer_than_wide_is_refused(tmp_path):
+    """At 256 pixels of width it would be enlarged to 1,280,000 of height: some gigabytes."""
+    Image.new("RGB", (1, 5000)).save(tmp_path / "thin.png")
+    with pytest.raises(CapbenchError, match=r"thin\.png of 1 x 5000 pixels is more than 200 times"):
+        decode(tmp_path / "thin.png")
+
+
+def test_picture_files_are_known_by_their_content_alone(tmp_path):
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for path, grey in zip(paths, (10, 20, 10), strict=True):
+        Image.new("L", (4, 4), grey).save(path)
+    a, b, c = paths
+    pictures = PictureFiles([a, b])
+    assert isinstance(pictures, Pictures)
+    assert isinstance(pictures.images, Images)
+    assert [int(pictures.images[i][0, 0, 0]) for i in range(len(pictures))] == [10, 20]
+    assert pictures.fingerprint == PictureFiles([c, b]).fingerprint
+    assert pictures.fingerprint != PictureFiles([b, a]).fingerprint
+    with pytest.raises(CapbenchError, match=r"cannot read the image .*gone\.png"):
+        _ = PictureFiles([tmp_path / "gone.png"]).fingerprint
+
+
+def test_a_file_name_that_is_not_utf8_is_printed_with_escapes(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    assert printable(path) == str(tmp_path) + "/caf\\xe9.png"
+    with pytest.raises(CapbenchError) as caught:
+        decode(path)
+    assert str(caught.value).encode()
 
 
 def test_every_missing_image_is_counted_and_listed_up_front(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import relu
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, StoppedError
 from capbench.captioners.experiment import Captioner, caption_images, word_log_probs
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, Vocabulary
@@ -22,7 +22,6 @@ from capbench.runs.job import Job
 from capbench.runs.paper import metric_of, paper
 from capbench.tools.align import Aligner
 from capbench.training.experiment import Inputs
-from capbench.training.loop import StoppedError
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import features
 from reproductions.karpathy.alignment import AlignmentModel
@@ -199,7 +198,7 @@ def test_the_models_can_be_used_where_aligners_and_captioners_are_asked_for():
 def inputs(tmp_path_factory) -> Inputs:
     dataset = scenes(train=60, val=10, test=10)
     store = tmp_path_factory.mktemp("store")
-    stored = features(dataset, Encoder("scenes", "regions"), "objects", store)
+    stored = features(dataset, Encoder("scenes", "regions"), region_provider="objects", store=store)
     vocabulary = Vocabulary.build(dataset.split("train").tokens, 2)
     return Inputs(dataset, Encoder("scenes", "regions"), stored, vocabulary)
 

@@ -19,7 +19,7 @@ from torchvision.models._api import WeightsEnum
 from capbench.base.errors import CapbenchError
 from capbench.base.files import locked
 from capbench.data.captions import CaptionDataset
-from capbench.data.images import ImageFolder, whole_image
+from capbench.data.images import ImageFolder, PictureFiles, whole_image
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import Vocabulary
 from capbench.runs import harness
@@ -30,7 +30,7 @@ from capbench.training.experiment import Recipe, Training
 from capbench.vision import regions
 from capbench.vision.encoders import DETECTORS, Encoder, load_detector
 from capbench.vision.features import features
-from capbench.vision.regions import GRID, PROVIDERS, boxes_of_picture, region_boxes
+from capbench.vision.regions import GRID, PROVIDERS, region_boxes
 
 SIZES = ((50, 40), (30, 60), (64, 64))  # width, height
 WHOLE = [0.0, 0.0, 1.0, 1.0]
@@ -119,11 +119,8 @@ def test_objects_of_a_data_set_without_them_are_refused(photos):
 
 
 def test_an_unknown_provider_is_refused_with_the_known_ones(drawn):
-    for ask in (lambda: region_boxes(drawn, "yolo"), lambda: boxes_of_picture(drawn.images[0], "yolo")):
-        with pytest.raises(
-            CapbenchError, match=r"no provider of regions 'yolo'; there is multiscale, objects, file, fa"
-        ):
-            ask()
+    with pytest.raises(CapbenchError, match=r"no provider of regions 'yolo'; there is multiscale, objects, file, fa"):
+        region_boxes(drawn, "yolo")
 
 
 def test_the_fingerprint_tells_providers_and_boxes_apart(drawn):
@@ -205,7 +202,7 @@ def test_a_bad_file_is_refused_by_its_image_box_and_field(photos, tmp_path, cont
 def test_a_file_that_is_missing_is_asked_for_where_it_belongs(photos, drawn):
     with pytest.raises(CapbenchError, match=r"data.regions\.json is missing; put a JSON object"):
         region_boxes(photos, "file")
-    with pytest.raises(CapbenchError, match=r"scenes has no folder for a regions\.json"):
+    with pytest.raises(CapbenchError, match=r"no folder for a regions\.json of scenes"):
         region_boxes(drawn, "file")
 
 
@@ -232,7 +229,8 @@ def test_a_detectors_boxes_are_those_of_its_highest_scores(photos, tmp_path, det
         expected = np.array([box for _, box in ranked[:19]]) / [width, height, width, height]
         assert boxes.count[i] == 20
         assert np.allclose(boxes.array[i, 1:], expected, atol=1e-5)
-        assert np.array_equal(boxes_of_picture(photos.images[i], DETECTORS[2]), boxes.array[i])
+        path = photos.images.root / photos.image_names[i]
+        assert np.array_equal(region_boxes(PictureFiles([path]), DETECTORS[2], tmp_path).array[0], boxes.array[i])
 
 
 def fake(boxes, scores):
@@ -249,10 +247,10 @@ def fake(boxes, scores):
     return Fake()
 
 
-def test_empty_and_repeated_detections_are_left_out_and_the_grid_fills_up(photos, monkeypatch):
+def test_empty_and_repeated_detections_are_left_out_and_the_grid_fills_up(photos, tmp_path, monkeypatch):
     boxes = [[0.0, 0, 32, 32], [16, 16, 80, 70], [5, 5, 5, 9], [0, 0, 32, 32]]
     monkeypatch.setattr(regions, "_detector", lambda name: fake(boxes, [0.3, 0.9, 0.8, 0.2]))
-    found = boxes_of_picture(photos.images[2], DETECTORS[0])
+    found = region_boxes(photos, DETECTORS[0], tmp_path).array[2]
     assert found[:4].tolist() == [WHOLE, [0.25, 0.25, 1, 1], [0, 0, 0.5, 0.5], list(GRID[0])]
 
 
@@ -332,7 +330,7 @@ def test_detectors_without_weights_or_of_an_unknown_name_are_refused(tmp_path, p
     monkeypatch.setenv("CAPBENCH_WEIGHTS", str(tmp_path))
     regions._detector.cache_clear()
     with pytest.raises(CapbenchError, match="weights of another architecture"):
-        boxes_of_picture(photos.images[0], DETECTORS[2])
+        region_boxes(photos, DETECTORS[2], tmp_path)
     with pytest.raises(CapbenchError, match=r"no detector 'yolo'; known are fasterrcnn_resnet50_fpn_v2"):
         load_detector("yolo")
     assert set(DETECTORS) < set(PROVIDERS)
@@ -348,7 +346,7 @@ def encoder():
 
 @pytest.mark.parametrize("provider", ["multiscale", "objects"])
 def test_features_of_regions_are_the_encoders_vectors_of_the_boxes(drawn, encoder, provider, tmp_path):
-    made = features(drawn, encoder, provider, store=tmp_path)
+    made = features(drawn, encoder, region_provider=provider, store=tmp_path)
     boxes = region_boxes(drawn, provider)
     assert made.array.shape == (16, 20, encoder.dim)
     assert made.boxes is not None
@@ -360,17 +358,19 @@ def test_features_of_regions_are_the_encoders_vectors_of_the_boxes(drawn, encode
 
 
 def test_the_first_region_is_the_vector_of_the_whole_image(photos, tmp_path):
-    made = features(photos, Encoder("squeezenet1_0", "regions", weights="random"), "multiscale", store=tmp_path)
+    made = features(
+        photos, Encoder("squeezenet1_0", "regions", weights="random"), region_provider="multiscale", store=tmp_path
+    )
     whole = features(photos, Encoder("squeezenet1_0", weights="random"), "whole", store=tmp_path).array
     assert np.abs(made.array[:, 0] - whole).max() <= 1e-5 * np.abs(whole).max()
     assert np.abs(made.array[:, 1] - whole).max() > 1e-3 * np.abs(whole).max()
 
 
 def test_the_boxes_are_in_the_fingerprint_of_the_features(photos, encoder, tmp_path):
-    made = [features(photos, encoder, "multiscale", store=tmp_path)]
+    made = [features(photos, encoder, region_provider="multiscale", store=tmp_path)]
     for boxes in ([], [[0, 0, 10, 10]]):
         put(photos, with_first(boxes))
-        made.append(features(photos, encoder, "file", store=tmp_path))
+        made.append(features(photos, encoder, region_provider="file", store=tmp_path))
     assert len({one.fingerprint for one in made}) == 3
     assert made[2].boxes is not None
     assert made[2].boxes.count.tolist() == [2, 1, 1]
@@ -378,27 +378,29 @@ def test_the_boxes_are_in_the_fingerprint_of_the_features(photos, encoder, tmp_p
 
 def test_the_second_time_boxes_and_features_are_read_and_no_image(photos, encoder, tmp_path, monkeypatch):
     put(photos, with_first([[0, 0, 10, 10]]))
-    made = features(photos, encoder, "file", store=tmp_path)
+    made = features(photos, encoder, region_provider="file", store=tmp_path)
     monkeypatch.setattr(ImageFolder, "__getitem__", lambda *_: pytest.fail("an image was read"))
-    again = features(photos, encoder, "file", store=tmp_path)
+    again = features(photos, encoder, region_provider="file", store=tmp_path)
     assert again.fingerprint == made.fingerprint
 
 
 def test_tolerant_features_of_regions_leave_bad_images_out(photos, encoder, tmp_path):
     (photos.images.root / "1.png").write_bytes(b"<html>")
     with pytest.warns(UserWarning, match=r"1 images of photos could not be decoded"):
-        made = features(photos, encoder, "multiscale", store=tmp_path, tolerant=True)
+        made = features(photos, encoder, region_provider="multiscale", store=tmp_path, tolerant=True)
     assert made.skipped == ("1.png",)
     assert np.isnan(made.array[1]).all()
     assert np.isfinite(made.array[[0, 2]]).all()
 
 
-def test_a_crop_that_does_not_fit_the_output_is_refused_with_those_that_do(photos, encoder):
-    with pytest.raises(CapbenchError, match=r"output 'regions' and crop '1C' are not defined; for regions take mul"):
+def test_a_view_that_does_not_fit_the_output_is_refused_with_those_that_do(photos, encoder):
+    with pytest.raises(CapbenchError, match=r"'regions' with region_provider None are not defined; take multiscale, o"):
         features(photos, encoder)
+    with pytest.raises(CapbenchError, match=r"'grid' with view '10C' are not defined; take 1C, whole, RC$"):
+        features(photos, Encoder("scenes", "grid"), "10C")
     for output in ("vector", "grid"):
-        with pytest.raises(CapbenchError, match=rf"crop 'multiscale' are not defined; for {output} take 1C"):
-            features(photos, Encoder("scenes", output), "multiscale")
+        with pytest.raises(CapbenchError, match=rf"output '{output}' takes a view, not a region_provider"):
+            features(photos, Encoder("scenes", output), region_provider="multiscale")
 
 
 # ---- trained models and materials --------------------------------------------
@@ -409,28 +411,32 @@ def run_with(recipe):
     return Trained(job, recipe, Vocabulary.build([("word",)], 1), torch.nn.Identity(), {})
 
 
-def test_a_trained_model_sees_the_regions_of_pictures_as_those_of_the_store(drawn, encoder, tmp_path):
+def test_a_trained_model_sees_the_regions_of_pictures_as_those_of_the_store(drawn, encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     paths = []
     for i in range(3):
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(drawn.images[i]).save(paths[-1])
-    run = run_with(SimpleNamespace(output="regions", stored_view="multiscale"))
-    stored = features(drawn, encoder, "multiscale", store=tmp_path)
-    assert np.abs(run.features(paths).numpy() - stored.array[:3]).max() <= 1e-4 * np.abs(stored.array).max()
+    run = run_with(SimpleNamespace(output="regions", view="whole", region_provider="multiscale"))
+    stored = features(drawn, encoder, region_provider="multiscale", store=tmp_path)
+    assert np.abs(run.features(paths) - stored.array[:3]).max() <= 1e-4 * np.abs(stored.array).max()
     assert stored.boxes is not None
     assert np.array_equal(run.boxes(paths).numpy(), stored.boxes.array[:3])
 
 
-def test_boxes_are_refused_where_a_model_sees_none_or_those_of_a_data_set(drawn, tmp_path):
+def test_boxes_are_refused_where_a_model_sees_none_or_those_of_a_data_set(drawn, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     Image.fromarray(drawn.images[0]).save(tmp_path / "0.png")
     with pytest.raises(CapbenchError, match="sees no regions of a picture but its vector"):
-        run_with(SimpleNamespace(output="vector", stored_view="1C")).boxes([tmp_path / "0.png"])
-    with pytest.raises(CapbenchError, match="'file' belong to a data set; a picture alone has multiscale, objects, fa"):
-        run_with(SimpleNamespace(output="regions", stored_view="file")).features([tmp_path / "0.png"])
+        run_with(SimpleNamespace(output="vector", view="1C", region_provider=None)).boxes([tmp_path / "0.png"])
+    with pytest.raises(CapbenchError, match=r"no folder for a regions\.json of the pictures; take regions of multis"):
+        run_with(SimpleNamespace(output="regions", view="whole", region_provider="file")).features([tmp_path / "0.png"])
 
 
-def test_of_the_objects_of_a_picture_alone_nothing_is_known_and_the_grid_fills_up(drawn):
-    assert np.array_equal(boxes_of_picture(drawn.images[0], "objects"), boxes_of_picture(drawn.images[0], "multiscale"))
+def test_a_model_of_true_objects_sees_the_grid_of_a_picture_whose_objects_are_unknown(drawn, tmp_path):
+    Image.fromarray(drawn.images[0]).save(tmp_path / "0.png")
+    run = run_with(SimpleNamespace(output="regions", view="whole", region_provider="objects"))
+    assert run.boxes([tmp_path / "0.png"])[0].tolist() == region_boxes(drawn, "multiscale").array[0].tolist()
 
 
 def test_materials_give_the_regions_that_a_recipe_asks_for(drawn, tmp_path, monkeypatch):

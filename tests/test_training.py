@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, StoppedError
 from capbench.training import checkpoint, machine
 from capbench.training.experiment import Evaluation, Training
-from capbench.training.loop import StoppedError, finished, learning_rate, train
+from capbench.training.loop import finished, learning_rate, train
 from tests.processes import begin
 
 TRAINING = Training(epochs=4, batch_size=8, learning_rate=0.05, lr_step_epochs=2, clip_norm=1.0)

@@ -85,6 +85,17 @@ def test_building_agrees_with_counting_by_hand(captions, min_count):
         assert built.decode(built.encode(caption)) == known
 
 
+def test_a_sentence_finds_the_words_of_data_that_were_tokenised_in_another_way():
+    words = Vocabulary(("Red", "red", "T-shirt", "Ball"), (4, 3, 2, 1))
+    assert words.encode_text("A RED ball, a t-shirt!") == [START, UNKNOWN, 5, 7, UNKNOWN, 6, END]
+
+
+@given(st.lists(st.sampled_from(["a", "dog", "cat", "Zebra", "3"])))
+def test_a_sentence_is_encoded_as_its_tokens_where_the_data_have_the_same(spoken):
+    words = Vocabulary.build([["a", "dog"], ["cat", "3"]], 1)
+    assert words.encode_text(" ".join(spoken)) == words.encode(tokenize(" ".join(spoken)))
+
+
 def test_a_number_outside_is_refused():
     built = Vocabulary.build(CAPTIONS, 1)
     for number in (-1, len(built)):

@@ -16,7 +16,14 @@ from torch import nn
 
 from capbench.base.errors import CapbenchError
 from capbench.vision import weights
-from capbench.vision.weights import download, find_weights, fit, hash_tensors, load_weights, published_address
+from capbench.vision.weights import (
+    download,
+    find_weights,
+    hash_tensors,
+    load_state_dict,
+    load_weights,
+    published_address,
+)
 
 
 @pytest.fixture
@@ -72,6 +79,32 @@ def test_a_download_with_the_right_hash_is_kept(tmp_path):
     with serving(WHOLE) as (address, _):
         path = download(f"{address}/{FILE}", tmp_path / "sub" / FILE)
     assert path.read_bytes() == BODY
+
+
+def test_a_download_is_written_in_pieces_and_shows_its_progress(tmp_path, monkeypatch, capsys):
+    """Only one piece is in memory at a time: each is written before the next is read."""
+    monkeypatch.setattr(weights, "CHUNK", 1000)
+    sizes = []
+    read = weights._read
+
+    def noting(answer):
+        sizes.append(len(chunk := read(answer)))
+        return chunk
+
+    monkeypatch.setattr(weights, "_read", noting)
+    with serving(WHOLE) as (address, _):
+        assert download(f"{address}/{FILE}", tmp_path / FILE).read_bytes() == BODY
+    assert sizes == [1000] * 5 + [0]
+    assert FILE in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named_and_is_no_fault_of_the_server(tmp_path, monkeypatch):
+    def full(address, file, expected):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "_fetch", full)
+    with pytest.raises(CapbenchError, match=r"cannot write .*No space left"):
+        download(f"http://127.0.0.1:9/{FILE}", tmp_path / FILE)
 
 
 def test_a_download_that_breaks_off_is_started_again(tmp_path):
@@ -205,7 +238,10 @@ def test_a_pickle_payload_is_refused_and_nothing_is_executed(tmp_path, suffix, w
 
 def test_a_table_of_tensors_in_a_pth_file_is_read(tmp_path, layer):
     torch.save(layer.state_dict(), tmp_path / "layer.pth")
-    fit(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), load_weights(tmp_path / "layer.pth"), tmp_path)
+    other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    load_state_dict(other, load_weights(tmp_path / "layer.pth"), tmp_path)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("value", [{"weight": 3}, [torch.ones(1)], torch.ones(1)])
@@ -240,7 +276,7 @@ def test_another_architecture_is_told_by_its_entries(tmp_path, layer):
     del state["0.bias"]
     state |= {"0.weight": torch.ones(2, 4), "9.extra": torch.ones(1)}
     with pytest.raises(CapbenchError) as caught:
-        fit(layer, state, tmp_path / "x.pth")
+        load_state_dict(layer, state, tmp_path / "x.pth")
     message = str(caught.value)
     for said in ("1 missing (0.bias)", "1 unexpected (9.extra)", "0.weight [2, 4] for [2, 3]", "x.pth"):
         assert said in message
@@ -249,7 +285,7 @@ def test_another_architecture_is_told_by_its_entries(tmp_path, layer):
 def test_counters_that_old_files_lack_are_zero(tmp_path, layer):
     state = layer.state_dict()
     del state["1.num_batches_tracked"]
-    fit(layer, state, tmp_path)
+    load_state_dict(layer, state, tmp_path)
     assert layer[1].num_batches_tracked == 0
 
 
@@ -257,7 +293,10 @@ def test_old_names_of_densenet_files_are_understood(tmp_path):
     block = nn.ModuleDict({"denselayer1": nn.ModuleDict({"norm1": nn.BatchNorm2d(2), "conv2": nn.Conv2d(2, 2, 1)})})
     state = {k.replace("norm1", "norm.1").replace("conv2", "conv.2"): v for k, v in block.state_dict().items()}
     assert "denselayer1.norm.1.weight" in state
-    fit(block, state, tmp_path)
+    expected = {key: value.clone() + 1 for key, value in block.state_dict().items()}
+    load_state_dict(block, {key: value + 1 for key, value in state.items()}, tmp_path)
+    for name, value in expected.items():
+        assert torch.equal(block.state_dict()[name], value), name
 
 
 def test_the_hash_follows_names_shapes_types_and_values_but_not_their_order():

@@ -24,3 +24,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> CapbenchError:
     close = get_close_matches(name, names, n=1)
     suggestion = f"did you mean {close[0]!r}? " if close else ""
     return CapbenchError(f"no {kind} {name!r}; {suggestion}there are {', '.join(names) or 'none'}")
+
+
+class StoppedError(Exception):
+    """Ctrl-C or a signal stopped the work and what was done is saved: the same command continues it."""

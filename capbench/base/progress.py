@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Report = Callable[[int, int], None]
@@ -20,7 +21,7 @@ def reporter(progress: Report | bool | None, what: str) -> Iterator[Report]:
     start = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     speed = TextColumn("{task.fields[speed]:.0f} images/s")
-    with Progress(*columns, speed, disable=not progress) as bar:
+    with Progress(*columns, speed, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task(what, total=None, speed=0.0)
         yield lambda done, total: bar.update(
             task, completed=done, total=total, speed=done / (time.perf_counter() - start)

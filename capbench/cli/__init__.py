@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-REFUSED, INTERRUPTED = 2, 130
+REFUSED, STOPPED, INTERRUPTED = 2, 75, 130
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def _main() -> None:
     from cyclopts import CycloptsError
     from rich.console import Console
 
-    from capbench.base.errors import CapbenchError
+    from capbench.base.errors import CapbenchError, StoppedError
     from capbench.cli.app import app
 
     for stream in (sys.stdout, sys.stderr):
@@ -37,3 +37,6 @@ def _main() -> None:
     except (CapbenchError, CycloptsError) as error:
         Console(stderr=True).print(f"capbench: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(REFUSED)
+    except StoppedError:
+        print("stopped and saved; the same command resumes", file=sys.stderr)
+        sys.exit(STOPPED)

@@ -48,6 +48,8 @@ def features(
 ) -> None:
     """Compute the features of a data set, or open them if they are stored already.
 
+    Ctrl-C keeps what is done, and the same command resumes.
+
     Parameters
     ----------
     dataset
@@ -68,9 +70,9 @@ def features(
     from capbench.vision import encoders
     from capbench.vision import features as store
 
-    name = encoder or default_encoder(dataset)
-    network = encoders.Encoder(name, "vector" if region_provider is None else "regions")
-    stored = store.features(load_dataset(dataset), network, region_provider or view, tolerant=tolerant)
+    output: encoders.Output = "regions" if region_provider else "vector"
+    network = encoders.Encoder(encoder or default_encoder(dataset), output)
+    stored = store.features(load_dataset(dataset), network, view, region_provider, tolerant=tolerant, progress=True)
     say(f"{stored.array.shape} {stored.array.dtype} in {stored.path}")
     for name in stored.skipped:
         say(f"left out: {name}")

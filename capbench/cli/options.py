@@ -12,9 +12,9 @@ Dataset = Literal["scenes", "flickr8k", "flickr30k", "coco", "coco-norestval"]
 Encoder = Literal[
     "alexnet", "vgg16", "vgg19", "resnet50", "resnet101", "resnet152",
     "densenet121", "densenet161", "densenet169", "densenet201",
-    "squeezenet1_0", "mobilenet_v2", "scenes",
+    "googlenet", "squeezenet1_0", "mobilenet_v2", "scenes",
 ]  # fmt: skip
-View = Literal["1C", "10C", "whole", "views"]
+View = Literal["1C", "10C", "whole", "views", "RC"]
 RegionProvider = Literal[
     "multiscale", "objects", "file",
     "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn",

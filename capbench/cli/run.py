@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from capbench.cli.options import Count, Dataset, Encoder, OneOrMore, Seed
-
-STOPPED = 75  # exit code
 
 
 def run(
@@ -59,22 +56,17 @@ def run(
     from capbench.runs.harness import run as run_job
     from capbench.runs.paper import paper as find_paper
     from capbench.runs.plan import Session, plan
-    from capbench.training.loop import StoppedError
 
     owner, places, materials = find_paper(paper), Places(runs), Materials()
     jobs = plan(owner, dataset, preset, encoder, seeds, seed)
     materials.dataset(dataset)  # a missing data set is refused before anything is written
     earlier = Earlier.of(leaderboards / "results")
     session = Session(places.runs / owner.name / "session.json", jobs)
-    try:
-        with Bars(owner, len(jobs)) as bars:
-            for job in session.remaining():
-                bars.start(job)
-                finished = run_job(job, places, materials, bars.report, fresh=fresh)
-                session.add(job, finished.records)
-                bars.done(finished)
-    except StoppedError:
-        print("stopped and saved; the same command resumes", file=sys.stderr)
-        sys.exit(STOPPED)
+    with Bars(owner, len(jobs)) as bars:
+        for job in session.remaining():
+            bars.start(job)
+            finished = run_job(job, places, materials, bars.report, fresh=fresh)
+            session.add(job, finished.records)
+            bars.done(finished)
     session.clear()
     conclude(owner, places, leaderboards, session.records, earlier)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from capbench.base.errors import CapbenchError
@@ -41,7 +42,7 @@ def search(
     runs
         The folder of all runs.
     sheet
-        Draw the images that match into this PNG file.
+        Draw the images that match into this file (PNG, JPEG or WebP, by its name).
     """
     if (
         (query is None) == (image is None)
@@ -49,20 +50,29 @@ def search(
         or (image is not None) != (captions is not None)
     ):
         raise CapbenchError("give either a sentence with --images FOLDER, or --image FILE with --captions FILE")
-    from capbench.tools.search import captions_of_image, contact_sheet, images_of_sentence, retriever
+    from capbench.data.images import printable
+    from capbench.tools.drawing import check_drawable, draw_sheet
+    from capbench.tools.pictures import look_at
+    from capbench.tools.search import captions_of_image, images_of_sentence, retriever
 
+    check_drawable(sheet)
     trained = retriever(run, runs)
-    say(f"with {trained.job}")
-    results: list[tuple[object, float]] = []
-    if query is not None and images is not None:
-        matches = images_of_sentence(trained, query, images, top)
-        results += matches
-        if sheet is not None:
-            contact_sheet([path for path, _ in matches], sheet)
-    elif image is not None and captions is not None:
-        results += captions_of_image(trained, image, captions, top)
-    for item, similarity in results:
-        say(f"{similarity:7.3f}  {item}")
+    say(f"with {trained}")
+    seen = look_at(trained, images or image or Path())
+    if query is not None:
+        ranked = images_of_sentence(trained, query, seen, top)
+    else:
+        ranked = captions_of_image(trained, seen, captions or Path(), top)
+    for picture, similarity in ranked.pictures:
+        say(f"{similarity:7.3f}  {printable(picture)}")
+    for line, similarity in ranked.captions:
+        say(f"{similarity:7.3f}  {line}")
+    if ranked.unknown:
+        say(f"not in the vocabulary: {', '.join(ranked.unknown)}")
+    _passed_over(seen.passed_over)
+    if sheet is not None and ranked.pictures:
+        labels = [f"{printable(Path(path.name))} ({similarity:.3f})" for path, similarity in ranked.pictures]
+        draw_sheet([path for path, _ in ranked.pictures], labels, sheet)
 
 
 def caption(
@@ -88,39 +98,42 @@ def caption(
     n_best
         How many captions to write for each image.
     attention
-        Draw where the model looked at each word into this PNG file; needs a single image.
+        Draw where the model looked at each word into this file (PNG, JPEG or WebP); needs a single image.
     sheet
-        Draw the images with their captions into this PNG file.
+        Draw the images with their captions into this file (PNG, JPEG or WebP).
     out
-        Write the captions and their log-probabilities to this JSON file.
+        Write the captions and their log-probabilities to this JSON file, in COCO's results format.
     run
         The folder of a finished run; the newest captioner under RUNS if not given.
     runs
         The folder of all runs.
     """
-    from capbench.base.files import atomic_write
-    from capbench.runs.loaded import pictures_in
-    from capbench.tools.caption import captioner, captions_of, draw_attention, draw_sheet
+    from capbench.data.images import printable
+    from capbench.tools.caption import captioner, captions_of, draw_attention, write_results
+    from capbench.tools.drawing import ON_A_SHEET, check_drawable, draw_sheet
+    from capbench.tools.pictures import look_at
 
-    paths = pictures_in(pictures) if pictures.is_dir() else [pictures]
-    if attention is not None and len(paths) != 1:
-        raise CapbenchError(f"--attention draws one picture, and {pictures} has {len(paths)}")
+    if attention is not None and pictures.is_dir():
+        raise CapbenchError(f"--attention draws one image, and {printable(pictures)} is a folder")
+    for drawing in (attention, sheet):
+        check_drawable(drawing)
     trained = captioner(run, runs)
-    say(f"with {trained.job}")
-    captioned = captions_of(trained, paths, beam or max(trained.recipe.beam_size, n_best), n_best)
-    if attention is not None and captioned[0].attention is None:
-        raise CapbenchError(f"{trained.job} has no attention to draw; choose a run of show-attend-tell")
-    for picture in captioned:
-        say(picture.picture)
-        for words, log_prob in zip(picture.captions, picture.log_probs, strict=True):
+    say(f"with {trained}")
+    seen = look_at(trained, pictures)
+    if sheet is not None and len(seen.paths) > ON_A_SHEET:
+        raise CapbenchError(f"--sheet draws {ON_A_SHEET} images at most, and {pictures} has {len(seen.paths):,}")
+    captioned = captions_of(trained, seen, beam or max(trained.recipe.beam_size, n_best), n_best)
+    for entry in captioned:
+        say(printable(entry.picture))
+        for words, log_prob in zip(entry.captions, entry.log_probs, strict=True):
             say(f"{log_prob:8.2f}  {words}")
+    _passed_over(seen.passed_over)
     if out is not None:
-        rows = [{"picture": str(p.picture), "captions": p.captions, "log_probs": p.log_probs} for p in captioned]
-        atomic_write(out, (json.dumps(rows, indent=1) + "\n").encode())
+        write_results(captioned, out)
     if attention is not None:
         draw_attention(captioned[0], attention)
     if sheet is not None:
-        draw_sheet(captioned, sheet)
+        draw_sheet(seen.paths, [entry.captions[0] for entry in captioned], sheet)
 
 
 def align(
@@ -149,19 +162,28 @@ def align(
     runs
         The folder of all runs.
     out
-        Draw the regions with their words into this PNG file.
+        Draw the regions with their words into this file (PNG, JPEG or WebP).
     as_json
         Print JSON.
     """
     from capbench.tools import align as alignment
+    from capbench.tools.drawing import check_drawable
 
+    check_drawable(out)
     trained = alignment.aligner(run, runs)
     aligned = alignment.align(trained, photo, caption, beta)
     if out is not None:
         alignment.draw_alignment(aligned, out)
     if as_json:
-        print(json.dumps({"run": str(trained.job), **alignment.as_json(aligned)}, indent=1))
+        print(json.dumps({"run": str(trained), **alignment.as_json(aligned)}, indent=1))
         return
-    say(f"with {trained.job}")
+    say(f"with {trained}")
     for line in alignment.as_text(aligned):
         say(line)
+
+
+def _passed_over(paths: Sequence[Path]) -> None:
+    from capbench.data.images import printable
+
+    for path in paths:
+        say(f"passed over: {printable(path)}")

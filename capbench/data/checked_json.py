@@ -1,4 +1,4 @@
-"""JSON files of other people, checked field by field."""
+"""JSON files checked field by field."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from capbench.data.captions import one_line
 
 
 class Checked(BaseModel):
-    """A part of a file: types are taken literally ("5" is no number), fields that we do not read are ignored."""
+    """A part of a file: types are strict ("5" is no number), other fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 Model = TypeVar("Model", bound=Checked)
 Line = Annotated[str, BeforeValidator(lambda value: one_line(value) if isinstance(value, str) else value)]
-"""Text that `one_line` has put on one line, before the check: a lone surrogate is no text to pydantic."""
+"""Text put on one line before the check, because pydantic refuses a lone surrogate."""
 
 
 def read_json(path: Path, model: type[Model]) -> Model:
@@ -40,7 +40,7 @@ def read_json(path: Path, model: type[Model]) -> Model:
 
 
 def parse_json(content: bytes, path: Path, model: type[Model]) -> Model:
-    """`content`, which was read from `path`, as `model`; raises CapbenchError as `read_json` does."""
+    """`content`, read from `path`, as `model`. Raises CapbenchError as `read_json` does."""
     try:
         value = json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -61,7 +61,7 @@ def parse_json(content: bytes, path: Path, model: type[Model]) -> Model:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Millions of new objects without a cycle among them: looking for cycles takes more time than the reading."""
+    """Millions of new objects form no cycles, and the search for cycles would take longer than reading them."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -74,14 +74,14 @@ def _no_collection() -> Iterator[None]:
 def _explain(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_context=False)
     first = faults[0]
-    found = "" if first["type"] == "missing" else f" (found {_shorten(first['input'])})"
+    value = "" if first["type"] == "missing" else f" (found {_shorten(first['input'])})"
     more = f"; and {len(faults) - 1} more such faults" if len(faults) > 1 else ""
-    return f"{_field(first['loc'])}: {first['msg'].removeprefix('Value error, ')}{found}{more}"
+    return f"{_field(first['loc'])}: {first['msg'].removeprefix('Value error, ')}{value}{more}"
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return "".join(parts).lstrip(".") or "the whole file"
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
+    return "".join(steps).lstrip(".") or "the whole file"
 
 
 def _shorten(value: Any) -> str:

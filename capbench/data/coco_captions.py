@@ -14,25 +14,23 @@ from capbench.data.vocabulary import tokenize
 
 
 def read_coco_captions(path: Path, image_folder: Path, split: str, name: str = "coco") -> CaptionDataset:
-    """The images and captions of one file, all of them in `split` (train, val or test).
+    """The images and captions of a file in COCO's format, all in `split` (train, val or test).
 
-    The published captioning and retrieval numbers are on Karpathy's split of these images (`load_dataset("coco")`);
-    this is for those of COCO's own division, and for any file of its format:
+    For COCO's own division; published numbers are on Karpathy's split of these images (`load_dataset("coco")`).
 
-        dataset = read_coco_captions(Path("captions_val2014.json"), Path("val2014"), "val")
-        val = dataset.split("val")
+        val = read_coco_captions(Path("captions_val2014.json"), Path("val2014"), "val").split("val")
 
-    Images keep the order of the file; captions are grouped by image, each image's in the order of the file. Tokens
-    are those of `tokenize`; line breaks in a caption become spaces.
-    Raises CapbenchError naming file and field when the file is missing, malformed or contradicts itself.
+    Images keep the order of the file; captions are grouped by image, then in the order of the file. Tokens are those of
+    `tokenize`; line breaks in captions become spaces. Raises CapbenchError naming file and field when the file is
+    missing, malformed or contradicts itself.
     """
     file = read_json(path, _File)
     index = {image.id: position for position, image in enumerate(file.images)}
-    strange = [annotation for annotation in file.annotations if annotation.image_id not in index]
-    if strange:
+    stray = [annotation for annotation in file.annotations if annotation.image_id not in index]
+    if stray:
         raise CapbenchError(
-            f"{path}: annotation {strange[0].id} is of image_id {strange[0].image_id}, which is not among the "
-            f"images ({len(strange):,} such annotations)"
+            f"{path}: annotation {stray[0].id} is of image_id {stray[0].image_id}, which is not among the "
+            f"images ({len(stray):,} such annotations)"
         )
     annotations = sorted(file.annotations, key=lambda annotation: index[annotation.image_id])
     names = tuple(image.file_name for image in file.images)

@@ -1,4 +1,4 @@
-"""The data sets by name: the embedded scenes, and those whose files the user brings."""
+"""The data sets by name: the embedded scenes, and those read from the user's files."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ from capbench.data.scenes import scenes
 
 @dataclass(frozen=True)
 class Source:
-    """A data set to be brought: its split file, the images in each split of the published file, and the origin.
-
-    COCO's restval images are counted apart from train. `fingerprint` is that of the published file, where known.
-    """
+    """A data set that the user brings."""
 
     split_file: str
-    counts: Mapping[str, int]
+    counts: Mapping[str, int]  # images in each split of the published file; COCO's restval apart from train
     origin: str
-    fingerprint: str = ""
+    fingerprint: str = ""  # of the published file, if known
 
 
 SOURCES = {
@@ -54,12 +51,15 @@ NOT_PUBLISHED = "not the published split"  # how a note on such data begins
 
 
 def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
-    """A data set by name: "scenes", or one whose files lie under `data` (CAPBENCH_DATA where None).
+    """A data set by name: "scenes", or one with files under `data` (default CAPBENCH_DATA).
 
-    They are `<data>/<name>/dataset_<name>.json` and the folder `<data>/<name>/images`. "coco" trains on COCO's restval
-    images too, "coco-norestval" leaves them out. Warns loudly where it is not the published split (`departure`), and
-    says so in `notes`. Raises CapbenchError saying what is missing and where to put it; all missing images are counted
-    and listed before any work starts.
+    The files are `<data>/<name>/dataset_<name>.json` and the folder `<data>/<name>/images`. "coco" trains on COCO's
+    restval images too, "coco-norestval" leaves them out. Another split than the published one (`departure`) is warned
+    about and noted in `notes`. Raises CapbenchError that says what is missing, images counted and listed, and where to
+    put it.
+
+    >>> load_dataset("scenes").splits
+    ('train', 'val', 'test')
     """
     if name == "scenes":
         return scenes()
@@ -82,7 +82,7 @@ def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
 
 
 def describe(data: Path | None = None) -> Iterator[tuple[str, str, str, str, str]]:
-    """A row for each data set: name, images, captions, splits, and where it is or what to do to have it."""
+    """A row for each data set: name, images, captions, splits, and where it is or how to get it."""
     for name in NAMES:
         try:
             dataset = load_dataset(name, data)
@@ -96,9 +96,9 @@ def describe(data: Path | None = None) -> Iterator[tuple[str, str, str, str, str
 
 
 def departure(dataset: CaptionDataset) -> str:
-    """How a brought data set departs from the published one of its name: "test: 999, published 1,000".
+    """How a data set differs from the published one of its name: "test: 999, published 1,000".
 
-    Empty where it does not: the counts are as published, and so is the fingerprint, where that is known.
+    Empty if it has the published counts and, if known, the published fingerprint.
     """
     counts = _differing_counts(dataset)
     if counts or known_fingerprint(dataset.name) in ("", dataset.fingerprint):
@@ -107,15 +107,12 @@ def departure(dataset: CaptionDataset) -> str:
 
 
 def is_published(dataset: CaptionDataset) -> bool | None:
-    """Whether a data set is the published one of its name; None for one that is not brought, such as the scenes."""
+    """Whether a data set is the published one of its name; None for the scenes and data sets of other names."""
     return None if _family(dataset.name) not in SOURCES else not departure(dataset)
 
 
 def known_fingerprint(name: str) -> str:
-    """The fingerprint of the data that a name stands for: the scenes as they are drawn today, the published Flickr8K.
-
-    Empty where it is not known.
-    """
+    """The fingerprint of the scenes as drawn today or of the published data set; empty if unknown."""
     if name == "scenes":
         return SCENES_FINGERPRINT
     return SOURCES[name].fingerprint if name in SOURCES else ""
@@ -133,7 +130,7 @@ def _folder(name: str, data: Path | None) -> Path:
 
 
 def _family(name: str) -> str:
-    """Whose files a data set is made from."""
+    """The name of the data set's folder."""
     return "coco" if name == WITHOUT_RESTVAL else name
 
 
@@ -147,7 +144,7 @@ def _restval(name: str) -> Restval:
 
 
 def _differing_counts(dataset: CaptionDataset) -> str:
-    """Such as "test: 999, published 1,000"; empty where all are as published."""
+    """For example "test: 999, published 1,000"; empty if all counts are the published ones."""
     expected = dict(SOURCES[_family(dataset.name)].counts)
     rest = expected.pop("restval", 0)
     if _restval(dataset.name) == "train":

@@ -1,11 +1,13 @@
-"""From picture files to uint8 RGB pixels, and the crops that an encoder sees."""
+"""Picture files, their uint8 RGB pixels, and the crops that an encoder sees."""
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,44 +17,47 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.base.files import fingerprint
-from capbench.data.captions import stays_inside
+from capbench.base.files import fingerprint, sha256
+from capbench.data.captions import Images, stays_inside
 
-MAX_PIXELS = 50_000_000
-"""A picture larger than this is refused before its pixels are decoded."""
-
+MAX_PIXELS = 50_000_000  # a larger picture is refused before its pixels are decoded
+MAX_ASPECT = 200  # a thinner one would need gigabytes once its shorter side has the encoder's size
 LISTED = 20  # names spelled out in an error message
 
 
-def decode(path: Path) -> NDArray[np.uint8]:
-    """The pixels of a picture file as uint8 RGB [height, width, 3].
+def decode(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+    """The RGB pixels of a picture file, its EXIF rotation applied.
 
-    The EXIF rotation is applied. Grey and palette pictures become RGB, CMYK is converted without a colour
-    profile, 16-bit grey keeps its upper eight bits, and what is transparent lies on white.
-    Raises CapbenchError naming the file when it is missing, empty, truncated, not a picture, or larger than
-    `MAX_PIXELS`.
+    Grey and palette pictures become RGB, CMYK is converted without a colour profile, 16-bit grey keeps its upper eight
+    bits, transparent pixels lie on white. Raises CapbenchError naming the file when it is missing, empty, truncated,
+    not a picture, or larger than `MAX_PIXELS`.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CapbenchError(f"cannot read the image {path}: {error.strerror or error}") from error
+        raise CapbenchError(f"cannot read the image {printable(path)}: {error.strerror or error}") from error
     if not content:
-        raise CapbenchError(f"the image {path} is an empty file; fetch it again")
+        raise CapbenchError(f"the image {printable(path)} is an empty file; fetch it again")
     try:
         image = Image.open(io.BytesIO(content))
         if image.width * image.height > MAX_PIXELS:
             raise CapbenchError(
-                f"the image {path} has {image.width} x {image.height} pixels, more than the "
+                f"the image {printable(path)} has {image.width} x {image.height} pixels, more than the "
                 f"{MAX_PIXELS:,} allowed; shrink it or leave it out"
+            )
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise CapbenchError(
+                f"the image {printable(path)} of {image.width} x {image.height} pixels is more than {MAX_ASPECT} times "
+                "as long as wide; crop it or leave it out"
             )
         image.load()
         return np.array(_rgb(ImageOps.exif_transpose(image)))
     except CapbenchError:
         raise
     except Image.DecompressionBombError as error:
-        raise CapbenchError(f"the image {path} is too large: {error}; shrink it or leave it out") from error
+        raise CapbenchError(f"the image {printable(path)} is too large: {error}; shrink it or leave it out") from error
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and more
-        raise CapbenchError(f"the image {path} {_what(content)} ({error}); fetch it again") from error
+        raise CapbenchError(f"the image {printable(path)} {_what(content)} ({error}); fetch it again") from error
 
 
 def _what(content: bytes) -> str:
@@ -73,10 +78,56 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class ImageFolder:
-    """The pictures `names` under the folder `root`: an `Images` that decodes when asked for.
+@runtime_checkable
+class Pictures(Protocol):
+    """Named images: a data set, or the pictures of a folder."""
 
-    `names` are relative paths with forward slashes. Raises CapbenchError when one leads out of the folder.
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def images(self) -> Images: ...
+
+    @property
+    def image_names(self) -> tuple[str, ...]: ...
+
+
+class PictureFiles:
+    """Pictures and images of no data set: files anywhere on the disk, decoded on access."""
+
+    name = "the pictures"
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.image_names = tuple(map(printable, paths))
+
+    @property
+    def images(self) -> PictureFiles:
+        return self
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """RGB pixels, uint8 [height, width, 3]. Raises CapbenchError as `decode` does."""
+        return decode(self.paths[index])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the contents in order: names and places do not count. Raises CapbenchError naming a file."""
+        try:
+            return fingerprint([sha256(path) for path in self.paths])
+        except OSError as error:
+            raise CapbenchError(f"cannot read the image {error.filename}: {error.strerror or error}") from error
+
+    def check(self) -> None:
+        """A missing file fails where it is read."""
+
+
+class ImageFolder:
+    """The images `names` under the folder `root`, decoded on access.
+
+    `names` are relative paths with forward slashes. Raises CapbenchError for one that leads out of the folder.
     """
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
@@ -90,21 +141,20 @@ class ImageFolder:
         return len(self.names)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """RGB pixels, uint8 [height, width, 3]. Raises CapbenchError naming the file; see `decode`."""
+        """RGB pixels, uint8 [height, width, 3]. Raises CapbenchError as `decode` does."""
         return decode(self.root / self.names[index])
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the names and file sizes in order, not over the pixels.
+        """SHA-256 over the names and file sizes in order; the folder's place does not count.
 
-        It costs one look at each file's size, so a picture that is replaced by another of equal size is not
-        noticed. The folder's place does not count.
+        The pixels are not read, so a picture replaced by another of equal size goes unnoticed.
         """
         self.check()
         return fingerprint([(name, (self.root / name).stat().st_size) for name in self.names])
 
     def check(self) -> None:
-        """Raises CapbenchError that counts the missing files and lists them."""
+        """Raises CapbenchError that counts and lists the missing files."""
         if not self.root.is_dir():
             raise CapbenchError(f"there is no image folder {self.root}; put the {len(self):,} images there")
         missing = [name for name in self.names if not (self.root / name).is_file()]
@@ -112,6 +162,15 @@ class ImageFolder:
             raise CapbenchError(
                 f"{len(missing):,} of {len(self):,} images are missing from {self.root}: {_listed(missing)}"
             )
+
+
+def printable(path: Path) -> str:
+    """The path as text that UTF-8 can hold: other bytes of a file name are escaped.
+
+    >>> printable(Path(os.fsdecode(b"caf\\xe9.jpg")))
+    'caf\\\\xe9.jpg'
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -127,7 +186,7 @@ def _resized(
 
 
 def _shorter_side(image: NDArray[np.uint8], size: int) -> Tensor:
-    """Bilinear and antialiased, the shorter side to size * 256 // 224 (256 pixels where `size` is 224)."""
+    """Resize bilinearly, with antialiasing, until the shorter side has size * 256 // 224 pixels."""
     side = size * 256 // 224
     height, width = image.shape[:2]
     if height < width:
@@ -136,19 +195,19 @@ def _shorter_side(image: NDArray[np.uint8], size: int) -> Tensor:
 
 
 def one_crop(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "3 size size"]:
-    """The centre `size` x `size` pixels after the shorter side is made size * 256 / 224 ("1C")."""
+    """The centre `size` x `size` pixels, the shorter side resized to size * 256 // 224 ("1C")."""
     resized = _shorter_side(image, size)
     top, left = round((resized.shape[1] - size) / 2), round((resized.shape[2] - size) / 2)
     return resized[:, top : top + size, left : left + size]
 
 
 def whole_image(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "3 size size"]:
-    """The whole image squeezed to `size` x `size`: nothing at its borders is lost, its aspect is ("whole")."""
+    """The whole image squeezed to `size` x `size`: it keeps its borders and loses its aspect ("whole")."""
     return _resized(image, size, size)
 
 
 def ten_crops(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "10 3 size size"]:
-    """Top left, top right, bottom left, bottom right and centre of the resized image, then of its mirror ("10C")."""
+    """The four corners and the centre of the resized image, then those of its mirror ("10C")."""
     resized = _shorter_side(image, size)
     down, across = resized.shape[1] - size, resized.shape[2] - size
     places = [(0, 0), (0, across), (down, 0), (down, across), (round(down / 2), round(across / 2))]
@@ -163,10 +222,10 @@ def mirrored(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "2 3 size siz
 
 
 def random_crop(image: NDArray[np.uint8], size: int, generator: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
-    """A part of 8 to 100 % of the area and of aspect 3/4 to 4/3, resized to `size`, mirrored half the time.
+    """A crop of 8 to 100 % of the area and aspect 3/4 to 4/3, resized to `size`, mirrored half the time.
 
-    The same generator state gives the same crop. After ten tries that do not fit, the largest centre part of
-    an allowed aspect is taken. Source: Szegedy et al., "Going deeper with convolutions", section 6.
+    The same generator state gives the same crop. If ten draws do not fit, it is the largest centre crop of an allowed
+    aspect. Source: Szegedy et al., "Going deeper with convolutions", section 6.
     """
     height, width = image.shape[:2]
     ratio = np.log(4 / 3)

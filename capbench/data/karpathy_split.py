@@ -18,14 +18,13 @@ Restval = Literal["train", "drop", "error"]
 
 
 def read_karpathy_split(path: Path, image_folder: Path, name: str, restval: Restval) -> CaptionDataset:
-    """The data set of a split file, in the order of the file and with the file's own tokens.
+    """The data set of a split file, in its order and with its tokens.
 
-    Pictures are looked for in `image_folder`, in the subfolder that COCO's `filepath` names. An image's id is its
-    `cocoid` where it has one, else its `imgid`. `restval` says what becomes of COCO's 30,504 validation images
-    outside the published val and test: "train" adds them to the training split, as most papers do, "drop" leaves
-    them out, "error" refuses them; it stands in `notes`. An image has one caption or more; a caption may be empty,
-    and a line break in it becomes a space.
-    Raises CapbenchError naming the file, and the line or field, where it is missing, malformed or contradictory.
+    Images lie in `image_folder`, in the subfolder that COCO's `filepath` names. An image's id is its `cocoid`, or else
+    its `imgid`. `restval` decides on COCO's 30,504 validation images outside the published val and test: "train" adds
+    them to the training split, as most papers do, "drop" leaves them out, "error" refuses them; `notes` records it. A
+    caption may be empty; line breaks become spaces. Raises CapbenchError naming the file, and the line or field, when
+    it is missing, malformed or contradictory.
     """
     if restval not in get_args(Restval):
         raise CapbenchError(f"restval is {restval!r}; choose one of {', '.join(get_args(Restval))}")
@@ -34,7 +33,7 @@ def read_karpathy_split(path: Path, image_folder: Path, name: str, restval: Rest
     _refuse_twice(path, "sentid", (sentence.sentid for image in file.images for sentence in image.sentences))
     notes = _restval_notes(path, file, restval)
     images = [image for image in file.images if image.split != "restval" or restval == "train"]
-    owned = [(index, sentence) for index, image in enumerate(images) for sentence in image.sentences]
+    sentences = [(index, sentence) for index, image in enumerate(images) for sentence in image.sentences]
     names = tuple(image.path for image in images)
     try:
         dataset = CaptionDataset(
@@ -43,10 +42,10 @@ def read_karpathy_split(path: Path, image_folder: Path, name: str, restval: Rest
             image_names=names,
             image_ids=tuple(image.imgid if image.cocoid is None else image.cocoid for image in images),
             split_of_image=tuple("train" if image.split == "restval" else image.split for image in images),
-            captions=tuple(sentence.raw for _, sentence in owned),
-            tokens=tuple(tuple(sentence.tokens) for _, sentence in owned),
-            caption_ids=tuple(sentence.sentid for _, sentence in owned),
-            image_of_caption=np.array([index for index, _ in owned], dtype=np.int64),
+            captions=tuple(sentence.raw for _, sentence in sentences),
+            tokens=tuple(tuple(sentence.tokens) for _, sentence in sentences),
+            caption_ids=tuple(sentence.sentid for _, sentence in sentences),
+            image_of_caption=np.array([index for index, _ in sentences], dtype=np.int64),
             notes=notes,
         )
     except CapbenchError as error:
@@ -56,7 +55,7 @@ def read_karpathy_split(path: Path, image_folder: Path, name: str, restval: Rest
 
 
 def _clean_tokens(value: Any) -> Any:
-    """Tokens without white space or lone surrogates; what is not a list of strings is left to the type check."""
+    """Tokens without white space or lone surrogates; anything but a list of strings is left to the type check."""
     try:
         return one_line(" ".join(value)).split() if isinstance(value, list) else value
     except TypeError:

@@ -1,4 +1,4 @@
-"""Words and their numbers."""
+"""Vocabularies: words and their numbers."""
 
 from __future__ import annotations
 
@@ -22,24 +22,27 @@ SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of a caption: lower case, everything deleted but a-z, 0-9 and white space ("T-shirt" -> "tshirt").
+    """The words of a caption, as Karpathy's split files have them: lower case, nothing but a-z and 0-9.
 
-    It gives the tokens that the split files of Karpathy hold.
+    >>> tokenize("A man in a T-shirt.")
+    ['a', 'man', 'in', 'a', 'tshirt']
     """
     return re.sub(r"[^a-z0-9\s]", "", text.lower()).split()
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Numbers for words: 0 to 3 are padding, start, end and unknown, then come `words` in order.
+    """Numbers for words: 0 to 3 are padding, start, end and unknown, then `words` in order.
 
-    `counts` says how often each word occurred where the vocabulary was built. `unknown_count` is the number of
-    tokens there that were too rare to be kept. Raises CapbenchError when these disagree.
+    Raises CapbenchError when words and counts disagree, or a word is there twice.
+
+    >>> Vocabulary.build([["a", "dog"], ["a", "cat"]], min_count=1).encode(["a", "bird"])
+    [1, 4, 3, 2]
     """
 
     words: tuple[str, ...] = field(repr=False)
-    counts: tuple[int, ...] = field(repr=False)
-    unknown_count: int = 0
+    counts: tuple[int, ...] = field(repr=False)  # how often each word occurred in the text it was built from
+    unknown_count: int = 0  # tokens of that text that were too rare to keep
 
     def __post_init__(self) -> None:
         if len(self.words) != len(self.counts):
@@ -50,26 +53,35 @@ class Vocabulary:
 
     @classmethod
     def build(cls, tokens: Iterable[Sequence[str]], min_count: int) -> Vocabulary:
-        """The words that occur `min_count` times or more, the frequent first and equals by the alphabet.
+        """The words that occur at least `min_count` times in the training captions, by frequency, then alphabet.
 
-        Give the training captions alone. A token that is spelled like a special one counts as too rare. Raises
-        CapbenchError when no word is left.
+        A token spelled like a special one counts as too rare. Raises CapbenchError if no word remains.
         """
-        found = Counter(word for caption in tokens for word in caption)
-        kept = sorted((-count, word) for word, count in found.items() if count >= min_count and word not in SPECIAL)
+        occurrences = Counter(word for caption in tokens for word in caption)
+        kept = sorted(
+            (-count, word) for word, count in occurrences.items() if count >= min_count and word not in SPECIAL
+        )
         if not kept:
             raise CapbenchError(f"no word occurs {min_count} times or more; lower min_count or give more captions")
         counts = tuple(-count for count, _ in kept)
-        return cls(tuple(word for _, word in kept), counts, found.total() - sum(counts))
+        return cls(tuple(word for _, word in kept), counts, occurrences.total() - sum(counts))
 
     def __len__(self) -> int:
-        """How many numbers there are, with the four special ones."""
+        """How many numbers there are, the four special ones included."""
         return len(SPECIAL) + len(self.words)
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """The number of each word; the special ones are not in it, so no caption can spell them."""
+        """The number of each word; without the special ones, so no caption can spell them."""
         return {word: number for number, word in enumerate(self.words, start=len(SPECIAL))}
+
+    @cached_property
+    def _spellings(self) -> dict[str, int]:
+        """The number of the most frequent word that `tokenize` would spell so: "Red" for "red"."""
+        numbers: dict[str, int] = {}
+        for word, number in self.numbers.items():
+            numbers.setdefault("".join(tokenize(word)), number)
+        return numbers
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,11 +89,19 @@ class Vocabulary:
         return fingerprint(self.words)
 
     def encode(self, tokens: Sequence[str]) -> list[int]:
-        """[START, a number a token, END]; an unknown token becomes UNKNOWN."""
+        """START, a number for each token, END; an unknown token becomes UNKNOWN."""
         return [START, *(self.numbers.get(token, UNKNOWN) for token in tokens), END]
 
+    def encode_text(self, text: str) -> list[int]:
+        """As `encode`, the tokens those of `tokenize` or, where the data have others, their nearest spelling.
+
+        >>> Vocabulary(("Red", "T-shirt"), (2, 1)).encode_text("A red t-shirt")
+        [1, 3, 4, 5, 2]
+        """
+        return [START, *(self.numbers.get(w, self._spellings.get(w, UNKNOWN)) for w in tokenize(text)), END]
+
     def decode(self, numbers: Iterable[int]) -> list[str]:
-        """The words up to the first END; START and PAD are left out, UNKNOWN is "<unknown>".
+        """The words before the first END, without START and PAD; UNKNOWN is "<unknown>".
 
         Raises CapbenchError for a number outside the vocabulary.
         """
@@ -104,7 +124,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Read what `save` wrote. Raises CapbenchError for a pickle (never opened) and for any other content."""
+        """Read what `save` wrote. Raises CapbenchError for anything else; a pickle is never opened."""
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -128,5 +148,5 @@ class _VocabularyFile(Checked):
 
 
 def _looks_pickled(content: bytes) -> bool:
-    """Protocol 2 and above start with 0x80; protocols 0 and 1 with another opcode, often "(", and end with a dot."""
+    """Pickles of protocol 2 and above start with 0x80; older ones often with "(", and end with a dot."""
     return content[:1] in (b"\x80", b"(") or (content.rstrip()[-1:] == b"." and content.lstrip()[:1] not in b"{[\xef")

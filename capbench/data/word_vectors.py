@@ -1,8 +1,8 @@
 """Word vectors from a file: GloVe's text, or word2vec's text or binary form.
 
-All are read as a stream, and only the words of the vocabulary are kept. GloVe has a word and its numbers on each line.
-word2vec has a first line "count dimension"; then come such lines, or in a file named .bin, for each word the word, a
-space and its numbers as little-endian float32, with or without a line break behind.
+Files are read as a stream; only words of the vocabulary are kept. GloVe has a word and its numbers on each line.
+word2vec has a first line "count dimension", then such lines; a file named .bin has for each word the word, a space and
+its numbers as little-endian float32, with or without a line break.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from capbench.base.files import sha256
 from capbench.data.vocabulary import Vocabulary
 
 LONGEST = 1 << 20  # bytes of a line, or of a word in a binary file
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # bytes read at a time
 _HEADER = re.compile(rb"(\d{1,18})\s+(\d{1,9})\s*$")
 _COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04")
 
-# A word, its numbers (text, or bytes of float32) and where they stand.
+# A word, its numbers (text, or bytes of float32) and their place in the file.
 Entry = tuple[bytes, bytes, str]
 
 
@@ -43,16 +43,16 @@ def file_of(variable: str, dimension: int) -> Path:
 
 
 def word_vectors(vocabulary: Vocabulary, dimension: int, path: Path) -> tuple[Float[Tensor, "number dimension"], str]:
-    """The vectors of a vocabulary, a row for each of its numbers, and a note of which file they are from.
+    """The vectors of a vocabulary, a row for each number, and a note that names the file.
 
-    Words that are not in the file, and the special ones, get normal noise of deviation 0.02 from torch's generator.
-    Of a word that is there twice the first counts. Raises CapbenchError naming the file, and the line or word: for a
-    vector of another length or that is not finite, a file that is cut short, compressed or of another kind, and one
-    without a word of the vocabulary.
+    Special words, and words absent from the file, get normal noise of deviation 0.02 from torch's generator. The first
+    of several vectors of a word counts. Raises CapbenchError naming the file, and the line or word, for a vector of
+    another length or that is not finite, a file that is cut short, compressed or of another kind, and one without a
+    word of the vocabulary.
     """
     vectors = 0.02 * torch.randn(len(vocabulary), dimension)
     wanted = {word.encode(): number for word, number in vocabulary.numbers.items()}
-    found = 0
+    count = 0
     try:
         with path.open("rb") as file:
             for word, values, place in _entries(file, dimension, path):
@@ -61,16 +61,16 @@ def word_vectors(vocabulary: Vocabulary, dimension: int, path: Path) -> tuple[Fl
                 vector = _floats(values, dimension, path.suffix == ".bin", f"{path}, {place}", word.decode())
                 if vector is not None:
                     vectors[wanted.pop(word)] = vector
-                    found += 1
+                    count += 1
     except OSError as error:
         raise CapbenchError(f"cannot read the word vectors {path}: {error.strerror or error}") from error
-    if not found:
+    if not count:
         raise CapbenchError(f"no word of the vocabulary is in {path}; is it a file of word vectors in this language?")
-    return vectors, f"word vectors of {found:,} words from {path.name}, SHA-256 {sha256(path)}"
+    return vectors, f"word vectors of {count:,} words from {path.name}, SHA-256 {sha256(path)}"
 
 
 def _entries(file: IO[bytes], dimension: int, path: Path) -> Iterator[Entry]:
-    """Every word of a file of any of the three kinds. Raises CapbenchError for a first line that cannot be right."""
+    """Every word of a file of any of the three kinds. Raises CapbenchError for an impossible first line."""
     first = file.readline(LONGEST)
     if first.startswith(_COMPRESSED):
         raise CapbenchError(f"{path} is compressed; unpack it first")
@@ -96,7 +96,7 @@ def _entries(file: IO[bytes], dimension: int, path: Path) -> Iterator[Entry]:
 
 
 def _text(file: IO[bytes], path: Path, start: int, count: int | None) -> Iterator[Entry]:
-    """The lines from number `start` on; there have to be `count` that are not empty, where that is known."""
+    """The lines from number `start` on. Raises CapbenchError unless `count` of them, if known, are not empty."""
     number, words = start, 0
     while line := file.readline(LONGEST):
         if b"\0" in line or len(line) == LONGEST:
@@ -127,7 +127,7 @@ def _binary(file: IO[bytes], path: Path, count: int, width: int) -> Iterator[Ent
 
 
 def _floats(values: bytes, dimension: int, binary: bool, place: str, word: str) -> Tensor | None:
-    """The vector of a word; None for a line of another word, whose first part it is ("at home@example.org 0.1 ...")."""
+    """The vector of a word; None if the word is the first part of a longer one ("at home@example.org 0.1 ...")."""
     if binary:
         vector = torch.from_numpy(np.frombuffer(values, "<f4").astype(np.float32))
     else:

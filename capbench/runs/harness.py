@@ -68,7 +68,7 @@ class Materials:
     def __init__(self, store: Path | None = None) -> None:
         self.store = store
         self._datasets: dict[str, CaptionDataset] = {}
-        self._features: dict[tuple[str, ...], tuple[Encoder, Features]] = {}
+        self._features: dict[tuple[str | None, ...], tuple[Encoder, Features]] = {}
 
     def dataset(self, name: str) -> CaptionDataset:
         if name not in self._datasets:
@@ -78,10 +78,11 @@ class Materials:
     def inputs(self, job: Job, recipe: Recipe) -> Inputs:
         """What the experiment of a job is made from. Raises CapbenchError for missing data or an unknown encoder."""
         dataset = self.dataset(job.dataset)
-        key = (job.dataset, job.encoder, recipe.output, recipe.stored_view)
+        key = (job.dataset, job.encoder, recipe.output, recipe.view, recipe.region_provider)
         if key not in self._features:
             encoder = Encoder(job.encoder, recipe.output).to(default_device())
-            self._features[key] = (encoder, features(dataset, encoder, recipe.stored_view, self.store, progress=True))
+            stored = features(dataset, encoder, recipe.view, recipe.region_provider, store=self.store, progress=True)
+            self._features[key] = (encoder, stored)
         encoder, stored = self._features[key]
         vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count)
         return Inputs(dataset, encoder, stored, vocabulary)

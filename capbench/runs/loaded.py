@@ -1,8 +1,9 @@
-"""Finished runs, loaded: a trained model for pictures of one's own."""
+"""A finished run, loaded: a trained model ready for pictures and sentences of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,33 +11,43 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from capbench.base.errors import CapbenchError
-from capbench.data.images import decode
-from capbench.data.vocabulary import Vocabulary
+from capbench.data.images import PictureFiles
+from capbench.data.vocabulary import UNKNOWN, Vocabulary, tokenize
 from capbench.runs.job import DESCRIPTION, Job, description
 from capbench.runs.paper import paper
 from capbench.training import checkpoint
 from capbench.vision.encoders import Encoder
-from capbench.vision.features import encode, stacked
-from capbench.vision.regions import boxes_of_picture
-from capbench.vision.weights import fit
+from capbench.vision.features import features
+from capbench.vision.regions import Provider, region_boxes
+from capbench.vision.weights import load_state_dict
 
-PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"}
-BATCH = 32
+
+@dataclass(frozen=True)
+class Sentence:
+    """The words of a sentence as a vocabulary has them."""
+
+    words: tuple[str, ...]
+    numbers: list[int]  # START, a number for each word, END
+    unknown: tuple[str, ...]  # distinct words outside the vocabulary
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run with its trained model."""
+    """A finished run, loaded."""
 
     job: Job
     recipe: Any  # of the paper's subclass of Recipe
     vocabulary: Vocabulary
-    model: nn.Module  # in evaluation mode, with the weights of the best snapshot
-    encoder_weights: Mapping[str, Tensor]  # of a fine-tuned encoder; empty for a fixed one
+    model: nn.Module  # with the weights of its best epoch
+    encoder_weights: Mapping[str, Tensor]  # of a fine-tuned encoder, else empty
+
+    def __str__(self) -> str:
+        """The run, and a warning if its data are no photographs."""
+        return f"{self.job}" + ("; trained on scenes: drawn shapes, not photographs" * (self.job.dataset == "scenes"))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -45,33 +56,56 @@ class Trained:
             encoder.load_state_dict(self.encoder_weights)
         return encoder
 
-    @torch.no_grad()
-    def features(self, pictures: Sequence[Path]) -> Float[Tensor, "picture ... dim"]:
-        """The features of picture files, computed as those of test images. Raises CapbenchError naming a bad file."""
-        batches = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
-        return torch.cat([self._encoded([decode(path) for path in batch]) for batch in batches])
+    @property
+    def region_provider(self) -> Provider | None:
+        """The provider of the regions that the model sees; None if it sees no regions.
+
+        The true objects of a picture outside a data set are unknown, so the grid stands in for them.
+        """
+        provider: Provider | None = self.recipe.region_provider
+        return "multiscale" if provider == "objects" else provider
+
+    def features(
+        self, pictures: Sequence[Path], *, tolerant: bool = False, progress: bool = False
+    ) -> Float[np.ndarray, "picture ... dim"]:
+        """What the model sees of picture files, from the feature store; with `tolerant`, NaN for undecodable files.
+
+        Raises CapbenchError naming an undecodable file unless `tolerant`, and if none can be decoded.
+        """
+        with warnings.catch_warnings(action="ignore"):  # the caller names the undecodable files
+            stored = features(
+                PictureFiles(pictures),
+                self.encoder,
+                self.recipe.view,
+                self.region_provider,
+                tolerant=tolerant,
+                progress=progress,
+            )
+        return stored.array
 
     def boxes(self, pictures: Sequence[Path]) -> Float[Tensor, "picture region 4"]:
-        """The boxes of the model's regions: x0, y0, x1, y1 as fractions of a picture's width and height.
+        """The regions that the model sees, x0, y0, x1, y1 as fractions of a picture's width and height.
 
-        Raises CapbenchError naming a bad file, and for a model that sees no regions or regions that belong to a data
-        set (see `boxes_of_picture`).
+        Raises CapbenchError naming a bad file, and for a model that sees no regions or those of a data set's file.
         """
-        if self.recipe.output != "regions":
+        if self.region_provider is None:
             raise CapbenchError(f"{self.job} sees no regions of a picture but its {self.recipe.output}")
-        return self._boxes_of(decode(path) for path in pictures)
+        return torch.from_numpy(region_boxes(PictureFiles(pictures), self.region_provider).array)
 
-    def _encoded(self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Float[Tensor, "picture ... dim"]:
-        boxes = self._boxes_of(pictures) if self.recipe.output == "regions" else None
-        return encode(self.encoder, stacked(pictures, self.encoder.input_size, self.recipe.stored_view), boxes)
-
-    def _boxes_of(self, pictures: Iterable[np.ndarray]) -> Float[Tensor, "picture region 4"]:
-        provider = self.recipe.stored_view
-        return torch.from_numpy(np.stack([boxes_of_picture(pixels, provider) for pixels in pictures]))
+    def read(self, text: str) -> Sentence:
+        """The words of a sentence. Raises CapbenchError if it has none, or none that the vocabulary has."""
+        words = tuple(tokenize(text))
+        if not words:
+            raise CapbenchError(f"the sentence {text!r} has no word with a letter from a to z or a digit")
+        numbers = self.vocabulary.encode_text(text)
+        unknown = dict.fromkeys(word for word, number in zip(words, numbers[1:-1], strict=True) if number == UNKNOWN)
+        if len(unknown) == len(set(words)):
+            raise CapbenchError(f"{self.job} knows no word of {text!r}; use the words of its data set")
+        return Sentence(words, numbers, tuple(unknown))
 
 
 def load_run(folder: Path) -> Trained:
-    """A finished run from its folder. Raises CapbenchError when it is not one, or has another recipe or vocabulary."""
+    """The finished run in a folder. Raises CapbenchError if there is none, or its recipe or vocabulary has changed."""
     described = description(folder)
     job = described.job
     owner = paper(job.paper)
@@ -87,7 +121,7 @@ def load_run(folder: Path) -> Trained:
     prefix = "encoder."
     encoder_weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     own_weights = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
-    fit(model, own_weights, folder / "best.safetensors")
+    load_state_dict(model, own_weights, folder / "best.safetensors")
     return Trained(job, recipe, vocabulary, model.eval(), encoder_weights)
 
 
@@ -98,9 +132,9 @@ def finished_runs(runs: Path) -> list[Path]:
 
 
 def find_run(run: Path | None, runs: Path, kind: type, what: str, advice: str) -> Trained:
-    """The finished run in `run`, or else the newest one under `runs`, whose model is of a kind (a runtime protocol).
+    """The finished run in `run`, or the newest one under `runs`, whose model is a `kind` (a runtime protocol).
 
-    Raises CapbenchError that names the kind in words, `what`, and how to make one, `advice`.
+    Raises CapbenchError that names `what` was looked for and gives `advice` on how to make one.
     """
     if run is not None:
         trained = load_run(run)
@@ -117,11 +151,3 @@ def find_run(run: Path | None, runs: Path, kind: type, what: str, advice: str) -
         if isinstance(trained.model, kind):
             return trained
     raise CapbenchError(f"no trained {what} under {runs}; make one with: {advice}{''.join(refused)}")
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The picture files in a folder and below, sorted. Raises CapbenchError when there is none."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
-    if not paths:
-        raise CapbenchError(f"no image in {folder}; looked for {', '.join(sorted(PICTURES))}")
-    return paths

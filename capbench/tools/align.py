@@ -1,45 +1,40 @@
-"""Which region of a picture each word of a caption speaks of, by a trained alignment model."""
+"""Which region of a picture each word of a caption describes, by a trained alignment model."""
 
 from __future__ import annotations
 
 from colorsys import hls_to_rgb
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill, wrap
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from capbench.base.errors import CapbenchError
 from capbench.data.batches import padded
-from capbench.data.images import decode
-from capbench.data.vocabulary import UNKNOWN, tokenize
+from capbench.data.images import decode, printable
 from capbench.kernels.chain import viterbi_decode
 from capbench.metrics.alignment import runs
 from capbench.runs.loaded import Trained, find_run
-from capbench.tools.drawing import save_figure
+from capbench.tools.drawing import GAP, MARGIN, font, resampling, save_drawing, wrapped
 
 WHOLE = 0  # the region that is the whole image
-WIDTH = 7.0  # of a drawing, in inches
-LINE = 0.26  # height of a line of words, in inches
-IN_A_LINE = 72  # letters
-ADVANCE = 0.0919  # width of a letter of matplotlib's fixed-width font at 11 points, in inches
-GREY = (0.45, 0.45, 0.45)
+WIDTH = 770  # of a drawing, in pixels
+FRAME, PADDING = 4, 4  # pixels
+LUMINANCE = 0.18  # of a colour at most: contrast 4.5 with white
+GREY = (107, 107, 107)
 
-Colour = tuple[float, float, float]
+Colour = tuple[int, int, int]
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 
 
 @runtime_checkable
 class Aligner(Protocol):
     """A model that puts regions and words into one space, where v_i . s_t says how well word t fits region i.
 
-    `captions` hold the words alone, without START and END, padded with PAD.
+    `captions` hold words without START and END, padded with PAD.
     """
 
     def embed_regions(self, regions: Float[Tensor, "image region feature"]) -> Float[Tensor, "image region dim"]: ...
@@ -50,30 +45,25 @@ class Aligner(Protocol):
 
 
 class Snippet(NamedTuple):
-    """The words `start` to `end` (exclusive), all of one region, and the mean of their v_i . s_t."""
+    """A run of words with one region."""
 
     region: int
     start: int
-    end: int
-    score: float
+    end: int  # exclusive
+    score: float  # mean v_i . s_t of the words
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """The words of a caption and the region that each speaks of.
-
-    `boxes` are x0, y0, x1, y1 as fractions of the picture's width and height, the first the whole picture; `scores`,
-    v_i . s_t; `labels`, the region of each word, best for the chain with affinity `beta`; `unknown`, the words that
-    the model has not learnt.
-    """
+    """The words of a caption and the region of each."""
 
     picture: Path
     words: tuple[str, ...]
-    boxes: Float[np.ndarray, "region 4"]
-    scores: Float[np.ndarray, "word region"]
-    labels: Int[np.ndarray, " word"]
-    beta: float
-    unknown: tuple[str, ...] = ()
+    boxes: Float[np.ndarray, "region 4"]  # x0, y0, x1, y1 as fractions of width and height; first the whole picture
+    scores: Float[np.ndarray, "word region"]  # v_i . s_t
+    labels: Int[np.ndarray, " word"]  # the region of each word, best for the chain
+    beta: float  # the chain's affinity
+    unknown: tuple[str, ...] = ()  # words outside the vocabulary
 
     @property
     def snippets(self) -> tuple[Snippet, ...]:
@@ -89,38 +79,31 @@ class Aligned:
 
 
 def aligner(run: Path | None, folder: Path) -> Trained:
-    """The finished run in `run`, or the newest one under `folder` that aligns words with regions; see `find_run`."""
+    """The finished run in `run`, or the newest alignment model under `folder`; see `find_run`."""
     return find_run(run, folder, Aligner, "alignment model", "capbench run karpathy --dataset flickr8k")
 
 
 @torch.no_grad()
 def align(trained: Trained, picture: Path, caption: str, beta: float | None = None) -> Aligned:
-    """The region of each word of a caption: the best labels of a chain whose neighbours agree for `beta`.
+    """The region of each word: the best labels of a chain that rewards neighbours for agreeing by `beta`.
 
-    `beta` is the recipe's own where none is given. With 0 each word has its own best region; a large one gives all
-    words the same. Deterministic on a CPU. Raises CapbenchError for a caption without a word, or without one that the
-    model knows, for a negative `beta`, and for a picture that cannot be decoded. Source: Karpathy & Fei-Fei, CVPR 2015,
-    equations 10 to 12.
+    `beta` defaults to the recipe's. With 0 each word has its own best region; a large one gives all words the same.
+    Raises CapbenchError for a caption without a known word, a negative `beta`, and an undecodable picture. Source:
+    Karpathy & Fei-Fei, CVPR 2015, equations 10 to 12.
     """
-    words = tokenize(caption)
-    if not words:
-        raise CapbenchError(f"the caption {caption!r} has no word with a letter or digit")
-    numbers = trained.vocabulary.encode(words)[1:-1]
-    unknown = dict.fromkeys(word for word, number in zip(words, numbers, strict=True) if number == UNKNOWN)
-    if len(unknown) == len(set(words)):
-        raise CapbenchError(f"{trained.job} knows no word of the caption {caption!r}; say it in words of its data set")
+    sentence = trained.read(caption)
     model = cast(Aligner, trained.model)
-    ids, lengths = padded([numbers])
-    v = model.embed_regions(trained.features([picture]))[0]
-    scores = (model.embed_words(ids, lengths)[0] @ v.T).float()
+    ids, lengths = padded([sentence.numbers[1:-1]])
+    regions = torch.from_numpy(np.array(trained.features([picture])))
+    scores = (model.embed_words(ids, lengths)[0] @ model.embed_regions(regions)[0].T).float()
     beta = trained.recipe.beta if beta is None else beta
     labels, _ = viterbi_decode(scores[None], lengths, beta)
     boxes = trained.boxes([picture])[0].numpy()
-    return Aligned(picture, tuple(words), boxes, scores.numpy(), labels[0].numpy(), beta, tuple(unknown))
+    return Aligned(picture, sentence.words, boxes, scores.numpy(), labels[0].numpy(), beta, sentence.unknown)
 
 
 def as_text(aligned: Aligned) -> list[str]:
-    """A line for each snippet: its score, its words, and the box of its region in percent of the picture."""
+    """A line for each snippet: score, words, and the region's box in percent of the picture."""
     texts = [aligned.text(snippet) for snippet in aligned.snippets]
     width = max(map(len, texts))
     lines = []
@@ -134,80 +117,96 @@ def as_text(aligned: Aligned) -> list[str]:
 
 
 def as_json(aligned: Aligned) -> dict[str, Any]:
-    """The same for machines; boxes are fractions of the picture's width and height."""
-    own = aligned.scores[np.arange(len(aligned.words)), aligned.labels].tolist()
-    words = zip(aligned.words, aligned.labels.tolist(), own, strict=True)
+    """The alignment as JSON values; boxes are fractions of the picture's width and height."""
+    scores = aligned.scores[np.arange(len(aligned.words)), aligned.labels].tolist()
+    words = zip(aligned.words, aligned.labels.tolist(), scores, strict=True)
     return {
-        "picture": str(aligned.picture),
+        "picture": printable(aligned.picture),
         "beta": aligned.beta,
         "words": [{"word": word, "region": region, "score": score} for word, region, score in words],
         "snippets": [
-            {"text": aligned.text(one), "box": aligned.boxes[one.region].tolist(), **one._asdict()}
-            for one in aligned.snippets
+            {"text": aligned.text(snippet), "box": aligned.boxes[snippet.region].tolist(), **snippet._asdict()}
+            for snippet in aligned.snippets
         ],
         "unknown": list(aligned.unknown),
     }
 
 
 def draw_alignment(aligned: Aligned, out: Path) -> None:
-    """Draw the regions that have a snippet, and the caption below in their colours, into a PNG file.
+    """Draw the regions that have words, and the caption below in their colours, and write it to `out`.
 
-    Words of the whole picture are grey, and it has no frame. Raises CapbenchError for a picture that cannot be
-    decoded and a file that cannot be written.
+    Words of the whole picture are grey and have no frame. Raises CapbenchError for an undecodable picture and a file
+    that cannot be written.
     """
-    pixels = decode(aligned.picture)
-    lines = wrap(" ".join(aligned.words), IN_A_LINE, break_long_words=False, break_on_hyphens=False)
-    upper = WIDTH * min(max(pixels.shape[0] / pixels.shape[1], 0.4), 1.6)
-    lower = LINE * (len(lines) + 0.5)
-    figure = Figure(figsize=(WIDTH, upper + lower))
-    axis = figure.add_axes((0.0, lower / (upper + lower), 1.0, upper / (upper + lower)))
-    axis.imshow(pixels)
-    axis.axis("off")
+    picture = Image.fromarray(decode(aligned.picture))
+    height = round(WIDTH * min(max(picture.height / picture.width, 0.4), 1.6))
+    picture = picture.resize((WIDTH, height), resampling(WIDTH / picture.width))
+    face = font(18, bold=True)
+    lines = wrapped(" ".join(aligned.words), WIDTH - 2 * MARGIN, face)
+    line_height = sum(face.getmetrics())
+    drawing = Image.new("RGB", (WIDTH, height + 2 * MARGIN + len(lines) * line_height), "white")
+    drawing.paste(picture)
+    draw = ImageDraw.Draw(drawing)
     colours = region_colours(aligned)
-    _draw_regions(axis, aligned, colours)
-    colour = (colours[region] for region in aligned.labels.tolist())
-    left = (WIDTH - ADVANCE * max(map(len, lines))) / 2
+    _draw_regions(draw, aligned, colours, height)
+    labels = zip(aligned.words, aligned.labels.tolist(), strict=True)
+    colour_of_letter = iter([colours[region] for word, region in labels for _ in word])  # a long word is broken
     for row, line in enumerate(lines):
-        column = 0
+        x, y = (WIDTH - face.getlength(line)) / 2, height + MARGIN + row * line_height
         for word in line.split():
-            x, y = (left + ADVANCE * column) / WIDTH, (lower - LINE * (row + 1)) / (upper + lower)
-            figure.text(x, y, word, color=next(colour), fontsize=11, family="monospace", weight="bold")
-            column += len(word) + 1
-    save_figure(figure, out)
+            first, *_ = [next(colour_of_letter) for _ in word]
+            draw.text((x, y), word, first, face)
+            x += face.getlength(f"{word} ")
+    save_drawing(drawing, out)
 
 
 def region_colours(aligned: Aligned) -> dict[int, Colour]:
-    """A colour for every region that has a word: grey for the whole picture, hues far apart for the others."""
+    """A colour for every region that has a word: grey for the whole picture, else hues far apart, legible on white."""
     used = sorted(set(aligned.labels.tolist()) - {WHOLE})
-    return {WHOLE: GREY, **{region: hls_to_rgb(place / len(used), 0.4, 0.8) for place, region in enumerate(used)}}
+    return {WHOLE: GREY, **{region: _colour(place / len(used)) for place, region in enumerate(used)}}
 
 
-def _draw_regions(axis: Axes, aligned: Aligned, colours: dict[int, Colour]) -> None:
+def _colour(hue: float) -> Colour:
+    linear = np.array(hls_to_rgb(hue, 0.4, 0.8)) ** 2.2
+    linear *= min(1.0, LUMINANCE / float(linear @ (0.2126, 0.7152, 0.0722)))
+    red, green, blue = (round(255 * value) for value in (linear ** (1 / 2.2)).tolist())
+    return red, green, blue
+
+
+def _draw_regions(draw: ImageDraw.ImageDraw, aligned: Aligned, colours: dict[int, Colour], height: int) -> None:
     """A frame for each region, and a label with its snippets and scores that covers no other label."""
-    height, width = axis.images[0].get_size()
-    placed: list[Any] = []
-    for region, colour in colours.items():
-        if region == WHOLE:
-            continue
-        x0, y0, x1, y1 = aligned.boxes[region] * (width, height, width, height) - 0.5
-        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2.5))
-        snippets = (one for one in aligned.snippets if one.region == region)
-        text = "\n".join(fill(f"{aligned.text(one)}  {one.score:.2f}", 28) for one in snippets)
-        right, low = x0 + x1 > width, y0 + y1 > height
-        label = axis.annotate(
-            text,
-            (x1 if right else x0, y1 if low else y0),
-            xytext=(0, 0),
-            textcoords="offset points",
-            horizontalalignment="right" if right else "left",
-            verticalalignment="bottom" if low else "top",
-            fontsize=9,
-            color="white",
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 2.0},
-        )
-        for offset in range(4, 200, 4):  # points, towards the middle
-            label.xyann = (-4.0 if right else 4.0, float(offset if low else -offset))
-            extent = label.get_window_extent().padded(4)
-            if not any(extent.overlaps(other) for other in placed):
-                break
-        placed.append(extent)
+    boxes = {
+        region: cast(Box, tuple((aligned.boxes[region] * (WIDTH, height, WIDTH, height)).round().astype(int).tolist()))
+        for region in colours
+        if region != WHOLE
+    }
+    for region, (x0, y0, x1, y1) in boxes.items():
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colours[region], width=FRAME)
+    labels: list[Box] = []
+    face = font(15)
+    for region, box in boxes.items():
+        snippets = [snippet for snippet in aligned.snippets if snippet.region == region]
+        texts = [f"{aligned.text(snippet)}  {snippet.score:.2f}" for snippet in snippets]
+        text = "\n".join(line for entry in texts for line in wrapped(entry, WIDTH // 3, face))
+        left, top, right, bottom = (round(side) for side in draw.multiline_textbbox((0, 0), text, face))
+        size = (right - left + 2 * PADDING, bottom - top + 2 * PADDING)
+        labels.append(_free_place(box, size, labels, height))
+        x0, y0, _, _ = labels[-1]
+        draw.rectangle(labels[-1], fill=colours[region])
+        draw.multiline_text((x0 + PADDING - left, y0 + PADDING - top), text, "white", face)
+
+
+def _free_place(box: Box, size: tuple[int, int], taken: list[Box], height: int) -> Box:
+    """A place for a label inside the picture: in a corner of its box, moved up or down until it covers no other."""
+    x0, y0, x1, y1 = box
+    x = x1 - FRAME - size[0] if x0 + x1 > WIDTH else x0 + FRAME
+    x = min(max(x, 0), max(WIDTH - size[0], 0))
+    low = y0 + y1 > height
+    first = y1 - FRAME - size[1] if low else y0 + FRAME
+    places = [first + step * (-GAP if low else GAP) for step in range(height // GAP)]
+    tops = [min(max(y, 0), max(height - size[1], 0)) for y in places]
+    for y in tops:
+        label = (x, y, x + size[0], y + size[1])
+        if not any(x < b[2] + 2 and b[0] < label[2] + 2 and y < b[3] + 2 and b[1] < label[3] + 2 for b in taken):
+            return label
+    return (x, tops[0], x + size[0], tops[0] + size[1])

@@ -2,118 +2,146 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from capbench.base.errors import CapbenchError
+from capbench.base.files import atomic_write
 from capbench.captioners.experiment import Captioner, caption_images
 from capbench.data.images import decode, one_crop
 from capbench.data.vocabulary import END
-from capbench.runs.loaded import BATCH, Trained, find_run
-from capbench.tools.drawing import literal, save_figure
-from capbench.vision.features import Crop
+from capbench.runs.loaded import Trained, find_run
+from capbench.tools.drawing import GAP, MARGIN, font, resampling, save_drawing, stacked_rows, wrapped
+from capbench.tools.pictures import Seen
 
-COLUMNS = 5  # panels in a row of a picture of attention
-ON_A_SHEET = 200
+BATCH = 32
+COLUMNS, PANEL = 5, 230  # of a drawing of attention; a panel's side in pixels
+DIMMED = 0.65  # how much of the picture the map of attention covers
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture's captions, best first, with their log-probabilities.
-
-    `seen` says what of the picture the model saw; `attention`, where it looked for each word of the best caption,
-    [word, location], END included, None for a model without attention.
-    """
+    """A picture and its captions, best first."""
 
     picture: Path
-    seen: Crop
+    view: str  # what the model saw of it
     captions: tuple[str, ...]
     log_probs: tuple[float, ...]
+    # Where the model looked for each word of the best caption and for END; None without attention.
     attention: Float[np.ndarray, "word location"] | None
 
 
 def captioner(run: Path | None, runs: Path) -> Trained:
-    """The finished run in `run`, or the newest one under `runs` that writes captions; see `find_run`."""
+    """The finished run in `run`, or the newest captioner under `runs`; see `find_run`."""
     return find_run(run, runs, Captioner, "captioner", "capbench run show-attend-tell --dataset flickr8k")
 
 
 @torch.no_grad()
-def captions_of(trained: Trained, pictures: Sequence[Path], beam_size: int, n_best: int) -> list[Captioned]:
-    """The `n_best` captions of each picture. Raises CapbenchError naming a picture that cannot be decoded."""
-    parts = (pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH))
-    return [one for part in parts for one in _captioned(trained, part, beam_size, n_best)]
+def captions_of(trained: Trained, pictures: Seen, beam_size: int, n_best: int) -> list[Captioned]:
+    """The `n_best` captions of each picture, by beam search."""
+    starts = range(0, len(pictures.paths), BATCH)
+    return [captioned for start in starts for captioned in _captioned(trained, pictures, start, beam_size, n_best)]
 
 
-def _captioned(trained: Trained, pictures: Sequence[Path], beam_size: int, n_best: int) -> Iterator[Captioned]:
-    images = trained.features(pictures)
-    model: Captioner = trained.model  # type: ignore[assignment]
+def _captioned(trained: Trained, pictures: Seen, start: int, beam_size: int, n_best: int) -> Iterator[Captioned]:
+    images = pictures.features(start, start + BATCH)
+    model = cast(Captioner, trained.model)
     trace = [name for name in model.start(images) if name.endswith("attention_weights")]
-    found = caption_images(model, images, beam_size, n_best, trace)
-    for place, picture in enumerate(pictures):
-        words = [" ".join(trained.vocabulary.decode(best)) for best in found.words[place].tolist()]
-        first = found.words[place, 0].tolist()
-        length = first.index(END) + 1 if END in first else len(first)
-        weights = [found.traces[name][place, 0, :length].float().cpu().numpy() for name in trace]
+    decoded = caption_images(model, images, beam_size, n_best, trace)
+    for place, picture in enumerate(pictures.paths[start : start + BATCH]):
+        texts = tuple(" ".join(trained.vocabulary.decode(words)) for words in decoded.words[place].tolist())
+        best = decoded.words[place, 0].tolist()
+        length = best.index(END) + 1 if END in best else len(best)
+        weights = [decoded.traces[name][place, 0, :length].float().cpu().numpy() for name in trace]
         attention = np.mean(weights, axis=0) if weights else None
-        yield Captioned(
-            picture, trained.recipe.stored_view, tuple(words), tuple(found.log_probs[place].tolist()), attention
-        )
+        yield Captioned(picture, trained.recipe.view, texts, tuple(decoded.log_probs[place].tolist()), attention)
+
+
+def write_results(captioned: Sequence[Captioned], out: Path) -> None:
+    """Write the best captions in COCO's results format, which `capbench.metrics.captioning.read_results` reads.
+
+    `image_id` is COCO's own number where all names end in one (COCO_val2014_000000391895.jpg), else the position in
+    the list. Further fields: `file_name`, and all `captions` with their `log_probs`. Raises CapbenchError when the file
+    cannot be written.
+    """
+    ends = [re.search(r"(?:^|_)(\d{12})$", entry.picture.stem) for entry in captioned]
+    numbers = [int(end[1]) for end in ends if end]
+    ids = numbers if len(set(numbers)) == len(captioned) else range(len(captioned))
+    rows = [
+        {
+            "image_id": image_id,
+            "caption": entry.captions[0],
+            "file_name": str(entry.picture),
+            "captions": entry.captions,
+            "log_probs": entry.log_probs,
+        }
+        for image_id, entry in zip(ids, captioned, strict=True)
+    ]
+    atomic_write(out, (json.dumps(rows, indent=1) + "\n").encode())
 
 
 def draw_attention(captioned: Captioned, out: Path) -> None:
-    """Draw what the model saw once for each word of its best caption, bright where it looked, into a PNG file."""
-    from matplotlib.figure import Figure
+    """Draw what the model saw once for each word of its best caption, bright where it looked, on one scale.
 
-    pixels = decode(captioned.picture)
-    if captioned.seen == "1C":
-        pixels = one_crop(pixels, 224).permute(1, 2, 0).numpy()
-    words = [*captioned.captions[0].split(), "(end)"]
-    maps = captioned.attention if captioned.attention is not None else np.zeros((0, 1))
-    panels = min(len(words), len(maps)) + 1
-    rows = math.ceil(panels / COLUMNS)
-    figure = Figure(figsize=(2.4 * COLUMNS, 2.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
-    axes[0].imshow(pixels)
-    axes[0].set_title(f"log p = {captioned.log_probs[0]:.1f}", fontsize=10)
-    for axis, word, weights in zip(axes[1:], words, maps, strict=False):
-        side = math.isqrt(len(weights))
-        axis.imshow(pixels)
-        extent = (-0.5, pixels.shape[1] - 0.5, pixels.shape[0] - 0.5, -0.5)
-        grid = weights.reshape(side, -1)
-        axis.imshow(grid, extent=extent, cmap="gray", alpha=0.65, interpolation="bicubic", vmin=0, vmax=grid.max())
-        axis.set_title(literal(word), fontsize=10)
-    save_figure(figure, out)
-
-
-def draw_sheet(captioned: Sequence[Captioned], out: Path) -> None:
-    """Draw pictures with their best captions under them into a PNG file.
-
-    Raises CapbenchError for more than `ON_A_SHEET` pictures.
+    Raises CapbenchError for a model without attention, an undecodable picture, and a file that cannot be written.
     """
-    from textwrap import fill
+    if captioned.attention is None:
+        raise CapbenchError(f"there is no attention to draw for {captioned.picture}; choose a run of show-attend-tell")
+    pixels = decode(captioned.picture)
+    if captioned.view in ("1C", "RC"):
+        pixels = one_crop(pixels, 224).permute(1, 2, 0).numpy()
+    scale = PANEL / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    picture = Image.fromarray(pixels).resize(size, resampling(scale))
+    highest = float(captioned.attention.max())
+    panels = [(f"log p = {captioned.log_probs[0]:.1f}", picture)]
+    for word, weights in zip([*captioned.captions[0].split(), "(end)"], captioned.attention, strict=False):
+        panels.append((word, _lit(picture, weights / highest)))
+    rows = [_row(panels[start : start + COLUMNS], size[1]) for start in range(0, len(panels), COLUMNS)]
+    save_drawing(stacked_rows([*rows, _scale(rows[0].width, highest)]), out)
 
-    from matplotlib.figure import Figure
 
-    if len(captioned) > ON_A_SHEET:
-        raise CapbenchError(f"a sheet holds {ON_A_SHEET} pictures, and there are {len(captioned):,}; give fewer")
-    columns = min(4, len(captioned))
-    rows = math.ceil(len(captioned) / columns)
-    figure = Figure(figsize=(3.2 * columns, 3.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
-    for axis, one in zip(axes, captioned, strict=False):
-        picture = Image.fromarray(decode(one.picture))
-        picture.thumbnail((400, 400))
-        axis.imshow(picture)
-        axis.set_title(fill(literal(one.captions[0]), 38), fontsize=9, y=-0.02, va="top")
-    save_figure(figure, out)
+def _lit(picture: Image.Image, weights: Float[np.ndarray, " location"]) -> Image.Image:
+    """The picture under a grey map of the weights, in 0..1."""
+    grid = Image.fromarray(weights.reshape(math.isqrt(len(weights)), -1).astype(np.float32))
+    light = np.asarray(grid.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None] * 255
+    return Image.fromarray(((1 - DIMMED) * np.asarray(picture) + DIMMED * light).astype(np.uint8))
+
+
+def _row(panels: Sequence[tuple[str, Image.Image]], height: int) -> Image.Image:
+    face = font(17)
+    line = sum(face.getmetrics())
+    row = Image.new("RGB", (COLUMNS * (PANEL + MARGIN) + MARGIN, MARGIN + line + GAP + height), "white")
+    draw = ImageDraw.Draw(row)
+    for column, (title, panel) in enumerate(panels):
+        middle = MARGIN + column * (PANEL + MARGIN) + PANEL // 2
+        draw.text((middle, MARGIN), wrapped(title, PANEL, face)[0], "black", face, anchor="ma")
+        row.paste(panel, (middle - panel.width // 2, MARGIN + line + GAP))
+    return row
+
+
+def _scale(width: int, highest: float) -> Image.Image:
+    """What black and white mean, for every word alike."""
+    face = font(17)
+    row = Image.new("RGB", (width, 2 * MARGIN + sum(face.getmetrics())), "white")
+    draw = ImageDraw.Draw(row)
+    middle, x, bar = row.height // 2, float(MARGIN), PANEL
+    for text in ("attention weight of a location: 0", "", f"{highest:.3f} (the weights of a word sum to 1)"):
+        if text:
+            draw.text((x, middle), text, "black", face, anchor="lm")
+            x += face.getlength(text) + MARGIN
+        else:
+            row.paste(Image.linear_gradient("L").rotate(90).resize((bar, 18)), (round(x), middle - 9))
+            draw.rectangle((x, middle - 9, x + bar, middle + 9), outline="grey")
+            x += bar + MARGIN
+    return row

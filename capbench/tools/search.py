@@ -1,23 +1,19 @@
-"""Search with a trained joint embedding: images for a sentence, captions for an image."""
+"""Search with a trained joint embedding: pictures for a sentence, captions for a picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.base.files import atomic_write
 from capbench.data.batches import padded
-from capbench.data.images import decode
-from capbench.data.vocabulary import tokenize
-from capbench.runs.loaded import Trained, find_run, pictures_in
-
-TILE = 224
+from capbench.data.vocabulary import UNKNOWN, tokenize
+from capbench.runs.loaded import Trained, find_run
+from capbench.tools.pictures import Seen
 
 
 @runtime_checkable
@@ -35,48 +31,57 @@ class JointEmbedding(Protocol):
     ) -> Float[Tensor, "image caption"]: ...
 
 
+class Ranked(NamedTuple):
+    """What fits best, with its similarity, best first; and the words outside the vocabulary."""
+
+    pictures: list[tuple[Path, float]]
+    captions: list[tuple[str, float]]
+    unknown: tuple[str, ...]
+
+
 def retriever(run: Path | None, runs: Path) -> Trained:
-    """The finished run in `run`, or the newest one under `runs` that is a joint embedding; see `find_run`."""
+    """The finished run in `run`, or the newest joint embedding under `runs`; see `find_run`."""
     advice = "capbench run vsepp --dataset flickr8k"
     return find_run(run, runs, JointEmbedding, "joint embedding of images and captions", advice)
 
 
-def images_of_sentence(trained: Trained, sentence: str, folder: Path, top: int) -> list[tuple[Path, float]]:
-    """The `top` images of a folder (and those below it) that are most similar to a sentence, best first."""
-    if not tokenize(sentence):
-        raise CapbenchError(f"the sentence {sentence!r} has no word with a letter or digit")
-    paths = pictures_in(folder)
-    scores = _similarities(trained, paths, [sentence])[:, 0]
-    best = scores.argsort(descending=True, stable=True)[:top].tolist()
-    return [(paths[i], float(scores[i])) for i in best]
+def images_of_sentence(trained: Trained, sentence: str, pictures: Seen, top: int) -> Ranked:
+    """The `top` pictures that are most similar to a sentence.
+
+    Raises CapbenchError for a sentence without a known word and for a `top` below 1.
+    """
+    query = trained.read(sentence)
+    scores = _similarities(trained, pictures, [query.numbers])[:, 0]
+    return Ranked([(pictures.paths[i], float(scores[i])) for i in _best(scores, top)], [], query.unknown)
 
 
-def captions_of_image(trained: Trained, image: Path, captions: Path, top: int) -> list[tuple[str, float]]:
-    """The `top` lines of a text file that are most similar to an image, best first; empty lines are skipped."""
+def captions_of_image(trained: Trained, picture: Seen, captions: Path, top: int) -> Ranked:
+    """The `top` lines of a text file that are most similar to a picture; lines without a known word are left out.
+
+    Raises CapbenchError for a file that cannot be read or has no such line, and for a `top` below 1.
+    """
     try:
         lines = captions.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CapbenchError(f"cannot read the captions {captions}: {error}") from error
-    sentences = [line.strip() for line in lines if tokenize(line)]
-    if not sentences:
-        raise CapbenchError(f"{captions} holds no caption; write one a line")
-    scores = _similarities(trained, [image], sentences)[0]
-    best = scores.argsort(descending=True, stable=True)[:top].tolist()
-    return [(sentences[i], float(scores[i])) for i in best]
+    encoded = {line.strip(): trained.vocabulary.encode_text(line) for line in lines}
+    unknown = [w for line, n in encoded.items() for w, i in zip(tokenize(line), n[1:-1], strict=True) if i == UNKNOWN]
+    known = {line: numbers for line, numbers in encoded.items() if set(numbers[1:-1]) - {UNKNOWN}}
+    if not known:
+        raise CapbenchError(f"{captions} holds no caption with a word that {trained.job} knows; write one a line")
+    sentences, numbers = list(known), list(known.values())
+    scores = _similarities(trained, picture, numbers)[0]
+    return Ranked([], [(sentences[i], float(scores[i])) for i in _best(scores, top)], tuple(dict.fromkeys(unknown)))
 
 
-def contact_sheet(paths: list[Path], out: Path) -> None:
-    """Draw images side by side, best first, into a PNG file."""
-    sheet = Image.new("RGB", (TILE * len(paths), TILE), "white")
-    for place, path in enumerate(paths):
-        picture = Image.fromarray(decode(path))
-        picture.thumbnail((TILE - 4, TILE - 4))
-        sheet.paste(picture, (place * TILE + (TILE - picture.width) // 2, (TILE - picture.height) // 2))
-    atomic_write(out, lambda file: sheet.save(file, "PNG"))
+def _best(scores: Float[Tensor, " candidate"], top: int) -> list[int]:
+    if top < 1:
+        raise CapbenchError(f"top is {top}; ask for at least 1 result")
+    return scores.argsort(descending=True, stable=True)[:top].tolist()
 
 
 @torch.no_grad()
-def _similarities(trained: Trained, paths: list[Path], sentences: list[str]) -> Float[Tensor, "image caption"]:
+def _similarities(trained: Trained, pictures: Seen, captions: list[list[int]]) -> Float[Tensor, "image caption"]:
     model = cast(JointEmbedding, trained.model)
-    ids, lengths = padded([trained.vocabulary.encode(tokenize(sentence)) for sentence in sentences])
-    return model.similarity(model.embed_images(trained.features(paths)), model.embed_captions(ids, lengths))
+    ids, lengths = padded(captions)
+    return model.similarity(model.embed_images(pictures.features()), model.embed_captions(ids, lengths))

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from capbench.data.captions import CaptionDataset
 from capbench.data.vocabulary import Vocabulary
 from capbench.vision.encoders import Encoder, Output
-from capbench.vision.features import Crop, Features
+from capbench.vision.extraction import View
+from capbench.vision.features import Features
 from capbench.vision.regions import Provider
-
-View = Literal["1C", "10C", "RC", "views", "whole"]
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,6 @@ class Recipe:
     metric: str | None = None  # the validation metric that chooses the snapshot; None: the paper's
     finetune: bool = False  # whether the encoder is trained too
     training: Training
-
-    @property
-    def stored_view(self) -> Crop:
-        """What the feature store keeps for this recipe: the regions, or the view, which is the centre for RC."""
-        if self.region_provider is not None:
-            return self.region_provider
-        return "1C" if self.view == "RC" else self.view
 
 
 @dataclass(frozen=True)

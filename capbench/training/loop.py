@@ -18,15 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, StoppedError
 from capbench.evidence.records import Epoch
 from capbench.training import checkpoint
 from capbench.training.experiment import Experiment, Training
 from capbench.training.machine import bf16_where_native, energy_joules, stop_requests
-
-
-class StoppedError(Exception):
-    """A signal asked the run to stop. The current step was finished and saved, and the same command resumes."""
 
 
 @dataclass

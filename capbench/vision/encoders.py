@@ -1,4 +1,4 @@
-"""Frozen image encoders: torchvision trunks that give one vector, a grid of annotations, or regions."""
+"""Image encoders: frozen torchvision trunks that give a vector, a grid of annotations, or regions."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ from capbench.base.errors import CapbenchError
 from capbench.base.files import fingerprint
 from capbench.base.processor import computes_bf16
 from capbench.vision.scenes_trunk import ScenesTrunk, load_scenes_trunk
-from capbench.vision.weights import find_weights, fit, hash_tensors, load_weights
+from capbench.vision.weights import find_weights, hash_tensors, load_state_dict, load_weights
 
 Output = Literal["vector", "grid", "regions"]
 
 ENCODERS = (
     *("alexnet", "vgg16", "vgg19", "resnet50", "resnet101", "resnet152"),
     *("densenet121", "densenet161", "densenet169", "densenet201"),
-    *("squeezenet1_0", "mobilenet_v2", "scenes"),
+    *("googlenet", "squeezenet1_0", "mobilenet_v2", "scenes"),
 )
+OPTIONS = {"googlenet": {"aux_logits": False, "init_weights": False}}  # of torchvision's constructors
 DETECTORS = (
     *("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn"),
     "retinanet_resnet50_fpn_v2",
 )
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of pixels in 0..1
+PIXELS = {  # of the encoders that were trained on other values; torchvision's `transform_input` gives googlenet's
+    "googlenet": ((0.5,) * 3, (0.5,) * 3),
+    "scenes": ((0.0,) * 3, (1.0,) * 3),
+}
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """body: images -> map [n, channel, height, width]; head: map -> vector [n, dim]."""
-
-    body: nn.Module
-    head: nn.Module
+    body: nn.Module  # images -> map [n, channel, height, width]
+    head: nn.Module  # map -> vector [n, dim]
     channels: int
     dim: int
-    layers: tuple[str, str]  # what the grid and the vector are
+    layers: tuple[str, str]  # the names of the map and of the vector
 
 
 class _Average(nn.Module):
@@ -77,6 +80,11 @@ def _parts(name: str, model: Any) -> _Parts:
     if name.startswith("densenet"):
         dim = model.classifier.in_features
         return _Parts(nn.Sequential(*model.features, nn.ReLU()), average, dim, dim, ("norm5", "avgpool"))
+    if name == "googlenet":
+        body = nn.Sequential(
+            *(part for part in model.children() if part not in (model.avgpool, model.dropout, model.fc))
+        )
+        return _Parts(body, average, 1024, 1024, ("inception5b", "avgpool"))
     dim = {"squeezenet1_0": 512, "mobilenet_v2": 1280}[name]
     return _Parts(model.features, average, dim, dim, ("features", "avgpool"))
 
@@ -89,19 +97,22 @@ def _load(name: str, weights: str | Path) -> nn.Module:
         if name == "scenes":
             model: nn.Module = load_scenes_trunk() if weights == "auto" else ScenesTrunk()
         else:
-            model = getattr(torchvision.models, name)(weights=None)
+            model = torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {}))
     if weights == "random" or (name == "scenes" and weights == "auto"):
         return model
     path = find_weights(name) if weights == "auto" else Path(weights)
-    fit(model, load_weights(path), path)
+    state = load_weights(path)
+    if name == "googlenet":
+        state = {key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2."))}
+    load_state_dict(model, state, path)
     return model
 
 
 def load_detector(name: str, weights: str | Path = "auto") -> nn.Module:
-    """One of torchvision's detectors, frozen and in eval mode: a list of images to a list of boxes and scores.
+    """A torchvision detector of `DETECTORS`, frozen and in eval mode: a list of images to a list of boxes and scores.
 
-    `name` is one of `DETECTORS`; `weights` as for `Encoder`, trained on COCO. Raises CapbenchError for an unknown name,
-    and for weights that are missing, damaged or of another architecture.
+    `weights` is as for `Encoder`, but COCO's. Raises CapbenchError for an unknown name, and for weights that are
+    missing, damaged or of another architecture.
     """
     if name not in DETECTORS:
         raise CapbenchError(f"there is no detector {name!r}; known are {', '.join(DETECTORS)}")
@@ -114,25 +125,27 @@ def load_detector(name: str, weights: str | Path = "auto") -> nn.Module:
                 layer.eps = 0.0
     if weights != "random":
         path = find_weights(name) if weights == "auto" else Path(weights)
-        fit(model, load_weights(path), path)
+        load_state_dict(model, load_weights(path), path)
     return model.eval().requires_grad_(False)
 
 
 class Encoder(nn.Module):
-    """A convolutional network cut before its classifier, frozen and in eval mode.
+    """A convolutional network without its classifier, frozen and in eval mode.
 
-    `name` is one of `ENCODERS`. `weights` is "auto" (see `capbench.vision.weights.find_weights`), "random" (the same
+    `name` is one of `ENCODERS`; `weights`, "auto" (see `capbench.vision.weights.find_weights`), "random" (the same
     each time) or a file. `output` says what `forward` gives:
 
-    - "vector" [n, dim]: fc7 after its ReLU for alexnet and vgg, the average over the last map for the others;
-    - "grid" [n, location, dim]: the last convolutional map, row by row, before any pooling after it (14 x
-      14 x 512 for vgg19 at 224 pixels);
-    - "regions": only `regions` is used, with vectors of the boxes.
+    - "vector" [n, dim]: fc7 after its ReLU for alexnet and vgg, the mean of the last map for the others;
+    - "grid" [n, location, dim]: the last convolutional map, row by row, before any pooling (14 x 14 x 512 for vgg19
+      at 224 pixels);
+    - "regions": nothing; call `regions` for the vectors of boxes.
 
-    `input_size` is the side of the images in pixels, 224, or 64 for "scenes". `layer` names what is taken
-    out. `compute_dtype` is float32 until
-    `fold`. Raises CapbenchError for an unknown name or output, and for weights that are missing, damaged or
-    of another architecture.
+    Raises CapbenchError for an unknown name or output, and for weights that are missing, damaged or of another
+    architecture.
+
+    >>> encoder = Encoder("scenes", "grid")
+    >>> encoder(torch.zeros(2, 3, encoder.input_size, encoder.input_size, dtype=torch.uint8)).shape
+    torch.Size([2, 64, 128])
     """
 
     mean: Tensor
@@ -146,20 +159,20 @@ class Encoder(nn.Module):
         model = _load(name, weights).eval().requires_grad_(False)
         parts = _parts(name, model)
         self.name, self.output = name, output
-        self.input_size = 64 if name == "scenes" else 224
+        self.input_size = 64 if name == "scenes" else 224  # side of an image in pixels
         self.body, self.head = parts.body, parts.head
         self.dim = parts.channels if output == "grid" else parts.dim
         self.layer = parts.layers[0] if output == "grid" else parts.layers[1]
-        self.compute_dtype = torch.float32
+        self.compute_dtype = torch.float32  # until `fold`
         self.folded, self.frozen = False, True
-        mean, std = ((0.0,) * 3, (1.0,) * 3) if name == "scenes" else (IMAGENET_MEAN, IMAGENET_STD)
+        mean, std = PIXELS.get(name, IMAGENET)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.eval()
 
     @property
     def fingerprint(self) -> str:
-        """Of the name, the layer and every weight as it is now; a folded copy keeps that of its original."""
+        """A hash of the name, the layer and the present weights; a folded copy keeps its original's."""
         return self._fingerprint if self.folded else self._hash()
 
     def _hash(self) -> str:
@@ -184,30 +197,29 @@ class Encoder(nn.Module):
     def regions(
         self, images: UInt8[Tensor, "n 3 size size"], boxes: Float[Tensor, "n region 4"]
     ) -> Float[Tensor, "n region dim"]:
-        """One vector a box: the last map is resampled inside the box to its own size, then the head follows.
+        """A vector for each box: the head on the last map, resampled inside the box to the map's own size.
 
-        Boxes are x0, y0, x1, y1 in pixels of `images`. The box of the whole image gives the vector of the
-        image. Source: He et al., "Mask R-CNN", section 3 (RoIAlign), with one sample a bin.
+        Boxes are x0, y0, x1, y1 in pixels of `images`; the whole image's box gives the image's vector. Source: He et
+        al., "Mask R-CNN", section 3 (RoIAlign), with one sample a bin.
         """
         grid = self.grid(images)
         count, regions = boxes.shape[:2]
         height, width = grid.shape[2:]
-        owner = torch.arange(count, device=grid.device).repeat_interleave(regions)[:, None]
-        rois = torch.cat([owner, boxes.float().flatten(0, 1)], 1)
-        # The kernel itself: where deterministic algorithms are asked for, torchvision.ops.roi_align compiles another
-        # one on CUDA, for the sake of the gradient. The forward of this one is deterministic.
+        image_ids = torch.arange(count, device=grid.device).repeat_interleave(regions)[:, None]
+        rois = torch.cat([image_ids, boxes.float().flatten(0, 1)], 1)
+        # Not torchvision.ops.roi_align: under deterministic algorithms it compiles another kernel on CUDA for its
+        # gradient. This kernel's forward is deterministic.
         scale = height / images.shape[2]
         aligned = torch.ops.torchvision.roi_align(grid.float(), rois, scale, height, width, 1, True)
         return cast(Tensor, self.head(aligned.to(grid.dtype))).float().view(count, regions, -1)
 
     def fold(self, dtype: torch.dtype = torch.float32) -> Encoder:
-        """A copy for inference on the same device: batch norm folded into convolutions, channels last.
+        """A copy for inference on the same device: batch norm folded into the convolutions, channels last.
 
-        In float32 on a processor it is within 1e-4 of the plain encoder's largest value; on CUDA, PyTorch's
-        TF32 setting for convolutions counts. bfloat16 is faster where the hardware has it, at a cost that
-        depends on the network: with ImageNet weights the vectors moved by 1 % for SqueezeNet and 17 % for
-        MobileNetV2 (norm of the difference to norm), so it is never chosen by itself. Raises CapbenchError for
-        bfloat16 on a device that has no convolutions in it, and for an encoder that is folded already.
+        In float32 on a CPU it stays within 1e-4 of the plain encoder's largest value; on CUDA, PyTorch's TF32 setting
+        applies. bfloat16 is faster on hardware that has it but moves the vectors (norm of the difference to norm: 1 %
+        for SqueezeNet, 17 % for MobileNetV2), so it is never the default. Raises CapbenchError for bfloat16 on a
+        device without such convolutions, and for a folded encoder.
         """
         if self.folded:
             raise CapbenchError("this encoder is folded already; fold a fresh one")
@@ -225,7 +237,7 @@ class Encoder(nn.Module):
         return folded
 
     def trainable(self, trainable: bool = True) -> Encoder:
-        """Let gradients reach the weights and `train()` reach the layers, for fine-tuning; or freeze again."""
+        """Open the weights to gradients and the layers to `train()`, for fine-tuning; or freeze them again."""
         if self.folded:
             raise CapbenchError("a folded encoder has lost its batch norm; fine-tune an unfolded one")
         self.requires_grad_(trainable)
@@ -233,12 +245,12 @@ class Encoder(nn.Module):
         return self.eval() if self.frozen else self
 
     def train(self, mode: bool = True) -> Encoder:
-        """Training mode, which a frozen encoder does not take on."""
+        """Training mode; a frozen encoder stays in eval mode."""
         return super().train(mode and not self.frozen)
 
 
 class _Convolution(nn.Module):
-    """A convolution and the ReLU or ReLU6 after it, in one pass over memory where oneDNN has it."""
+    """A convolution and its ReLU or ReLU6, in one pass over memory with oneDNN."""
 
     def __init__(self, conv: nn.Conv2d, activation: nn.Module | None) -> None:
         super().__init__()
@@ -258,7 +270,7 @@ class _Convolution(nn.Module):
 
 
 def _fold_convolutions(body: nn.Module) -> nn.Module:
-    """Each convolution takes in the batch norm and the ReLU that alone follow it."""
+    """Merge each convolution with the batch norm and the ReLU that alone follow it."""
     traced = torch.fx.symbolic_trace(body)
     modules = dict(traced.named_modules())
 

@@ -1,4 +1,4 @@
-"""The regions of images: the whole image and 19 boxes in it, from a fixed grid, a file, the truth or a detector."""
+"""The regions of images: the whole image and 19 boxes, from a fixed grid, a file, the true boxes or a detector."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from capbench.base.files import atomic_write, check_writable, fingerprint, locke
 from capbench.base.progress import Report, reporter
 from capbench.data.captions import Box, CaptionDataset
 from capbench.data.checked_json import Checked, read_json
-from capbench.data.images import ImageFolder
+from capbench.data.images import ImageFolder, Pictures
 from capbench.vision.encoders import load_detector
 from capbench.vision.weights import hash_tensors
 
@@ -40,7 +40,7 @@ Provider = Literal[
 PROVIDERS: tuple[str, ...] = get_args(Provider)
 REGIONS = 20
 FILE = "regions.json"
-VERSION = 1  # of the way from pixels or a file to boxes: a change makes new ones
+VERSION = 1  # of the path from pixels or a file to boxes: a change makes new boxes
 LOCK_SECONDS = 24 * 3600.0  # longest wait for another process that makes the same boxes: detectors are slow
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 HALVES = tuple((x, 0.0, x + 0.5, 1.0) for x in (0.0, 0.25, 0.5))
@@ -52,41 +52,38 @@ GRID = (*HALVES, *SQUARES)  # the 19 boxes of "multiscale", the largest first
 class Boxes:
     """The regions of every image of a data set, in its order.
 
-    `array` holds x0, y0, x1, y1 as fractions of the image's width and height; entry 0 is always the whole image,
-    0, 0, 1, 1. `count` says how many of an image's boxes, the whole image included, came from the `provider`; the
-    others fill up. `fingerprint` stands for the provider's name and all the values.
+    x0, y0, x1, y1 are fractions of the image's width and height; region 0 is the whole image, 0, 0, 1, 1.
     """
 
     array: Float32[np.ndarray, "image 20 4"]
     provider: str
-    fingerprint: str
+    fingerprint: str  # of the provider's name and all values
+    count: Int64[np.ndarray, " image"]  # an image's boxes from the provider, the whole image included; then fillers
 
     def pixels(self, dataset: CaptionDataset, images: Int64[np.ndarray, " some"]) -> Float32[np.ndarray, "some 20 4"]:
-        """The boxes of some images of the data set, in pixels of each."""
+        """The boxes of some images of the data set in pixels."""
         sizes = np.array([dataset.images[int(i)].shape[1::-1] for i in images], np.float32).reshape(-1, 1, 2)
         return self.array[images] * np.concatenate([sizes, sizes], 2)
 
-    count: Int64[np.ndarray, " image"]
-
 
 def region_boxes(
-    dataset: CaptionDataset, provider: str, store: Path | None = None, progress: Report | bool | None = None
+    dataset: Pictures, provider: str, store: Path | None = None, progress: Report | bool | None = None
 ) -> Boxes:
     """The whole image and up to 19 boxes of every image, filled up to 20 regions with the multi-scale grid.
 
-    "multiscale" is that grid alone, a fixed one that needs no detector: three upright halves of the image (left, middle
-    and right), then 4 x 4 boxes of two fifths of its width and height, one fifth apart, row by row. "objects" are the
-    distinct true boxes of the phrases of all an image's captions, the largest first: what a perfect detector would
-    find, and so an upper bound. "file" reads `regions.json` beside the data set's split file (see `read_regions`). The
-    others are torchvision's detectors with its COCO weights (see `capbench.vision.encoders.load_detector`): the
-    distinct boxes of the highest scores, of those that torchvision reports by default.
+    - "multiscale": the grid alone, a fixed one: three upright halves of the image (left, middle, right), then 4 x 4
+      boxes of two fifths of its width and height, one fifth apart, row by row;
+    - "objects": the distinct true boxes of the phrases of an image's captions, the largest first: a perfect detector,
+      so an upper bound;
+    - "file": `regions.json` beside the data set's split file (see `read_regions`);
+    - a name of `capbench.vision.encoders.DETECTORS`: the distinct boxes with the highest scores of those that
+      torchvision's detector with COCO weights reports by default.
 
-    Boxes of a file or a detector are kept in `<store>/boxes/<fingerprint>.npz` (`store` as for features), keyed by
-    the images, the file or the weights, the kind of device and the version of this code. Damaged ones are made again,
-    with a warning. Two processes may ask at once: one works, the other waits. `progress` draws a bar (True) or is
-    called with (images done, images). Source of the 19 boxes and the whole image: Karpathy and Fei-Fei (CVPR 2015),
-    section 3.1.1. Raises CapbenchError for an unknown provider, for one that this data set has no boxes of, for a bad
-    file, missing weights, and images that are missing or cannot be decoded.
+    Boxes from a file or a detector are kept in `<store>/boxes/<fingerprint>.npz` (`store` as for features), keyed by
+    images, file or weights, kind of device and code version; damaged ones are made again, with a warning. Of two
+    processes one works and the other waits. `progress` draws a bar (True) or is called with (images done, images).
+    Raises CapbenchError for an unknown provider, one that has no boxes for this data set, a bad file, and missing
+    weights or images. Source: Karpathy and Fei-Fei (CVPR 2015), section 3.1.1.
     """
     _check(provider)
     if provider == "multiscale":
@@ -98,31 +95,17 @@ def region_boxes(
         path = _regions_file(dataset)
         spec |= {"file": sha256(path.read_bytes()).hexdigest()}
 
-        def find() -> Iterable[Sequence[Box]]:
+        def propose() -> Iterable[Sequence[Box]]:
             return read_regions(path, dataset)
     else:
         detector = _detector(provider)
         device = next(detector.parameters()).device.type
         spec |= {"weights": hash_tensors(detector.state_dict()), "computed_in": f"float32 on {device}"}
 
-        def find() -> Iterable[Sequence[Box]]:
+        def propose() -> Iterable[Sequence[Box]]:
             return (_detect(detector, dataset.images[i]) for i in range(len(dataset.images)))
 
-    return _kept(dataset, provider, (store or cache_folder()) / "boxes" / f"{fingerprint(spec)}.npz", find, progress)
-
-
-def boxes_of_picture(pixels: UInt8[np.ndarray, "height width 3"], provider: str) -> Float32[np.ndarray, "20 4"]:
-    """The regions of one picture outside a data set, as `Boxes.array` has them.
-
-    Of "objects" none is known, and the grid fills up. Raises CapbenchError for an unknown provider, and for "file",
-    which knows the images of a data set alone.
-    """
-    _check(provider)
-    if provider == "file":
-        usable = ", ".join(name for name in PROVIDERS if name != "file")
-        raise CapbenchError(f"regions of provider {provider!r} belong to a data set; a picture alone has {usable}")
-    found = GRID if provider in ("multiscale", "objects") else _detect(_detector(provider), pixels)
-    return _filled(found)
+    return _kept(dataset, provider, (store or cache_folder()) / "boxes" / f"{fingerprint(spec)}.npz", propose, progress)
 
 
 def _check(provider: str) -> None:
@@ -130,14 +113,10 @@ def _check(provider: str) -> None:
         raise CapbenchError(f"no provider of regions {provider!r}; there is {', '.join(PROVIDERS)}")
 
 
-def _filled(found: Sequence[Box]) -> Float32[np.ndarray, "20 4"]:
-    return np.array([WHOLE, *found[: REGIONS - 1], *GRID][:REGIONS], np.float32)
-
-
-def _boxes(found: Iterable[Sequence[Box]], provider: str) -> Boxes:
+def _boxes(boxes_of_images: Iterable[Sequence[Box]], provider: str) -> Boxes:
     rows, count = [], []
-    for boxes in found:
-        rows.append(_filled(boxes))
+    for boxes in boxes_of_images:
+        rows.append(np.array([WHOLE, *boxes[: REGIONS - 1], *GRID][:REGIONS], np.float32))
         count.append(min(1 + len(boxes), REGIONS))
     return _named(np.stack(rows), np.array(count, np.int64), provider)
 
@@ -147,8 +126,8 @@ def _named(array: np.ndarray, count: np.ndarray, provider: str) -> Boxes:
     return Boxes(array, provider, fingerprint([provider, values]), count)
 
 
-def _objects(dataset: CaptionDataset) -> Iterator[Sequence[Box]]:
-    if dataset.phrases is None:
+def _objects(dataset: Pictures) -> Iterator[Sequence[Box]]:
+    if not isinstance(dataset, CaptionDataset) or dataset.phrases is None:
         raise CapbenchError(f"{dataset.name} has no boxes of objects; take regions of multiscale, file or a detector")
     known: list[set[Box]] = [set() for _ in range(len(dataset.images))]
     for image, phrases in zip(dataset.image_of_caption, dataset.phrases, strict=True):
@@ -177,7 +156,7 @@ def _number(value: Any, field: str) -> float:
 
 
 def _scored(value: Any) -> _Scored:
-    """One box of the file, in any of its styles. Raises ValueError naming the field."""
+    """A box of the file in any of its styles. Raises ValueError naming the field."""
     names = ("x0", "y0", "x1", "y1")
     if isinstance(value, list):
         if len(value) != 4:
@@ -211,15 +190,15 @@ class _RegionFile(Checked):
         return {"images": value}
 
 
-def read_regions(path: Path, dataset: CaptionDataset) -> Iterator[list[Box]]:
-    """The boxes of each image of `dataset` in a `regions.json`, as fractions, 19 at most.
+def read_regions(path: Path, dataset: Pictures) -> Iterator[list[Box]]:
+    """The boxes of each image of `dataset` in a `regions.json`, as fractions, at most 19.
 
-    The file is a JSON object from the names of images (as the data set has them, "val2014/COCO_val2014_....jpg") to
-    lists of boxes in pixels of the upright image. A box is `[x0, y0, x1, y1]`, or an object with `x`, `y`, and
-    `width` and `height` or `w` and `h` (as in Visual Genome), or with `xmin`, `ymin`, `xmax`, `ymax` (as in Flickr30K
-    Entities), and perhaps a `score`. The highest scores come first, then those without a score in their order; other
-    fields, and images that the data set does not have, are passed over. What lies up to a pixel outside the image is
-    cut off. Raises CapbenchError naming the file, the image, the number of the box (from 0) and the field.
+    The file is a JSON object from image names as in the data set ("val2014/COCO_val2014_....jpg") to lists of boxes in
+    pixels of the upright image. A box is `[x0, y0, x1, y1]` or an object with `x`, `y`, and `width` and `height` or
+    `w` and `h` (as in Visual Genome), or with `xmin`, `ymin`, `xmax`, `ymax` (as in Flickr30K Entities), and
+    optionally a `score`. The highest scores come first, then boxes without a score in their order. Other fields and
+    other images are ignored; up to a pixel outside the image is cut off. Raises CapbenchError naming the file, the
+    image, the number of the box (from 0) and the field.
     """
     known = read_json(path, _RegionFile).images
     missing = [name for name in dataset.image_names if name not in known]
@@ -230,7 +209,7 @@ def read_regions(path: Path, dataset: CaptionDataset) -> Iterator[list[Box]]:
         )
     for i, name in enumerate(dataset.image_names):
         height, width = dataset.images[i].shape[:2]
-        boxes = [_clipped(one.box, width, height, f"{path}: {name}[{n}]") for n, one in enumerate(known[name])]
+        boxes = [_clipped(entry.box, width, height, f"{path}: {name}[{n}]") for n, entry in enumerate(known[name])]
         order = sorted(range(len(boxes)), key=lambda n: -known[name][n].score)
         yield _fractions([boxes[n] for n in order[: REGIONS - 1]], width, height)
 
@@ -246,9 +225,9 @@ def _clipped(box: Box, width: int, height: int, place: str) -> Box:
     return x0, y0, x1, y1
 
 
-def _regions_file(dataset: CaptionDataset) -> Path:
+def _regions_file(dataset: Pictures) -> Path:
     if not isinstance(dataset.images, ImageFolder):
-        raise CapbenchError(f"{dataset.name} has no folder for a {FILE}; take regions of multiscale or objects")
+        raise CapbenchError(f"there is no folder for a {FILE} of {dataset.name}; take regions of multiscale or objects")
     path = dataset.images.root.parent / FILE
     if not path.is_file():
         raise CapbenchError(f"{path} is missing; put a JSON object from image names to lists of boxes there")
@@ -265,11 +244,11 @@ def _detector(name: str) -> nn.Module:
 
 @torch.inference_mode()
 def _detect(detector: nn.Module, pixels: UInt8[np.ndarray, "height width 3"]) -> list[Box]:
-    """The 19 distinct boxes of highest score in a picture, or as many as there are, as fractions."""
+    """The up to 19 distinct boxes of highest score in a picture, as fractions."""
     height, width = pixels.shape[:2]
     image = torch.tensor(pixels, device=next(detector.parameters()).device).permute(2, 0, 1).float() / 255
-    (found,) = detector([image])
-    boxes = found["boxes"][found["scores"].argsort(descending=True, stable=True)].double().cpu()
+    (detected,) = detector([image])
+    boxes = detected["boxes"][detected["scores"].argsort(descending=True, stable=True)].double().cpu()
     x0, x1 = (boxes[:, column].clamp(0, width).tolist() for column in (0, 2))
     y0, y1 = (boxes[:, column].clamp(0, height).tolist() for column in (1, 3))
     kept = [box for box in dict.fromkeys(zip(x0, y0, x1, y1, strict=True)) if box[0] < box[2] and box[1] < box[3]]
@@ -280,13 +259,13 @@ def _detect(detector: nn.Module, pixels: UInt8[np.ndarray, "height width 3"]) ->
 
 
 def _kept(
-    dataset: CaptionDataset,
+    dataset: Pictures,
     provider: str,
     path: Path,
-    find: Callable[[], Iterable[Sequence[Box]]],
+    propose: Callable[[], Iterable[Sequence[Box]]],
     progress: Report | bool | None,
 ) -> Boxes:
-    """The boxes in `path`, or those of `find`, which are put there."""
+    """The boxes in `path`, made by `propose` if there are none."""
     total = len(dataset.images)
     if boxes := _read(path, provider, total):
         return boxes
@@ -296,19 +275,19 @@ def _kept(
             return boxes
         dataset.images.check()
         with reporter(progress, f"regions of {dataset.name}") as report:
-            boxes = _boxes(_counted(find(), total, report), provider)
+            boxes = _boxes(_counted(propose(), total, report), provider)
         atomic_write(path, lambda file: np.savez(file, array=boxes.array, count=boxes.count))
         return boxes
 
 
-def _counted(found: Iterable[Sequence[Box]], total: int, report: Report) -> Iterator[Sequence[Box]]:
-    for done, boxes in enumerate(found, 1):
+def _counted(proposed: Iterable[Sequence[Box]], total: int, report: Report) -> Iterator[Sequence[Box]]:
+    for done, boxes in enumerate(proposed, 1):
         report(done, total)
         yield boxes
 
 
 def _read(path: Path, provider: str, images: int) -> Boxes | None:
-    """The stored boxes, or None where there are none or damaged ones (a zip archive has checksums)."""
+    """The stored boxes; None if there are none or damaged ones (a zip archive has checksums)."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             array, count = stored["array"], stored["count"]
@@ -317,5 +296,5 @@ def _read(path: Path, provider: str, images: int) -> Boxes | None:
     except Exception as error:  # BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError
         warnings.warn(f"the boxes in {path} are damaged ({error}); they are made again", stacklevel=4)
         return None
-    right = array.shape == (images, REGIONS, 4) and array.dtype == np.float32
-    return _named(array, count, provider) if right and count.shape == (images,) else None
+    intact = array.shape == (images, REGIONS, 4) and array.dtype == np.float32
+    return _named(array, count, provider) if intact and count.shape == (images,) else None

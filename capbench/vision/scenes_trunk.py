@@ -1,14 +1,14 @@
 """The encoder of the embedded scenes: a small convolutional network that the project trained itself.
 
-It stands where an ImageNet network stands for photographs, and is trained on scenes that no split contains to
-say what is in each cell of its grid and, from the vector, which kinds are there and where. Its weights come with
-the package; `python -m capbench.vision.scenes_trunk --out FILE` makes them again (seven minutes on one core). The seed
-fixes the scenes and the first weights; the last bits depend on the machine's arithmetic.
+It replaces the ImageNet network of photographs. It was trained on scenes outside every split to predict the content of
+each cell of its grid and, from the vector, the kinds of things and their places. Its weights come with the package;
+`python -m capbench.vision.scenes_trunk --out FILE` trains them again (seven minutes on one core). The seed fixes scenes
+and initial weights; the last bits depend on the machine's arithmetic.
 
-Linear probes fitted on the 3,000 training scenes and measured on the 500 test scenes of seed 0: of the cells with
-a thing in them, the grid tells the shape of 84 %, the colour of 90 % and the size of 87 %; from the vector, the
-presence of the 108 pairs of shape and colour has a mean AUC of .96, the setting is always told, and the place of a
-thing whose colour no other has an R2 of .86 (4.1 pixels of mean error an axis).
+Linear probes, fitted on the 3,000 training scenes and measured on the 500 test scenes of seed 0: in cells with a thing,
+the grid gives the shape of 84 %, the colour of 90 % and the size of 87 %. From the vector, the presence of the 108
+pairs of shape and colour has a mean AUC of .96, the setting is always right, and the place of a thing of unique colour
+has an R2 of .86 (4.1 pixels of mean error an axis).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from capbench.base.files import atomic_write
 from capbench.data.scenes import CANVAS, COLOURS, SETTINGS, SHAPES, SIZES, Dice, Scene, draw_scene, render
-from capbench.vision.weights import fit, load_weights
+from capbench.vision.weights import load_state_dict, load_weights
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 CELLS = 8  # the grid is 8 x 8, a cell 8 x 8 pixels
@@ -40,7 +40,7 @@ _KINDS = len(SHAPES) * len(COLOURS)
 
 
 class ScenesTrunk(nn.Module):
-    """Four convolutions with batch norm and ReLU; x and y of each pixel are two more channels of the input."""
+    """Four convolutions with batch norm and ReLU; two input channels hold x and y of each pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,36 +60,31 @@ class ScenesTrunk(nn.Module):
         return grid
 
     def vector(self, grid: Float[Tensor, "n channel rows columns"]) -> Float[Tensor, "n dim"]:
-        """The mean over each quarter of the grid, side by side: [n, 512], so that places are not lost."""
+        """The means of the grid's four quarters, which keep places: [n, 512]."""
         return functional.adaptive_avg_pool2d(grid, 2).flatten(1)
 
 
 def load_scenes_trunk() -> ScenesTrunk:
     """The trained trunk in eval mode. Raises CapbenchError naming the file when it is missing or damaged."""
     trunk = ScenesTrunk()
-    fit(trunk, load_weights(WEIGHTS), WEIGHTS)
+    load_state_dict(trunk, load_weights(WEIGHTS), WEIGHTS)
     return trunk.eval()
 
 
 class Truth(NamedTuple):
-    """What the trunk learns to say of a batch of scenes.
+    """The targets of a batch of scenes."""
 
-    `cells` int64 [n, 3, 8, 8]: shape, colour and size in the cell, from 1; 0 is nothing. `kinds` float
-    [n, 108, 4] of each pair of shape and colour: 1 if there, then the mean x, y and size, each in -1..1. `setting`
-    int64 [n] is its number in SETTINGS.
-    """
-
-    cells: Int[Tensor, "n answer rows columns"]
-    kinds: Float[Tensor, "n kind 4"]
-    setting: Int[Tensor, " n"]
+    cells: Int[Tensor, "n answer rows columns"]  # shape, colour and size in each cell, from 1; 0 is nothing
+    kinds: Float[Tensor, "n kind 4"]  # of each of 108 pairs of shape and colour: present, mean x, y and size in -1..1
+    setting: Int[Tensor, " n"]  # number in SETTINGS
 
     def rows(self, chosen: Tensor) -> Truth:
-        """Those of some scenes."""
+        """The targets of some scenes."""
         return Truth(self.cells[chosen], self.kinds[chosen], self.setting[chosen])
 
 
 def truth(scenes: list[Scene]) -> Truth:
-    """The targets of some scenes; a cell shows a thing when its centre lies in the thing's square."""
+    """The targets of some scenes; a cell shows a thing if its centre lies in the thing's square."""
     cells = np.zeros((len(scenes), 3, CELLS, CELLS), np.int64)
     kinds = np.zeros((len(scenes), _KINDS, 4), np.float32)
     shapes, colours, sizes = list(SHAPES), list(COLOURS), list(SIZES)
@@ -127,7 +122,7 @@ def loss_of(cells: Tensor, kinds: Tensor, setting: Tensor, target: Truth) -> Flo
 
 
 def train(seed: int = 0, count: int = SCENES, epochs: int = EPOCHS) -> ScenesTrunk:
-    """Train a trunk on `count` scenes of its own; the three heads that teach it are dropped."""
+    """Train a trunk on `count` scenes of its own, with three heads that are then dropped."""
     scenes = [draw_scene(Dice(seed, "trunk", index)) for index in range(count)]
     pixels, target = pixels_of(scenes), truth(scenes)
     with torch.random.fork_rng(devices=[]):

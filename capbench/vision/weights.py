@@ -1,4 +1,4 @@
-"""Where an encoder's weights come from: found, fetched, checked, and never executed."""
+"""The weights of encoders and detectors: found or downloaded, checked, and read without running code."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import IO, BinaryIO, cast
 
 import torch
+from rich.console import Console
+from rich.progress import wrap_file
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,33 +22,31 @@ from torchvision.models import get_model_weights
 
 from capbench.base.cache import cache_folder
 from capbench.base.errors import CapbenchError
-from capbench.base.files import atomic_write
+from capbench.base.files import atomic_write, sha256
 
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 TRIES = 3
 TIMEOUT = 30.0  # seconds without an answer
+CHUNK = 1 << 20  # bytes read at a time
 
 
 def published_address(name: str) -> str:
-    """Torchvision's first published weights of a model: ImageNet's for a trunk, COCO's for a detector.
-
-    The file name ends in part of its hash.
-    """
+    """The address of torchvision's first weights of a model: ImageNet's for a trunk, COCO's for a detector."""
     return str(next(iter(get_model_weights(name))).url)
 
 
 def find_weights(name: str, address: str | None = None) -> Path:
-    """The weights file of a torchvision model, downloaded where there is none yet.
+    """The weights file of a torchvision model, downloaded from `address` (torchvision's) if there is none.
 
-    Looks for `<name>.safetensors` and for torchvision's own file in $CAPBENCH_WEIGHTS, in `weights` of the
-    cache folder, and for the latter also where torch.hub keeps its files. Raises CapbenchError that says
-    which file to put where when it cannot be fetched.
+    Looks for `<name>.safetensors` and torchvision's own file in $CAPBENCH_WEIGHTS and in the cache folder's `weights`,
+    then for torchvision's file in torch.hub's folder. Raises CapbenchError that says which file to put where when the
+    download fails.
     """
     address = address or published_address(name)
     file = address.rsplit("/", 1)[1]
     given = os.environ.get("CAPBENCH_WEIGHTS")
     cache = cache_folder() / "weights"
-    folders = [Path(given), cache] if given else [cache]
+    folders = [Path(given).expanduser(), cache] if given else [cache]
     hub = Path(torch.hub.get_dir()) / "checkpoints" / file
     for path in [folder / leaf for folder in folders for leaf in (f"{name}.safetensors", file)] + [hub]:
         if path.is_file():
@@ -58,56 +59,86 @@ def find_weights(name: str, address: str | None = None) -> Path:
 
 
 def hash_in_name(file: str) -> str | None:
-    """The start of the SHA-256 that torchvision writes into a file name, `alexnet-owt-7be5be79.pth`."""
-    found = re.search(r"-([0-9a-f]{8,64})\.\w+$", file)
-    return found[1] if found else None
+    """The start of the SHA-256 in a file name of torchvision's.
+
+    >>> hash_in_name("alexnet-owt-7be5be79.pth")
+    '7be5be79'
+    """
+    match = re.search(r"-([0-9a-f]{8,64})\.\w+$", file)
+    return match[1] if match else None
 
 
 def download(address: str, path: Path) -> Path:
-    """Fetch `address` into `path` and return it; the file appears only when it is whole and its hash is
-    right.
+    """Stream `address` into `path` with a progress bar and return it; no file appears unless it is whole and right.
 
-    An answer that breaks off is asked for again from its beginning, up to `TRIES` times. Raises CapbenchError
-    naming the address, and what came instead, when the hash does not match or there is no answer.
+    A broken download starts again, up to `TRIES` times. Raises CapbenchError naming the address and what arrived when
+    there is no answer or the hash in the file name does not match.
     """
     expected = hash_in_name(path.name)
     if expected is None:
         raise CapbenchError(f"{path.name} carries no hash in its name, so a download cannot be checked")
-    fault = ""
-    for _ in range(TRIES):
+    for tries_left in reversed(range(TRIES)):
         try:
-            with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
-                length = answer.headers.get("Content-Length")
-                kind = answer.headers.get_content_type()
-                content = answer.read()
-        except urllib.error.HTTPError as error:
-            fault = f"the server answers {error.code} {error.reason}"
-            if error.code < 500:
-                break
-            continue
-        except (OSError, http.client.HTTPException) as error:
-            fault = f"no whole answer ({getattr(error, 'reason', error)})"
-            continue
-        if length is not None and len(content) != int(length):
-            fault = f"{len(content):,} of {int(length):,} bytes came"
-            continue
-        found = hashlib.sha256(content).hexdigest()
-        if found.startswith(expected):
-            atomic_write(path, content)
-            return path
-        fault = f"the answer is {kind}, {len(content):,} bytes with SHA-256 {found[:16]} instead of {expected}..."
-        break
-    raise CapbenchError(
-        f"cannot download {address}: {fault}. Any mirror's {path.name} whose SHA-256 begins with {expected} is as good"
-    )
+            atomic_write(path, lambda file: _fetch(address, file, expected))
+            break
+        except _BadAnswerError as error:
+            if error.final or not tries_left:
+                raise CapbenchError(
+                    f"cannot download {address}: {error}. Any mirror's {path.name} whose SHA-256 begins with "
+                    f"{expected} is as good"
+                ) from error
+    return path
+
+
+class _BadAnswerError(Exception):
+    """What is wrong with an answer; a `final` one is not asked for again."""
+
+    def __init__(self, fault: str, final: bool = False) -> None:
+        super().__init__(fault)
+        self.final = final
+
+
+def _fetch(address: str, file: IO[bytes], expected: str) -> None:
+    """Write the answer into `file`. Raises _BadAnswerError unless it is whole and its hash starts with `expected`."""
+    digest, size = hashlib.sha256(), 0
+    with _asked(address) as answer:
+        total = int(answer.headers.get("Content-Length") or 0)
+        with wrap_file(answer, total, description=address.rsplit("/", 1)[1], console=Console(stderr=True)) as shown:
+            while chunk := _read(shown):
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+    if size < total:
+        raise _BadAnswerError(f"{size:,} of {total:,} bytes came")
+    if not digest.hexdigest().startswith(expected):
+        kind, start = answer.headers.get_content_type(), digest.hexdigest()[:16]
+        raise _BadAnswerError(
+            f"the answer is {kind}, {size:,} bytes with SHA-256 {start} instead of {expected}...", final=True
+        )
+
+
+def _asked(address: str) -> http.client.HTTPResponse:
+    try:
+        return cast(http.client.HTTPResponse, urllib.request.urlopen(address, timeout=TIMEOUT))
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise _BadAnswerError(f"the server answers {error.code} {error.reason}", final=error.code < 500) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _BadAnswerError(f"no whole answer ({getattr(error, 'reason', error)})") from error
+
+
+def _read(answer: BinaryIO) -> bytes:
+    try:
+        return answer.read(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _BadAnswerError(f"no whole answer ({error})") from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` file, or of a `.pth` file read without executing anything, floats as
-    float32.
+    """The tensors of a `.safetensors` or `.pth` file, floats as float32; no code in it runs.
 
-    A `.pth` file with a hash in its name is checked against it. Raises CapbenchError naming the file when
-    it is missing, truncated, a pickle with anything but tensors in it, or not a weights file at all.
+    Raises CapbenchError naming the file when it is missing, truncated, not a weights file, a pickle that holds more
+    than tensors, or a `.pth` file that does not match the hash in its name.
     """
     if not path.is_file():
         raise CapbenchError(f"there is no weights file {path}")
@@ -142,12 +173,9 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pth(path: Path) -> dict[str, Tensor]:
-    expected = hash_in_name(path.name)
-    if expected is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if not found.startswith(expected):
-            raise CapbenchError(f"{path} has SHA-256 {found[:16]}... and not {expected}...; fetch it again")
+    expected, actual = hash_in_name(path.name), sha256(path)
+    if expected is not None and not actual.startswith(expected):
+        raise CapbenchError(f"{path} has SHA-256 {actual[:16]}... and not {expected}...; fetch it again")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, zip and attribute errors
@@ -161,11 +189,11 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def fit(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load `state` into `module`, strictly.
+def load_state_dict(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load `state`, read from `path`, into `module`.
 
-    Names of old files of DenseNet ("norm.1") and of detectors ("rpn.head.conv.weight") are translated, and counters of
-    batches that old files lack are zero. Raises CapbenchError naming the missing, unexpected and misshapen entries.
+    Old names of DenseNet ("norm.1") and of detectors ("rpn.head.conv.weight") are translated; absent counters of
+    batches become 0. Raises CapbenchError naming the missing, unexpected and misshapen entries.
     """
     state = {_new_name(key): value for key, value in state.items()}
     expected = module.state_dict()
@@ -182,23 +210,23 @@ def fit(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         "unexpected": sorted(state.keys() - expected.keys()),
         "of another shape": shapes,
     }
-    told = [f"{len(keys)} {what} ({', '.join(keys[:5])})" for what, keys in faults.items() if keys]
-    if told:
+    listed = [f"{len(keys)} {what} ({', '.join(keys[:5])})" for what, keys in faults.items() if keys]
+    if listed:
         raise CapbenchError(
-            f"{path} holds the weights of another architecture than {type(module).__name__}: {'; '.join(told)}"
+            f"{path} holds the weights of another architecture than {type(module).__name__}: {'; '.join(listed)}"
         )
     module.load_state_dict(state)
 
 
 def _new_name(key: str) -> str:
-    """What newer torchvision calls the entry `key` of an old file."""
+    """The present name of the entry `key` of an old file."""
     key = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
     key = re.sub(r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", key)
     return re.sub(r"(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", key)
 
 
 def hash_tensors(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and values, whatever file they came from."""
+    """SHA-256 over names, types, shapes and values, in the order of the names."""
     digest = hashlib.sha256()
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()

@@ -15,8 +15,9 @@ from typing import Literal
 
 from capbench.captioners.experiment import CaptioningRecipe
 from capbench.kernels.maxsim.reference import Form
-from capbench.training.experiment import Recipe, Training, View
+from capbench.training.experiment import Recipe, Training
 from capbench.vision.encoders import Output
+from capbench.vision.extraction import View
 from capbench.vision.regions import Provider
 
 HEADLINE = ("sum-form-ours", "bag-ours", "brnn-ours", "rnn-ours", "rnn-regions-ours")

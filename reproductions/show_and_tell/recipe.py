@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from capbench.captioners.experiment import CaptioningRecipe
-from capbench.training.experiment import Training, View
+from capbench.training.experiment import Training
+from capbench.vision.extraction import View
 
 HEADLINE = ("nic", "nic-ours", "nic-ensemble-ours")
 PUBLISHED = Training(

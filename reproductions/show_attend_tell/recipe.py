@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from capbench.captioners.experiment import CaptioningRecipe
-from capbench.training.experiment import Training, View
+from capbench.training.experiment import Training
 from capbench.vision.encoders import Output
+from capbench.vision.extraction import View
 
 HEADLINE = ("soft-ours", "hard-ours", "none-ours")
 PUBLISHED = Training(epochs=20, batch_size=64, learning_rate=1e-4, optimizer="rmsprop", clip_norm=5.0, patience=5)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from capbench.captioners.experiment import CaptioningRecipe
-from capbench.training.experiment import Training, View
+from capbench.training.experiment import Training
 from capbench.vision.encoders import Output
+from capbench.vision.extraction import View
 
 HEADLINE = ("lstm", "gru")
 ADAM = Training(epochs=4, batch_size=64, learning_rate=1e-3, lr_patience=1, lr_decay=0.3, clip_norm=10.0, patience=2)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from capbench.training.experiment import Recipe, Training, View
+from capbench.training.experiment import Recipe, Training
+from capbench.vision.extraction import View
 
 HEADLINE = ("vse0", "vsepp", "vsepp-ours")
 NEGATIVES = (1, 4, 16, 64)

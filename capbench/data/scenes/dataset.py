@@ -1,4 +1,4 @@
-"""The scenes as a data set."""
+"""The scenes data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from capbench.data.scenes.language import CAPTIONS, Description, describe
 
 
 class SceneImages:
-    """The images of a scenes data set, drawn when they are asked for. `scenes` holds what is on each."""
+    """The images of a scenes data set, drawn on access. `scenes` holds the things on each."""
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         self.scenes = tuple(scenes)
@@ -32,18 +32,21 @@ class SceneImages:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every scene and of the version of the drawing code."""
+        """SHA-256 of every scene and the version of the drawing code."""
         return fingerprint(["scenes", RENDER_VERSION, [astuple(scene) for scene in self.scenes]])
 
     def check(self) -> None:
-        """Nothing can be missing."""
+        """No image can be missing."""
 
 
 def scenes(seed: int = 0, train: int = 3000, val: int = 250, test: int = 500) -> CaptionDataset:
-    """The scenes data set: `train + val + test` images, five captions each, with the phrases and their boxes.
+    """The scenes: `train + val + test` images, five captions each, with phrases and their boxes.
 
-    Image `i` of a split depends on the seed, the split and `i` alone, so a smaller set is the beginning of a
-    larger one. `images` is a SceneImages. Raises CapbenchError for a negative or empty size.
+    Image `i` of a split depends on seed, split and `i` alone, so a smaller set begins a larger one. `images` is a
+    SceneImages. Raises CapbenchError for a negative or empty size.
+
+    >>> scenes(train=1, val=0, test=0).captions[0]
+    'There is a triangle right of an orange square on grass.'
     """
     sizes = {"train": train, "val": val, "test": test}
     for split, size in sizes.items():

@@ -1,4 +1,4 @@
-"""Draws that are the same on every platform."""
+"""Random draws that are the same on every platform."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ Option = TypeVar("Option")
 
 
 class Dice:
-    """Draws that are the same on every platform, from a seed and a label such as ("scenes", "train", 7)."""
+    """Random draws from a seed and a label such as ("scenes", "train", 7), the same on every platform.
+
+    >>> Dice(0, "example").pick(["red", "green", "blue"])
+    'red'
+    """
 
     def __init__(self, seed: int, *label: str | int) -> None:
         digest = hashlib.sha256("/".join(map(str, (seed, *label))).encode()).digest()
@@ -22,7 +26,7 @@ class Dice:
         return int(self._random() * count)
 
     def pick(self, options: Sequence[Option], odds: Sequence[int] | None = None) -> Option:
-        """One of `options`; `odds` are integer weights, of which as many are read as there are options."""
+        """One of `options`; `odds` are integer weights, and those beyond the last option are ignored."""
         if odds is None:
             return options[self.below(len(options))]
         mark = self.below(sum(odds[: len(options)]))

@@ -1,4 +1,4 @@
-"""What is on a scene, and its pixels."""
+"""The things on a scene, and its pixels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from capbench.data.captions import Box
 from capbench.data.scenes.dice import Dice
 from capbench.data.scenes.words import COLOURS, SETTINGS, SHAPES, SIZES
 
-CANVAS = 64
-RENDER_VERSION = 2  # raise it when `render` draws other pixels: it is part of the fingerprint
+CANVAS = 64  # pixels a side
+RENDER_VERSION = 2  # part of the fingerprint: raise it when `render` draws other pixels
 
 _RGB = {
     "red": (212, 45, 48),
@@ -43,19 +43,19 @@ _ALIKE_ODDS = (11, 4, 4, 1)  # a new kind; the shape, the colour, or both of an 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn shape: centre (x, y) and radius (half the side of its cell) in pixels, and its RGB."""
+    """One drawn shape."""
 
     shape: str
     colour: str
     size: str
-    x: int
+    x: int  # centre, in pixels
     y: int
-    radius: int
+    radius: int  # half the side of its cell, in pixels
     rgb: tuple[int, int, int]
 
     @property
     def box(self) -> Box:
-        """The smallest box x0, y0, x1, y1 (x1, y1 outside) around the pixels that the thing touches."""
+        """The smallest box x0, y0, x1, y1 (x1, y1 exclusive) around the pixels that the thing touches."""
         left, top, right, bottom = _extent(self.shape, self.radius)
         x, y = self.x - self.radius, self.y - self.radius
         return (float(x + left), float(y + top), float(x + right), float(y + bottom))
@@ -63,16 +63,16 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """The setting, the RGB that it has here, and the things on it."""
+    """A setting and the things on it."""
 
     setting: str
-    background: tuple[int, int, int]
+    background: tuple[int, int, int]  # RGB
     things: tuple[Thing, ...]
 
 
 @lru_cache(maxsize=256)
 def _coverage(shape: str, radius: int) -> NDArray[np.int64]:
-    """Of the 8 x 8 parts of each pixel of its cell, how many a shape covers: int64 [2 radius, 2 radius]."""
+    """How many of the 8 x 8 parts of each pixel of its cell a shape covers: int64 [2 radius, 2 radius]."""
     side = 16 * radius
     u = (2 * np.arange(side) + 1 - side)[None, :] * 1000 // side  # -1000..1000 rightwards over the cell
     v = u.T  # downwards
@@ -104,7 +104,7 @@ def _coverage(shape: str, radius: int) -> NDArray[np.int64]:
     elif shape == "cup":
         inside = (abs(u) * 1000 <= 1000 * 1000 - 450 * (v + 500)) & (abs(v) <= 500)
     elif shape == "star":
-        # The sides of a regular pentagon, made longer: a point of the star is outside one of them only.
+        # The extended sides of a regular pentagon: a point of the star is outside one of them at most.
         sides = ((0, 1000), (951, 309), (588, -809), (-588, -809), (-951, 309))
         inside = np.sum([a * u + b * (v - 50) > 1000 * 325 for a, b in sides], axis=0) <= 1
     else:

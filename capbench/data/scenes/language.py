@@ -1,4 +1,4 @@
-"""True captions of a scene, and what each phrase of them names."""
+"""True captions of a scene, and the things that each phrase names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DETAILS = ((0, 1, 1, 16), (0, 0, 1, 4), (1, 1, 1, 8), (1, 0, 1, 3), (0, 1, 0, 2
 
 
 class Group(NamedTuple):
-    """A description and the things that fit it; None where size, colour or shape is left unsaid."""
+    """A description and the things that fit it; None leaves size, colour or shape unsaid."""
 
     size: str | None
     colour: str | None
@@ -33,8 +33,8 @@ class Group(NamedTuple):
 
 
 def _groups(things: Sequence[Thing]) -> list[Group]:
-    """Every description that the things allow; large things have the better odds."""
-    found: dict[tuple[str | None, str | None, str | None], Group] = {}
+    """Every description that the things allow; large things have better odds."""
+    groups: dict[tuple[str | None, str | None, str | None], Group] = {}
     for thing in things:
         for says_size, says_colour, says_shape, odds in _DETAILS:
             size = thing.size if says_size and SIZES[thing.size] else None
@@ -45,17 +45,17 @@ def _groups(things: Sequence[Thing]) -> list[Group]:
             members = tuple(
                 t for t in things if size in (None, t.size) and colour in (None, t.colour) and shape in (None, t.shape)
             )
-            before = found[size, colour, shape].odds if (size, colour, shape) in found else 0
+            before = groups[size, colour, shape].odds if (size, colour, shape) in groups else 0
             weight = before + odds * thing.radius // len(members)
-            found[size, colour, shape] = Group(size, colour, shape, members, weight)
-    return list(found.values())
+            groups[size, colour, shape] = Group(size, colour, shape, members, weight)
+    return list(groups.values())
 
 
 def relations(subject: Sequence[Thing], other: Sequence[Thing]) -> list[str]:
     """The relations of RELATIONS that hold between every thing of `subject` and every thing of `other`.
 
-    A direction needs a free line between the two cells and the larger share of the distance of the centres;
-    near is at most 6 pixels between the cells, far at least 36 pixels between the centres.
+    A direction needs disjoint cells along its axis, and the larger part of the centres' distance; near is at most 6
+    pixels between cells, far at least 36 pixels between centres.
     """
     holding = set(RELATIONS)
     for a in subject:
@@ -74,7 +74,7 @@ def relations(subject: Sequence[Thing], other: Sequence[Thing]) -> list[str]:
 
 
 def places(things: Sequence[Thing]) -> list[str]:
-    """The place of PLACES that all the things share (their centres, in thirds of the canvas), or none."""
+    """The place of PLACES, by thirds of the canvas, that the centres of all the things share; empty if none."""
     spots = {
         (("top", "", "bottom")[3 * t.y // CANVAS] + " " + ("left", "", "right")[3 * t.x // CANVAS]).strip() or "middle"
         for t in things
@@ -83,7 +83,7 @@ def places(things: Sequence[Thing]) -> list[str]:
 
 
 class _Sentence:
-    """A caption under construction: words, some with a comma behind them, and the phrases among them."""
+    """A caption under construction: words, some followed by a comma, and phrases."""
 
     def __init__(self, dice: Dice) -> None:
         self.dice = dice
@@ -95,7 +95,7 @@ class _Sentence:
         self.words += text.split()
 
     def name(self, group: Group) -> None:
-        """Say the noun phrase of a group and note its span and boxes."""
+        """Say the noun phrase of a group, and keep its span and boxes."""
         count = len(group.members)
         noun = self.dice.pick(SHAPES[group.shape] if group.shape else THINGS, _WORD_ODDS)
         if count > 1:
@@ -110,7 +110,7 @@ class _Sentence:
         self.phrases.append(Phrase(start, len(self.words), tuple(t.box for t in group.members)))
 
     def open(self, first: Group) -> bool:
-        """Say an opener, or nothing; tells which, since a verb follows only where nothing opened."""
+        """Say an opener or nothing; returns whether it did, since a verb follows only if not."""
         opener = self.dice.pick(_OPENERS, _OPENER_ODDS)
         self.say("there are" if opener == "there is" and len(first.members) > 1 else opener)
         return bool(opener)
@@ -119,7 +119,7 @@ class _Sentence:
         self.say(self.dice.pick(_VERBS, _VERB_ODDS)[len(subject.members) > 1])
 
     def relate(self, subject: Group, other: Group) -> bool:
-        """Say a relation that holds and name the other group; False where none holds."""
+        """Say a relation that holds and name the other group; False if none holds."""
         names = relations(subject.members, other.members)
         if not names:
             return False
@@ -130,12 +130,12 @@ class _Sentence:
         return True
 
     def setting(self, name: str) -> None:
-        """Say where the scene is; a caption that says little else always does."""
+        """Say the setting; a caption that says little else always does."""
         if len(self.phrases) == 1 or not self.placed or self.dice.below(2):
             self.say(self.dice.pick(SETTINGS[name], _WORD_ODDS))
 
     def place(self, group: Group) -> bool:
-        """Say where the group is; False where its things are in different places."""
+        """Say the place of the group; False if its things are in different places."""
         names = places(group.members)
         if names:
             self.say(self.dice.pick(PLACES[names[0]], _WORD_ODDS))

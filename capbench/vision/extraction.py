@@ -1,0 +1,190 @@
+"""What an encoder makes of many images: views, batches, threads, and what an interrupted call leaves to the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from torch import Tensor
+
+from capbench.base.errors import CapbenchError, StoppedError
+from capbench.base.files import atomic_write
+from capbench.base.progress import Report
+from capbench.data.captions import Images
+from capbench.data.images import Pictures, mirrored, one_crop, ten_crops, whole_image
+from capbench.vision.encoders import Encoder
+from capbench.vision.regions import Boxes
+
+View = Literal["1C", "10C", "whole", "views", "RC"]
+
+# What an encoder sees of an image: stacks uint8 [view, 3, side, side], a stack for each side.
+VIEWS: dict[str, Callable[[NDArray[np.uint8], int], tuple[Tensor, ...]]] = {
+    "1C": lambda image, size: (one_crop(image, size)[None],),
+    "10C": lambda image, size: (ten_crops(image, size),),
+    "whole": lambda image, size: (whole_image(image, size)[None],),
+    "views": lambda image, size: (mirrored(image, size), mirrored(image, size * 9 // 7)),
+}
+VIEWS["RC"] = VIEWS["1C"]  # training crops at random; everything else sees the centre
+COUNT = {"1C": 1, "10C": 10, "whole": 1, "views": 4, "RC": 1}
+SAVE_SECONDS = 60.0  # between two saves of unfinished work
+
+
+def stacked(
+    pictures: Sequence[NDArray[np.uint8]], size: int, view: View
+) -> list[UInt8[Tensor, "image view 3 side side"]]:
+    """The views of some pictures for an encoder of `size` pixels: a stack for each side, as `encode` takes them."""
+    return [torch.stack(parts) for parts in zip(*(VIEWS[view](image, size) for image in pictures), strict=True)]
+
+
+@torch.inference_mode()
+def encode(
+    encoder: Encoder, stacks: Sequence[Tensor], boxes: Float[Tensor, "image region 4"] | None = None
+) -> Float[Tensor, "image ... dim"]:
+    """The encoder's regions if there are `boxes`, its grid of a single view, or its mean vector over all views.
+
+    `stacks` come from `stacked`; `boxes` are fractions of the image as in `Boxes`; all on the encoder's device.
+    """
+    if boxes is not None:
+        return encoder.regions(stacks[0][:, 0], boxes * stacks[0].shape[-1])
+    vectors = [encoder(stack.flatten(0, 1)).unflatten(0, stack.shape[:2]) for stack in stacks]
+    return torch.cat(vectors, 1).mean(1)
+
+
+def extract(
+    folder: Path,
+    pictures: Pictures,
+    encoder: Encoder,
+    view: View,
+    boxes: Boxes | None,
+    report: Report,
+    tolerant: bool,
+) -> tuple[list[int], list[str]]:
+    """Write `features.npy` into `folder`; return its shape and the names of the undecodable images, whose rows are NaN.
+
+    Batches that an interrupted call saved in `folder` are kept; the bits are those of one call. On a CPU each thread
+    decodes and encodes its own batches with single-threaded operations: faster than to share each operation, and no
+    collapse beside another job. On a GPU the threads decode and the encoder takes turns.
+
+    Raises CapbenchError for an undecodable image unless `tolerant`, and if no image can be decoded; StoppedError after
+    Ctrl-C, when the batches in work are finished and saved.
+    """
+    total, device, images = len(pictures.images), encoder.mean.device, pictures.images
+    on_cpu = device.type == "cpu"
+    size = max(1, (8 if on_cpu else 128) // (COUNT[view] if boxes is None else 4))  # a region is a small part of a map
+    partial = _Partial(folder, total, size)
+    lock, turn = threading.Lock(), nullcontext() if on_cpu else threading.Lock()
+    skipped: list[int] = []
+    looked_at = total - sum(min(size, total - first) for first in partial.to_do())
+
+    def work(first: int) -> None:
+        nonlocal looked_at
+        batch = range(first, min(first + size, total))
+        rows, pixels = _decoded(images, batch, tolerant)
+        encoded = None
+        if rows:
+            stacks = stacked(pixels, encoder.input_size, view)
+            places = None if boxes is None else torch.from_numpy(boxes.array[rows]).to(device)
+            with turn:
+                encoded = encode(encoder, [stack.to(device) for stack in stacks], places).cpu().numpy()
+        with lock:
+            partial.add(first, rows, encoded, complete=len(rows) == len(batch))
+            skipped.extend(set(batch) - set(rows))
+            looked_at += len(batch)
+            report(looked_at, total)
+
+    threads = torch.get_num_threads()
+    workers = threads if on_cpu else min(16, os.cpu_count() or 1)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(work, partial.to_do()):
+                if time.monotonic() > partial.saved_at + SAVE_SECONDS:
+                    with lock:
+                        partial.save()
+    except KeyboardInterrupt as error:
+        with lock:
+            partial.save()
+        raise StoppedError from error
+    finally:
+        torch.set_num_threads(threads)
+    if partial.array is None:
+        raise CapbenchError(f"no image of {pictures.name} could be decoded; check the image folder")
+    skipped.sort()
+    partial.array[skipped] = np.nan
+    partial.finish()
+    return list(partial.array.shape), [pictures.image_names[i] for i in skipped]
+
+
+def _decoded(images: Images, batch: range, tolerant: bool) -> tuple[list[int], list[NDArray[np.uint8]]]:
+    """The rows of a batch that can be decoded, and their pixels."""
+    rows, pixels = [], []
+    for i in batch:
+        try:
+            pixels.append(images[i])
+        except CapbenchError:
+            if not tolerant:
+                raise
+            continue
+        rows.append(i)
+    return rows, pixels
+
+
+class _Partial:
+    """An unfinished `features.npy`, and beside it `done.json`: which of its batches are complete."""
+
+    array: NDArray[np.float32] | None = None
+
+    def __init__(self, folder: Path, total: int, size: int) -> None:
+        self.path, self.state = folder / "features.npy", folder / "done.json"
+        self.total, self.size = total, size
+        self.done: set[int] = set()  # the first image of each complete batch
+        self.saved_at = time.monotonic()
+        try:
+            saved = json.loads(self.state.read_text())
+            if saved["size"] == size:
+                self.array = open_memmap(self.path, "r+")
+                self.done = set(saved["done"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # there is nothing to continue
+
+    def to_do(self) -> list[int]:
+        return [first for first in range(0, self.total, self.size) if first not in self.done]
+
+    def add(self, first: int, rows: list[int], encoded: NDArray[np.float32] | None, complete: bool) -> None:
+        if encoded is not None:
+            if self.array is None:
+                self.array = _new_array(self.path, (self.total, *encoded.shape[1:]))
+            self.array[rows] = encoded
+        if complete:
+            self.done.add(first)
+
+    def save(self) -> None:
+        """Put the array on the disk, then the list of its batches."""
+        if self.array is not None:
+            self.array.flush()  # type: ignore[attr-defined]
+            atomic_write(self.state, json.dumps({"size": self.size, "done": sorted(self.done)}).encode())
+        self.saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        assert self.array is not None
+        self.array.flush()  # type: ignore[attr-defined]
+        self.state.unlink(missing_ok=True)
+
+
+def _new_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = open_memmap(path, "w+", np.float32, shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk would kill the process at a later write to the map
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
