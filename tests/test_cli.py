@@ -20,6 +20,7 @@ from capbench.data.datasets import NAMES, SPLIT_FILES
 from capbench.data.scenes import scenes
 from capbench.evidence.records import save_result
 from capbench.vision.encoders import ENCODERS
+from capbench.vision.extraction import VIEWS
 from capbench.vision.regions import PROVIDERS
 from tests.test_records import example
 
@@ -189,7 +190,7 @@ def test_records_of_runs_are_added_to_the_committed_ones_all_or_by_name(here, ca
 
 
 def test_work_that_was_stopped_and_saved_exits_with_75(monkeypatch, capsys):
-    def stop(**_):
+    def stop(*_, **__):
         raise StoppedError
 
     monkeypatch.setattr("capbench.cli.app.app", stop)
