@@ -69,7 +69,9 @@ def features(
     wait longer than `LOCK_SECONDS`; StoppedError after Ctrl-C.
 
     >>> from capbench.data.scenes import scenes
-    >>> features(scenes(train=4, val=0, test=0), Encoder("scenes"), store=getfixture("tmp_path")).array.shape
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as store:
+    ...     features(scenes(train=4, val=0, test=0), Encoder("scenes"), store=Path(store)).array.shape
     (4, 512)
     """
     _check(encoder.output, view, region_provider)
