@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_attention_is_the_softmax_of_its_equation():
                 ]
             )
             assert torch.allclose(weights[image, beam], e.softmax(0), atol=1e-6)
-            by_hand = sum(weights[image, beam, i] * a[image, i] for i in range(LOCATIONS))
+            by_hand = torch.stack([weights[image, beam, i] * a[image, i] for i in range(LOCATIONS)]).sum(0)
             assert torch.allclose(contexts[image, beam], by_hand, atol=1e-6)
             assert torch.allclose(context(weights, a)[image, beam], by_hand, atol=1e-6)
 
@@ -322,7 +323,7 @@ def test_a_part_of_a_split_is_scored_on_its_own_captions(few, places):
     part = few.split("test").first(3)
     recipe = paper("show_and_tell").recipe("nic-ours", "scenes")
     inputs = Materials().inputs(Job("show_and_tell", "nic-ours", "scenes", "scenes", 0), recipe)
-    made = paper("show_and_tell").prepare(recipe, inputs, 0, torch.device("cpu"))
+    made: Any = paper("show_and_tell").prepare(recipe, inputs, 0, torch.device("cpu"))
     numbers = np.concatenate([chunk for chunk, _, _ in made.teacher_forced(part)])
     assert sorted(numbers) == list(range(15))
 

@@ -31,6 +31,7 @@ from capbench.runs.job import Job, description
 from capbench.runs.loaded import finished_runs, load_run
 from capbench.runs.paper import Paper, paper, papers
 from capbench.training import checkpoint
+from reproductions.vsepp.recipe import presets as vsepp_presets
 
 ROOT = Path(__file__).parent.parent
 
@@ -311,12 +312,12 @@ def test_vsepp_is_discovered():
 
 def test_the_published_recipes_are_those_of_the_paper():
     for name in ("vse0", "vsepp"):
-        recipe = paper("vsepp").recipe(name, "flickr8k")
+        recipe = vsepp_presets("flickr8k")[name]
         assert (recipe.margin, recipe.embedding_dim, recipe.word_dim, recipe.min_count) == (0.2, 1024, 300, 4)
         training = recipe.training
         assert (training.epochs, training.batch_size, training.learning_rate) == (30, 128, 2e-4)
         assert (training.lr_step_epochs, training.lr_decay, training.clip_norm) == (15, 0.1, 2.0)
-    assert not paper("vsepp").recipe("vse0", "flickr8k").normalise_images
+    assert not vsepp_presets("flickr8k")["vse0"].normalise_images
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def inputs(tmp_path_factory) -> Inputs:
 @torch.no_grad()
 def test_snippets_are_the_runs_of_words_with_one_region(inputs):
     recipe = SCENES["brnn-ours"]
-    experiment = paper("karpathy").prepare(recipe, inputs, 0, CPU)
+    experiment: Any = paper("karpathy").prepare(recipe, inputs, 0, CPU)
     part = inputs.dataset.split("val")
     encoded = inputs.encoded("val")
     for beta in (0.0, 1e6):
@@ -227,7 +227,7 @@ def test_snippets_are_the_runs_of_words_with_one_region(inputs):
 
 @torch.no_grad()
 def test_scores_of_words_are_products_with_the_regions_of_their_own_image(inputs):
-    experiment = paper("karpathy").prepare(SCENES["brnn-ours"], inputs, 0, CPU)
+    experiment: Any = paper("karpathy").prepare(SCENES["brnn-ours"], inputs, 0, CPU)
     experiment.model.eval()
     part = inputs.dataset.split("test")
     for numbers, scores, lengths in experiment.word_scores(part):
@@ -242,7 +242,7 @@ def test_scores_of_words_are_products_with_the_regions_of_their_own_image(inputs
 @torch.no_grad()
 def test_a_caption_without_a_word_is_scored_and_counted(inputs):
     plain = replace(inputs, dataset=replace(inputs.dataset, phrases=None))
-    experiment = paper("karpathy").prepare(SCENES["brnn-ours"], plain, 0, CPU)
+    experiment: Any = paper("karpathy").prepare(SCENES["brnn-ours"], plain, 0, CPU)
     plain.encoded("val")[3] = [START, END]
     evaluation = experiment.validate()
     assert len(evaluation.arrays["caption_to_image"]) == len(plain.encoded("val"))
@@ -250,7 +250,7 @@ def test_a_caption_without_a_word_is_scored_and_counted(inputs):
 
 
 def test_what_is_written_about_true_boxes_is_set_against_the_phrases_that_name_them(inputs):
-    experiment = paper("karpathy").prepare(SCENES["rnn-ours"], inputs, 0, CPU)
+    experiment: Any = paper("karpathy").prepare(SCENES["rnn-ours"], inputs, 0, CPU)
     part = inputs.dataset.split("test")
     found = experiment.on_regions(part)
     assert {"region_bleu1", "region_bleu2", "region_bleu3", "region_bleu4"} == found.metrics.keys()
@@ -273,7 +273,7 @@ def test_fixed_word_vectors_come_from_a_file_and_stay_as_they_are(inputs, tmp_pa
     file = tmp_path / "vectors.txt"
     file.write_text(f"{word} {' '.join(['0.25'] * recipe.word_dim)}\n")
     monkeypatch.setenv(VECTORS, str(file))
-    experiment = paper("karpathy").prepare(recipe, inputs, 0, CPU)
+    experiment: Any = paper("karpathy").prepare(recipe, inputs, 0, CPU)
     assert (experiment.model.W_w.weight[inputs.vocabulary.numbers[word]] == 0.25).all()
     before = experiment.model.W_w.weight.clone()
     optimizer = torch.optim.SGD(experiment.model.parameters(), 0.1)
