@@ -59,7 +59,7 @@ def blocks() -> Iterator[str]:
         "**Signs.** † a reported number known from memory, not confirmed; ° from one source only. "
         f"{DASH} a number that does not exist: the paper does not print it, or a note gives our reason. A raised "
         "letter points to the notes below its table. *Caution* marks records of an older schema, of a tree with "
-        "uncommitted changes or of a recipe that has changed since, and seeds that were computed differently. *This machine* marks "
-        "your own runs, which count in no verdict of a committed page."
+        "uncommitted changes or of a recipe that has changed since, and seeds that were computed differently. *This "
+        "machine* marks your own runs, which count in no verdict of a committed page."
     )
     yield "**Metrics.** " + "\n".join(f"\n- {words}" for words in _METRICS)

@@ -123,14 +123,14 @@ def _first_table(
     keys = {key for runs in kind for key in runs.metrics}
     shown = families(_first_metrics(keys, {key for row in rows for key in row.numbers}))
     notes, lines = Notes(), []
-    for runs in kind:
-        line = [cells.model(runs), cells.preset(runs, board.paper, notes), str(len(runs.records))]
-        mine = verdicts.get(runs, {})
-        lines.append(
-            [*line, *(cells.ours(runs, members, notes, mine, halves=len(members) == 1) for _, members in shown)]
-        )
-        if runs.canonical:
-            lines += _of_paper([row for row in rows if _where(row.any) == _where(runs.first)], shown)
+    for of_preset in parts(kind, "preset").values():
+        for runs in of_preset:
+            line = [cells.model(runs), cells.preset(runs, board.paper, notes), str(len(runs.records))]
+            judged = verdicts.get(runs, {})
+            means = (cells.ours(runs, members, notes, judged, halves=len(members) == 1) for _, members in shown)
+            lines.append([*line, *means])
+        if of_preset[0].canonical:
+            lines += _of_paper([row for row in rows if _where(row.any) == _where(of_preset[0].first)], shown)
     heads = ["model", "recipe", "seeds", *(heading for heading, _ in shown)]
     yield table(heads, lines, "llr" + "r" * len(shown))
     if str(notes):

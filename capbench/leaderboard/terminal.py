@@ -23,21 +23,28 @@ COLUMNS = 10  # of numbers
 def closing(paper: Paper, committed: Results, local: Results, made: Collection[str]) -> Iterator[Table | str]:
     """The tables and sentences at the end of a command that made the local records of these file names.
 
-    First the command's own runs, with a column that says which agree with the committed records, then the committed
-    ones and earlier ones of this machine, then a sentence for each of its settings.
+    First the command's own runs, with a column that says which agree with the committed records; apart from them the
+    committed records and this machine's earlier ones; then a sentence for each setting that was compared.
     """
     mine = [record for record in local.records if record.file in made]
     earlier = [record for record in local.records if record.file not in made]
     agreements = compare(mine, committed.select(paper=paper.name).records)
     words = {each.setting: each.status for each in agreements if each.status in ("agrees", "differs")}
-    yield from tables(paper, mine, "this command", words)
-    yield from tables(paper, committed.records, "committed records")
-    yield from tables(paper, earlier, "earlier records of this machine")
+    yield from _under("Runs of this command", tables(paper, mine, words))
+    yield from _under("Committed records", tables(paper, committed.records))
+    yield from _under("Earlier records of this machine", tables(paper, earlier))
     yield from sentences(agreements)
 
 
+def _under(heading: str, group: Iterator[Table]) -> Iterator[Table | str]:
+    shown = list(group)
+    if shown:
+        yield heading
+        yield from shown
+
+
 def tables(
-    paper: Paper, records: Sequence[Result], whose: str, words: Mapping[tuple[str, ...], str] | None = None
+    paper: Paper, records: Sequence[Result], words: Mapping[tuple[str, ...], str] | None = None
 ) -> Iterator[Table]:
     """The means over seeds, a table that fits a terminal for each data set, split, protocol and encoder.
 
@@ -46,13 +53,13 @@ def tables(
     groups = gather(paper, Results(Path(), tuple(records)))
     for kind in by_metric(paper, groups).values():
         for values, group in parts(kind, "data", "split", "protocol", "encoder").items():
-            yield _table(whose, values, group, words or {})
+            yield _table(values, group, words or {})
 
 
-def _table(whose: str, values: tuple[str, ...], group: Sequence[Runs], words: Mapping[tuple[str, ...], str]) -> Table:
+def _table(values: tuple[str, ...], group: Sequence[Runs], words: Mapping[tuple[str, ...], str]) -> Table:
     shown = columns({key for runs in group for key in runs.metrics})[:COLUMNS]
     dataset, split, protocol, encoder = map(plain, values)
-    title = f"{whose}: {dataset}, {split} split, protocol {protocol}, encoder {encoder}; means over seeds"
+    title = f"{dataset}, {split} split, protocol {protocol}, encoder {encoder}; means over seeds"
     table = Table(box=SIMPLE_HEAD, padding=0, title=rich_escape(title))
     for name in ("preset", *(["committed"] if words else [])):
         table.add_column(name, no_wrap=True)
