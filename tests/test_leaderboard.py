@@ -570,6 +570,14 @@ def test_every_reported_number_and_every_metric_of_ours_is_a_row_of_the_json(tmp
     assert (first["seeds"], first["encoder"], first["reported_encoder"]) == ([0, 1, 2], "mobilenet_v2", "vgg19")
 
 
+def test_the_rows_are_a_table_too(tmp_path):
+    saved(tmp_path, *three_seeds(), *three_seeds(preset="sum"))
+    frame = leaderboard.frame({"fake": fake(tmp_path / "p", reported())}, tmp_path)
+    means = frame.pivot(index="preset", columns="metric", values="mean")
+    assert means.loc["sum", "image_to_caption_r1"] == 42.0
+    assert frame.verdict.value_counts().to_dict() == {"not reported": 3, "reproduced": 1}
+
+
 def test_check_names_what_is_missing_changed_or_left_over_and_write_mends_it(tmp_path):
     papers = {"fake": fake(tmp_path / "p", reported())}
     saved(tmp_path, record())

@@ -101,7 +101,7 @@ BEST_TO_WORST: tuple[Status, ...] = ("exceeds", "reproduced", "close", "short")
 TOLERANCES = (
     f"{registry.RECALL_TOLERANCE:g} points of a recall, BLEU or the like (as far as the VSE++ author's re-run lies), "
     f"{2 * registry.RECALL_TOLERANCE:g} of rsum, {registry.RANK_TOLERANCE:g} rank, and "
-    f"{100 * registry.RELATIVE_TOLERANCE:g} % of a perplexity (the spread of three of our seeds)"
+    f"{100 * registry.RELATIVE_TOLERANCE:g} % of a perplexity (as far as three seeds of ours lie apart)"
 )
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-
-import pandas as pd
 
 from capbench.evidence.results import Results
 from capbench.evidence.verdicts import BEST_TO_WORST, Claim, Outcome, Reported, Role, Verdict, outcome, verdict
@@ -74,11 +72,6 @@ class Board:
         beside = {(match.runs, match.reported.metric) for match in self.matches if match.runs}
         alone = ((runs, key) for runs in self.runs for key in sorted(runs.metrics) if (runs, key) not in beside)
         return (*map(self._of_match, self.matches), *(self._of_ours(runs, key) for runs, key in alone))
-
-    @cached_property
-    def frame(self) -> pd.DataFrame:
-        """`rows` as a table."""
-        return pd.DataFrame([asdict(row) for row in self.rows], columns=list(Row.__dataclass_fields__))
 
     def tally(self, role: Role) -> Counter[str]:
         """How often each verdict was given; "not run" counts the numbers without one.

@@ -62,4 +62,5 @@ def blocks() -> Iterator[str]:
         "uncommitted changes or of a recipe that has changed since, and seeds that were computed differently. *This "
         "machine* marks your own runs, which count in no verdict of a committed page."
     )
-    yield "**Metrics.** " + "\n".join(f"\n- {words}" for words in _METRICS)
+    yield "**Metrics.**"
+    yield "\n".join(f"- {words}" for words in _METRICS)
