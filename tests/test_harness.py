@@ -131,20 +131,20 @@ def test_a_folder_that_is_not_the_published_split_takes_no_place_and_is_not_judg
     for seed in range(3):
         save_result(made.model_copy(update=published | {"seed": seed, "arrays": None}), {}, results)
     before = Results.load(results)
-    board = leaderboard.rows({"vsepp": few}, before)
+    board = leaderboard.board(few, before).rows
 
     monkeypatch.setattr(harness, "load_dataset", lambda name: replace(small_scenes, name=name))
     (path,) = run(replace(job(), dataset="flickr8k"), places(tmp_path), Materials(), silent).records
     (mine,) = [record for record in load_results(results) if record.file == path.name]
     assert (mine.published, mine.images, mine.dataset_fingerprint) == (False, 20, small_scenes.fingerprint)
 
-    after = leaderboard.rows({"vsepp": few}, Results.load(results))
+    after = leaderboard.board(few, Results.load(results))
     assert {row.verdict for row in board} >= {"short", "pending"}
-    assert [row for row in after if row.dataset_fingerprint != small_scenes.fingerprint] == board
-    apart = [row for row in after if row.dataset_fingerprint == small_scenes.fingerprint]
+    assert [row for row in after.rows if row.dataset_fingerprint != small_scenes.fingerprint] == list(board)
+    apart = [row for row in after.rows if row.dataset_fingerprint == small_scenes.fingerprint]
     assert {(row.verdict, row.reported) for row in apart} == {("not reported", "")}
-    page = leaderboard.render(few, Results.load(results))["vsepp.md"].decode()
-    assert "### flickr8k, not the published split: 20 test images, data set" in page
+    page = leaderboard.render(after)["vsepp.md"].decode()
+    assert "## flickr8k, not the published split: 20 test images, data set" in page
 
 
 def test_fine_tuning_starts_from_the_fixed_model_and_moves_the_encoder(few, tmp_path):

@@ -122,11 +122,11 @@ def gather(paper: Paper, results: Results, origin: str = "") -> list[Runs]:
 
 def parts(groups: Sequence[Runs], *names: str) -> dict[tuple[str, ...], list[Runs]]:
     """Runs by fields of their records; "data" is the name of their data."""
-    found: dict[tuple[str, ...], list[Runs]] = {}
+    groups_of: dict[tuple[str, ...], list[Runs]] = {}
     for runs in groups:
         values = (runs.data if name == "data" else getattr(runs.first, name) for name in names)
-        found.setdefault(tuple(map(str, values)), []).append(runs)
-    return found
+        groups_of.setdefault(tuple(map(str, values)), []).append(runs)
+    return groups_of
 
 
 def by_metric(paper: Paper, groups: Sequence[Runs]) -> dict[str, list[Runs]]:
@@ -139,28 +139,28 @@ def by_metric(paper: Paper, groups: Sequence[Runs]) -> dict[str, list[Runs]]:
 
 def marks(record: Result, paper: Paper | None = None) -> tuple[str, ...]:
     """What a reader must know of a record: an older schema, a dirty tree, a preset that has changed since."""
-    found = list(record.marks)
-    if record.schema_version != SCHEMA_VERSION and not any(mark.startswith("schema") for mark in found):
-        found.append(f"schema {record.schema_version}")
-    if record.dirty and "dirty tree" not in found:
-        found.append("dirty tree")
+    remarks = list(record.marks)
+    if record.schema_version != SCHEMA_VERSION and not any(mark.startswith("schema") for mark in remarks):
+        remarks.append(f"schema {record.schema_version}")
+    if record.dirty and "dirty tree" not in remarks:
+        remarks.append("dirty tree")
     if record.commit == "unknown":
-        found.append("commit unknown")
+        remarks.append("commit unknown")
     if paper is not None and record.recipe:
         try:
-            now = json.loads(json.dumps(asdict(paper.recipe(record.preset, record.dataset))))
+            today = json.loads(json.dumps(asdict(paper.recipe(record.preset, record.dataset))))
         except CapbenchError:
-            found.append("no such preset now")
+            remarks.append("no such preset now")
         else:
-            changed = changes(now, record.recipe)
+            changed = changes(today, record.recipe)
             if changed:
-                found.append(f"recipe differs from the preset of today in {', '.join(changed)}")
-    return tuple(found)
+                remarks.append(f"recipe differs from the preset of today in {', '.join(changed)}")
+    return tuple(remarks)
 
 
-def changes(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+def changes(today: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """The fields in which a recipe has changed. A field that was added since is no change."""
-    names = (line.partition(":")[0] for line in checkpoint.differences(now, then))
+    names = (line.partition(":")[0] for line in checkpoint.differences(today, then))
     return [name for name in names if _has(then, name)]
 
 

@@ -46,17 +46,17 @@ class System:
 
 def systems(board: Board) -> list[System]:
     """The rows of the paper's tables, in the order of reported.csv."""
-    found: dict[tuple[object, ...], System] = {}
+    by_row: dict[tuple[object, ...], System] = {}
     for match in board.matches:
         number = match.reported
         place = _TABLE_AND_ROW.fullmatch(number.table)
         shared = ("table", "dataset", "protocol", "split", "system", "preset", "encoder", "crop", "train_split")
         key = (*(getattr(number, name) for name in shared), number.setting)
         table_of, row = place.groups() if place else (number.table, "")
-        system = found.setdefault(key, System(table_of, row))
+        system = by_row.setdefault(key, System(table_of, row))
         system.numbers[number.metric] = number
         system.matches.append(match)
-    return list(found.values())
+    return list(by_row.values())
 
 
 def tables(board: Board, chosen: Sequence[System]) -> Iterator[str]:
@@ -84,8 +84,8 @@ def _table(board: Board, rows: Sequence[System], several: bool) -> Iterator[str]
             seeds = f", {len(runs.records)} seed{'s' if len(runs.records) > 1 else ''}"
             cells_of = {"row": "", "data": "", "system": f"↳ ours: {cells.preset(runs, board.paper, notes)}"}
             cells_of["encoder, crop, trained on"] = cells.model(runs) + seeds
-            ours = [_beside(runs, row, members, notes, verdicts) for _, members in shown]
-            lines.append([*(cells_of[name] for name in head), *ours, ""])
+            numbers = [_beside(runs, row, members, notes, verdicts) for _, members in shown]
+            lines.append([*(cells_of[name] for name in head), *numbers, ""])
     yield table([*head, *(heading for heading, _ in shown), "ours"], lines, "l" * (len(head) + len(shown) + 1))
     if str(notes):
         yield str(notes)

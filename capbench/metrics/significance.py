@@ -75,9 +75,9 @@ def paired_bootstrap(
     stacked = np.concatenate([a, b])
     draws = _resampled(stacked, groups, samples, random)
     means = []
-    for part in (draws[: len(a)], draws[len(a) :]):
-        chosen = random.integers(0, len(part), (len(part), samples))
-        means.append(np.take_along_axis(part, chosen, axis=0).mean(0))
+    for side in (draws[: len(a)], draws[len(a) :]):
+        chosen = random.integers(0, len(side), (len(side), samples))
+        means.append(np.take_along_axis(side, chosen, axis=0).mean(0))
     low, high = np.quantile(means[0] - means[1], (0.025, 0.975))
     count = a.shape[1] if groups is None else len(np.unique(groups))
     unit = "queries" if groups is None else "groups of queries"
