@@ -18,7 +18,7 @@ import torch
 from capbench import leaderboard
 from capbench.base.errors import CapbenchError, StoppedError
 from capbench.base.processor import blas, computes_bf16, instruction_set
-from capbench.cli import reporting
+from capbench.cli.leaderboard import leaderboard as leaderboard_command
 from capbench.cli.run import run as run_command
 from capbench.data import datasets
 from capbench.data.scenes import scenes
@@ -321,10 +321,8 @@ def test_the_published_recipes_are_those_of_the_paper():
 
 @pytest.fixture
 def reproduce(few, tmp_path, monkeypatch, capsys):
-    """`capbench run vsepp` on a few scenes, in a checkout of its own: what it says at the end."""
-    for module in (registry, reporting):
-        monkeypatch.setattr(module, "papers", lambda: {"vsepp": few})
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    """`capbench run vsepp` on a few scenes, in a folder of its own: what it says at the end."""
+    monkeypatch.setattr(registry, "papers", lambda: {"vsepp": few})
 
     def run_once(*presets: str, fresh: bool = False) -> list[str]:
         options = {"runs": tmp_path / "runs", "leaderboards": tmp_path / "leaderboards"}
@@ -339,7 +337,6 @@ def test_a_run_ends_with_its_agreement_with_the_committed_records(reproduce, tmp
     assert nothing in reproduce("vse0-ours")
     (made,) = places(tmp_path).records.glob("*.json")
     (committed,) = add_records([made], tmp_path / "leaderboards" / "results")
-    subprocess.run(["git", "-C", str(tmp_path), "add", "leaderboards"], check=True)
 
     lines = reproduce("vse0-ours")
     assert any("done already, on 20" in line for line in lines)
@@ -357,14 +354,29 @@ def test_a_run_ends_with_its_agreement_with_the_committed_records(reproduce, tmp
     assert ["vse0-ours", "differs"] in [line.split()[:2] for line in lines]
 
 
+def test_own_records_never_touch_the_committed_ones_and_are_added_on_request(reproduce, few, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "papers", lambda: {"vsepp": few})
+    reproduce("vse0-ours")
+    folder = tmp_path / "leaderboards"
+    assert not (folder / "results").exists()
+    assert "this machine" in (folder / "vsepp.md").read_text(encoding="utf-8")
+    with pytest.raises(CapbenchError, match="has no record"):
+        leaderboard_command(leaderboards=folder)
+    leaderboard_command(add=list(places(tmp_path).records.glob("*.json")), leaderboards=folder)
+    page = (folder / "vsepp.md").read_text(encoding="utf-8")
+    assert "this machine" not in page
+    assert "| scenes, whole | `vse0-ours`" in page
+    leaderboard_command(check=True, leaderboards=folder)
+
+
 def test_the_page_is_written_before_anything_that_the_terminal_may_refuse(reproduce, tmp_path, monkeypatch):
     def refuse(*_: object) -> list[object]:
         raise OSError("no terminal")
 
-    monkeypatch.setattr(leaderboard, "terminal_tables", refuse)
+    monkeypatch.setattr(leaderboard, "closing", refuse)
     with pytest.raises(OSError, match="no terminal"):
         reproduce("vse0-ours")
-    assert (tmp_path / "leaderboards" / "vsepp.md").is_file()
+    assert "this machine" in (tmp_path / "leaderboards" / "vsepp.md").read_text(encoding="utf-8")
 
 
 def command(*words: str, cwd: Path) -> subprocess.Popen[str]:

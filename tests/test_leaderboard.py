@@ -667,6 +667,15 @@ def test_own_runs_get_rows_of_their_own_and_change_no_committed_row_or_count(tmp
     ]
 
 
+def test_a_record_that_is_committed_too_is_shown_once(tmp_path):
+    saved(tmp_path, record())
+    (path,) = (tmp_path / "results").glob("*.json")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
+    leaderboard.write_page(fake(tmp_path / "p"), tmp_path, Results.load(tmp_path / "runs"))
+    assert "this machine" not in (tmp_path / "fake.md").read_text()
+
+
 def test_a_page_with_own_runs_is_restored_from_the_committed_records(tmp_path):
     ranks = {"image_to_caption": np.arange(100), "caption_to_image": np.arange(500)}
     papers = {"fake": fake(tmp_path / "p", reported())}

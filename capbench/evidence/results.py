@@ -39,6 +39,11 @@ class Results:
         kept = (record for record in self.records if all(getattr(record, n) == v for n, v in wanted.items()))
         return Results(self.folder, tuple(kept))
 
+    def without(self, others: Results) -> Results:
+        """The records that are not among others, by file name, which no two records share."""
+        names = {record.file for record in others.records}
+        return Results(self.folder, tuple(record for record in self.records if record.file not in names))
+
     @property
     def canonical(self) -> Results:
         """The records of published splits and of the present scenes; see `is_canonical`."""

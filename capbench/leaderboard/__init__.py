@@ -56,12 +56,13 @@ def write(papers: Mapping[str, Paper], folder: Path) -> list[Path]:
 
 
 def write_page(paper: Paper, folder: Path, local: Results) -> Path:
-    """Write a paper's page with the committed records of `folder` and, in rows of their own, those of this machine.
+    """Write a paper's page with the committed records of `folder` and, in rows of their own, others of this machine.
 
     `write` makes the page again from the committed records alone.
     """
-    committed = board(paper, Results.load(folder / "results"))
-    return _written(render(committed, board(paper, local, "this machine")), folder)[0]
+    committed = Results.load(folder / "results")
+    own = board(paper, local.without(committed), "this machine")
+    return _written(render(board(paper, committed), own), folder)[0]
 
 
 def check(papers: Mapping[str, Paper], folder: Path) -> list[Path]:

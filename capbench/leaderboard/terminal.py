@@ -27,7 +27,7 @@ def closing(paper: Paper, committed: Results, local: Results, made: Collection[s
     committed records and this machine's earlier ones; then a sentence for each setting that was compared.
     """
     mine = [record for record in local.records if record.file in made]
-    earlier = [record for record in local.records if record.file not in made]
+    earlier = [record for record in local.without(committed).records if record.file not in made]
     agreements = compare(mine, committed.select(paper=paper.name).records)
     words = {each.setting: each.status for each in agreements if each.status in ("agrees", "differs")}
     yield from _under("Runs of this command", tables(paper, mine, words))
