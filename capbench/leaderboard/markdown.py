@@ -51,7 +51,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> s
 
     >>> print(table(["metric", "value"], [["rsum", "244.1"]], "lr"))
     | metric | value |
-    | :--- | ---: |
+    |:---|---:|
     | rsum | 244.1 |
     """
     body = [list(row) for row in rows]
