@@ -10,14 +10,14 @@ import pytest
 from capbench.data.datasets import SOURCES
 from capbench.evidence.records import save_result
 from capbench.evidence.results import Results
-from capbench.evidence.verdicts import advantage, judge
+from capbench.evidence.verdicts import advantage
 from capbench.metrics.captioning import bleu, bleu_statistics, bootstrap_corpus
 from capbench.runs.paper import papers
 from reproductions.karpathy import PAPER as DVSA
 from reproductions.show_and_tell import PAPER as NIC
 from reproductions.show_attend_tell import PAPER as SAT
 from tests.made_up import made_up_record
-from tests.test_verdicts import number
+from tests.test_verdicts import judge, number
 
 FLICKR8K = SOURCES["flickr8k"].fingerprint
 REFERENCES = [[f"a dog {i} runs over the green grass with a ball"] for i in range(60)]

@@ -18,7 +18,7 @@ import torch
 from capbench import leaderboard
 from capbench.base.errors import CapbenchError, StoppedError
 from capbench.base.processor import blas, computes_bf16, instruction_set
-from capbench.cli import reporting
+from capbench.cli.leaderboard import leaderboard as leaderboard_command
 from capbench.cli.run import run as run_command
 from capbench.data import datasets
 from capbench.data.scenes import scenes
@@ -132,20 +132,20 @@ def test_a_folder_that_is_not_the_published_split_takes_no_place_and_is_not_judg
     for seed in range(3):
         save_result(made.model_copy(update=published | {"seed": seed, "arrays": None}), {}, results)
     before = Results.load(results)
-    board = leaderboard.rows({"vsepp": few}, before)
+    board = leaderboard.board(few, before).rows
 
     monkeypatch.setattr(harness, "load_dataset", lambda name: replace(small_scenes, name=name))
     (path,) = run(replace(job(), dataset="flickr8k"), places(tmp_path), Materials(), silent).records
     (mine,) = [record for record in load_results(results) if record.file == path.name]
     assert (mine.published, mine.images, mine.dataset_fingerprint) == (False, 20, small_scenes.fingerprint)
 
-    after = leaderboard.rows({"vsepp": few}, Results.load(results))
+    after = leaderboard.board(few, Results.load(results))
     assert {row.verdict for row in board} >= {"short", "pending"}
-    assert [row for row in after if row.dataset_fingerprint != small_scenes.fingerprint] == board
-    apart = [row for row in after if row.dataset_fingerprint == small_scenes.fingerprint]
+    assert [row for row in after.rows if row.dataset_fingerprint != small_scenes.fingerprint] == list(board)
+    apart = [row for row in after.rows if row.dataset_fingerprint == small_scenes.fingerprint]
     assert {(row.verdict, row.reported) for row in apart} == {("not reported", "")}
-    page = leaderboard.render(few, Results.load(results))["vsepp.md"].decode()
-    assert "### flickr8k, not the published split: 20 test images, data set" in page
+    page = leaderboard.render(after)["vsepp.md"].decode()
+    assert "## flickr8k, not the published split: 20 test images, data set" in page
 
 
 def test_fine_tuning_starts_from_the_fixed_model_and_moves_the_encoder(few, tmp_path):
@@ -322,10 +322,8 @@ def test_the_published_recipes_are_those_of_the_paper():
 
 @pytest.fixture
 def reproduce(few, tmp_path, monkeypatch, capsys):
-    """`capbench run vsepp` on a few scenes, in a checkout of its own: what it says at the end."""
-    for module in (registry, reporting):
-        monkeypatch.setattr(module, "papers", lambda: {"vsepp": few})
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    """`capbench run vsepp` on a few scenes, in a folder of its own: what it says at the end."""
+    monkeypatch.setattr(registry, "papers", lambda: {"vsepp": few})
 
     def run_once(*presets: str, fresh: bool = False) -> list[str]:
         options = {"runs": tmp_path / "runs", "leaderboards": tmp_path / "leaderboards"}
@@ -340,7 +338,6 @@ def test_a_run_ends_with_its_agreement_with_the_committed_records(reproduce, tmp
     assert nothing in reproduce("vse0-ours")
     (made,) = places(tmp_path).records.glob("*.json")
     (committed,) = add_records([made], tmp_path / "leaderboards" / "results")
-    subprocess.run(["git", "-C", str(tmp_path), "add", "leaderboards"], check=True)
 
     lines = reproduce("vse0-ours")
     assert any("done already, on 20" in line for line in lines)
@@ -358,14 +355,29 @@ def test_a_run_ends_with_its_agreement_with_the_committed_records(reproduce, tmp
     assert ["vse0-ours", "differs"] in [line.split()[:2] for line in lines]
 
 
+def test_own_records_never_touch_the_committed_ones_and_are_added_on_request(reproduce, few, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "papers", lambda: {"vsepp": few})
+    reproduce("vse0-ours")
+    folder = tmp_path / "leaderboards"
+    assert not (folder / "results").exists()
+    assert "this machine" in (folder / "vsepp.md").read_text(encoding="utf-8")
+    with pytest.raises(CapbenchError, match="has no record"):
+        leaderboard_command(leaderboards=folder)
+    leaderboard_command(add=list(places(tmp_path).records.glob("*.json")), leaderboards=folder)
+    page = (folder / "vsepp.md").read_text(encoding="utf-8")
+    assert "this machine" not in page
+    assert "| scenes, whole | `vse0-ours`" in page
+    leaderboard_command(check=True, leaderboards=folder)
+
+
 def test_the_page_is_written_before_anything_that_the_terminal_may_refuse(reproduce, tmp_path, monkeypatch):
     def refuse(*_: object) -> list[object]:
         raise OSError("no terminal")
 
-    monkeypatch.setattr(leaderboard, "terminal_tables", refuse)
+    monkeypatch.setattr(leaderboard, "closing", refuse)
     with pytest.raises(OSError, match="no terminal"):
         reproduce("vse0-ours")
-    assert (tmp_path / "leaderboards" / "vsepp.md").is_file()
+    assert "this machine" in (tmp_path / "leaderboards" / "vsepp.md").read_text(encoding="utf-8")
 
 
 def command(*words: str, cwd: Path) -> subprocess.Popen[str]:

@@ -310,25 +310,27 @@ def test_nothing_in_a_record_is_read_as_markdown_or_html():
     assert all(b"<script" not in content for content in files.values())
 
 
-def test_the_page_is_written_checked_and_linked_and_without_a_record_has_no_table(tmp_path):
+def test_the_page_is_written_checked_and_linked_and_without_a_record_has_no_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = leaderboard.FOLDER
     papers = {"fake": fake(tmp_path / "p")}
-    leaderboard.write(papers, tmp_path)
-    assert (tmp_path / "kernels.md").read_text() == text()
-    assert "[kernels](kernels.md), not yet timed." in (tmp_path / "README.md").read_text()
-    assert leaderboard.check(papers, tmp_path) == []
-    path = save_timings(record(), tmp_path / "timings")
-    assert leaderboard.check(papers, tmp_path) != []
-    assert tmp_path / "kernels.md" in leaderboard.write(papers, tmp_path)
-    assert leaderboard.check(papers, tmp_path) == []
-    assert "[kernels](kernels.md), on NVIDIA H200." in (tmp_path / "README.md").read_text()
-    save_timings(record(started="2025-01-01T00:00:00+00:00"), tmp_path / "timings")
-    assert tmp_path / "kernels.md" in leaderboard.check(papers, tmp_path)
-    for each in (tmp_path / "timings").iterdir():
+    leaderboard.write(papers, folder)
+    assert (folder / "kernels.md").read_text() == text()
+    assert "[kernels](kernels.md), not yet timed." in (folder / "README.md").read_text()
+    assert leaderboard.check(papers, folder) == []
+    path = save_timings(record(), folder / "timings")
+    assert leaderboard.check(papers, folder) != []
+    assert folder / "kernels.md" in leaderboard.write(papers, folder)
+    assert leaderboard.check(papers, folder) == []
+    assert "[kernels](kernels.md), on NVIDIA H200." in (folder / "README.md").read_text()
+    save_timings(record(started="2025-01-01T00:00:00+00:00"), folder / "timings")
+    assert folder / "kernels.md" in leaderboard.check(papers, folder)
+    for each in (folder / "timings").iterdir():
         each.unlink()
     assert not path.exists()
-    leaderboard.write(papers, tmp_path)
-    assert (tmp_path / "kernels.md").read_text() == text()
-    assert list((tmp_path / "plots").glob("kernels-*")) == []
+    leaderboard.write(papers, folder)
+    assert (folder / "kernels.md").read_text() == text()
+    assert list((folder / "plots").glob("kernels-*")) == []
 
 
 def test_the_same_records_give_the_same_bytes_in_another_process_with_another_hash_seed(tmp_path):

@@ -25,11 +25,11 @@ from capbench.data import datasets
 from capbench.data.datasets import SOURCES
 from capbench.evidence.records import Epoch, Result, load_results, save_result
 from capbench.evidence.results import Results
-from capbench.evidence.verdicts import Claim, Outcome, Reported
-from capbench.leaderboard.columns import columns
-from capbench.leaderboard.comparison import gather
+from capbench.evidence.verdicts import RULES, Claim, Outcome, Reported
+from capbench.leaderboard import commands, terminal
 from capbench.leaderboard.markdown import code, code_block, escape, plain, table
 from capbench.leaderboard.page import page
+from capbench.metrics.registry import columns
 from capbench.metrics.significance import Interval
 from capbench.runs.paper import Paper
 from capbench.training.experiment import Recipe, Training
@@ -104,18 +104,33 @@ def fake(folder: Path, *numbers: Reported, claims: tuple[Claim, ...] = (), name:
     )  # fmt: skip
 
 
-def board(folder: Path, *records: Result, arrays: dict[str, np.ndarray] | None = None) -> Results:
+def saved(folder: Path, *records: Result, arrays: dict[str, np.ndarray] | None = None) -> Results:
     for each in records:
         save_result(each, arrays or {}, folder / "results")
     return Results.load(folder / "results")
 
 
 def text(paper: Paper, results: Results) -> str:
-    return page(paper, results, gather(paper, results), {})
+    return page(leaderboard.board(paper, results), [])
+
+
+def rows_of(paper: Paper, results: Results) -> list[leaderboard.Row]:
+    return list(leaderboard.board(paper, results).rows)
+
+
+def index(paper: Paper, results: Results) -> str:
+    return leaderboard.index.page([leaderboard.board(paper, results)], results)
 
 
 def section(shown: str, heading: str) -> str:
-    return shown.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    """What stands below a heading of the first screen, or is folded below its words."""
+    if f"<summary>{heading}</summary>" in shown:
+        return shown.split(f"<summary>{heading}</summary>\n", 1)[1].split("</details>", 1)[0]
+    return re.split(r"\n## |\n<details>|\n!\[", shown.split(f"## {heading}\n", 1)[1], maxsplit=1)[0]
+
+
+WHOLE = "flickr8k, test split, protocol whole"
+SCENES = "Scenes, drawn by capbench, which no paper reports"
 
 
 def three_seeds(**changes) -> list[Result]:
@@ -123,46 +138,90 @@ def three_seeds(**changes) -> list[Result]:
 
 
 def test_three_seeds_are_shown_as_mean_and_half_the_t_interval(tmp_path):
-    shown = text(fake(tmp_path / "p"), board(tmp_path, *three_seeds()))
-    line = next(line for line in section(shown, "Our results").splitlines() if "`hard`" in line)
+    shown = text(fake(tmp_path / "p"), saved(tmp_path, *three_seeds()))
     half = 4.302653 * np.std([40, 42, 44], ddof=1) / np.sqrt(3)
-    assert f"| 42.0\u00a0±\u00a0{half:.1f} | 3.0\u00a0±\u00a00.0 |" in line
-    assert "mobilenet_v2, 1C, 3\u00a0seeds" in line
+    line = f"| mobilenet_v2, 1C | `hard` | 3 | 42.0\u00a0±\u00a0{half:.1f} |"
+    assert f"{line}\n" in section(shown, WHOLE)
+    assert f"{line} 3.0\u00a0±\u00a00.0 |\n" in section(shown, "All metrics, with intervals")
 
 
-def test_our_line_stands_below_the_paper_s_with_a_sign_and_the_test(tmp_path):
-    shown = text(fake(tmp_path / "p", reported()), board(tmp_path, *three_seeds()))
-    lines = section(shown, "Reported numbers").splitlines()
+def test_the_paper_s_number_stands_in_italics_below_ours_and_ours_below_its_in_its_table(tmp_path):
+    shown = text(fake(tmp_path / "p", reported()), saved(tmp_path, *three_seeds()))
+    first = section(shown, WHOLE).splitlines()
+    ours = next(number for number, line in enumerate(first) if "`hard`" in line)
+    assert first[ours].endswith("| 42.0\u00a0±\u00a05.0\u00a0= |")
+    assert first[ours + 1] == "| *the paper, vgg19* | *Hard (vgg19)* | | *41.5* |"
+    lines = section(shown, "The paper's own tables").splitlines()
     theirs = next(number for number, line in enumerate(lines) if line.startswith("| 1.1 | Hard (vgg19) |"))
-    assert "| 41.5 | compared below |" in lines[theirs]
-    assert "mobilenet_v2" in lines[theirs + 1]
-    assert "**42.0\u00a0±\u00a05.0** =" in lines[theirs + 1]
-    assert "reproduced\u00a01 (t over 3 seeds)" in lines[theirs + 1]
-    assert "Hard (vgg19), vgg19: =\u00a01" in section(shown, "Our results")
+    assert lines[theirs].endswith("| vgg19, 1C, train | 41.5 | |")
+    assert lines[theirs + 1] == "| | ↳ ours: `hard` | mobilenet_v2, 1C, 3 seeds | 42.0\u00a0±\u00a05.0\u00a0= | |"
 
 
-@pytest.mark.parametrize(("value", "sign"), [("20.0", "▲"), ("41.0", "="), ("60.0", "▼\u00a0(18.0\u00a0behind)")])
+@pytest.mark.parametrize(("value", "sign"), [("20.0", "▲"), ("41.0", "="), ("44.0", "="), ("60.0", "▼")])
 def test_the_sign_follows_the_verdict(tmp_path, value, sign):
-    shown = text(fake(tmp_path / "p", reported(value=value)), board(tmp_path, *three_seeds()))
-    assert f"** {sign} |" in section(shown, "Reported numbers")
+    shown = text(fake(tmp_path / "p", reported(value=value)), saved(tmp_path, *three_seeds()))
+    assert f"\u00a0{sign} |" in section(shown, WHOLE)
+
+
+def test_numbers_of_the_paper_and_of_other_systems_are_counted_apart(tmp_path):
+    other = {"system": "Other", "preset": "", "role": "baseline"}
+    numbers = (
+        reported(),  # reproduced
+        reported(metric="image_to_caption_median_rank", value="1.0", unit="rank"),  # short
+        reported(dataset="coco"),  # not run
+        reported(**other, value="20.0", compare_with=("hard", "sum")),  # exceeded by hard; sum is not run
+        reported(**other, value="90.0", compare_with=("hard",)),  # short
+        reported(system="More", preset="", role="context"),
+    )
+    paper = fake(tmp_path / "p", *numbers)
+    shown = text(paper, saved(tmp_path, *three_seeds()))
+    assert "**The paper's own numbers: 1 matched or better, 0 close, 1 short, 1 not run.**" in shown
+    assert "as baselines and counted apart: 1 matched or better, 0 close, 1 short, 1 not run." in shown
+    baselines = section(shown, "Other systems, as baselines")
+    assert "Hard (vgg19)" not in baselines
+    assert "| `sum`: not run |" in baselines
+    line = next(line for line in index(paper, Results.load(tmp_path / "results")).splitlines() if "fake.md" in line)
+    own, others = "1 matched or better, 0 close, 1 short, 1 not run", "1 matched or better, 0 close, 1 short, 1 not run"
+    assert f"| {own} | {others} |" in line
+
+
+def test_a_target_with_several_runs_counts_once_by_the_best_of_them(tmp_path):
+    results = saved(tmp_path, *three_seeds(), *three_seeds(encoder="vgg19", metrics={"image_to_caption_r1": 10.0}))
+    assert "1 matched or better, 0 close, 0 short, 0 not run" in text(fake(tmp_path / "p", reported()), results)
 
 
 def test_a_number_without_a_run_is_pending_and_says_which_command_fills_it(tmp_path):
-    shown = text(fake(tmp_path / "p", reported(dataset="coco", encoder="resnet152")), board(tmp_path))
-    assert "| `hard`: pending |" in shown
-    assert "capbench run fake --preset hard --dataset coco --encoder resnet152 # for 1.1\n" in shown
+    paper = fake(tmp_path / "p", reported(dataset="coco", encoder="ResNet-152"), reported(dataset="mine"))
+    shown = text(paper, saved(tmp_path))
+    assert "| `hard`: not run |" in shown
+    commands = section(shown, "Missing runs")
+    assert "# for 1.1\ncapbench run fake --preset hard --dataset coco --encoder resnet152\n" in commands
+    assert "mine" not in commands
     assert "No record on a real data set yet." in shown
     assert "There is no record yet." in shown
 
 
+def test_an_encoder_of_the_paper_that_is_none_of_ours_is_named_in_the_comment_alone(tmp_path):
+    shown = text(fake(tmp_path / "p", reported(dataset="coco", encoder="R-CNN <top>")), saved(tmp_path))
+    command = "# for 1.1; the paper has R-CNN <top>, which is no encoder here\ncapbench run fake --preset hard"
+    assert f"{command} --dataset coco\n" in section(shown, "Missing runs")
+
+
+def test_presets_of_one_data_set_and_encoder_are_one_command_and_a_baseline_asks_for_no_run_twice(tmp_path):
+    baseline = reported(preset="", role="baseline", compare_with=("hard", "sum"), encoder="vgg16", system="Other")
+    shown = text(fake(tmp_path / "p", baseline, reported(), reported(preset="sum")), saved(tmp_path))
+    assert section(shown, "Missing runs").count("capbench run") == 1
+    assert "capbench run fake --preset hard sum --dataset flickr8k --encoder vgg19\n" in shown
+
+
 def test_a_pending_preset_that_does_not_exist_has_no_command(tmp_path):
-    shown = text(fake(tmp_path / "p", reported(preset="unborn")), board(tmp_path))
+    shown = text(fake(tmp_path / "p", reported(preset="unborn")), saved(tmp_path))
     assert "there is no preset unborn on flickr8k" in shown
     assert "--preset unborn" not in shown
 
 
 def test_another_protocol_is_not_comparable_and_says_why(tmp_path):
-    shown = text(fake(tmp_path / "p", reported(protocol="1K")), board(tmp_path, record()))
+    shown = text(fake(tmp_path / "p", reported(protocol="1K")), saved(tmp_path, record()))
     assert "`hard`: not comparable<sup>a</sup>" in shown
     assert "our runs are under whole test" in shown
 
@@ -172,19 +231,43 @@ def test_a_number_from_memory_is_marked_and_context_is_not_judged(tmp_path):
         reported(confidence="memory"),
         reported(system="Other", preset="", role="context", confidence="one-source", value="39.0"),
     )
-    shown = text(fake(tmp_path / "p", *numbers), board(tmp_path, record()))
+    shown = text(fake(tmp_path / "p", *numbers), saved(tmp_path, record()))
     assert "| 41.5† |" in shown
     assert "| 39.0° | context |" in shown
 
 
+def test_a_page_without_numbers_to_compare_with_says_so(tmp_path):
+    shown = text(fake(tmp_path / "p", reported(preset="", role="context")), saved(tmp_path, record()))
+    assert "**The paper has no number that our runs can be compared with** (1 are shown for context)." in shown
+
+
+def test_numbers_of_one_column_share_a_cell(tmp_path):
+    recalls = {f"image_to_caption_r{k}": 10.0 * k for k in (1, 5, 10)}
+    numbers = [reported(metric=f"image_to_caption_r{k}", value=f"{9.5 * k}") for k in (1, 10)]
+    shown = text(fake(tmp_path / "p", *numbers), saved(tmp_path, record(metrics=recalls)))
+    assert "| model | recipe | seeds | image to text R@1/5/10 |" in section(shown, WHOLE)
+    assert "| 10.0\u00a0= / 50.0 / 100.0\u00a0= |" in section(shown, WHOLE)
+    assert "| *9.5 / – / 95.0* |" in section(shown, WHOLE)
+    assert "| image to text R@1/10 | ours |" in section(shown, "The paper's own tables")
+
+
+def test_the_first_table_has_seven_columns_at_most(tmp_path):
+    names = ("meteor", "cider", "rouge_l", "spice", "perplexity", "novelty", "self_bleu")
+    bleus = [f"bleu{n}{more}" for n in (1, 2, 3, 4) for more in ("", "_no_bp")]
+    both = record(metrics=dict.fromkeys([*names, *bleus, "image_to_caption_r1", "rsum"], 10.0))
+    shown = text(fake(tmp_path / "p", reported(metric="bleu4_no_bp")), saved(tmp_path, both))
+    heads = section(shown, WHOLE).splitlines()[1].strip("| ").split(" | ")
+    assert heads[3:] == ["BLEU-1/2/3/4", "BLEU-1/2/3/4 without brevity penalty", "METEOR", "CIDEr-D"]
+
+
 def test_embedded_results_stand_apart_and_meet_no_number_of_a_paper(tmp_path):
     paper = fake(tmp_path / "p", reported(dataset="scenes"))
-    results = board(tmp_path, *three_seeds(dataset="scenes", encoder="scenes"))
+    results = saved(tmp_path, *three_seeds(dataset="scenes", encoder="scenes"))
     shown = text(paper, results)
-    assert "`hard`" not in section(shown, "Our results")
+    assert "No record on a real data set yet." in shown
     assert "↳ ours" not in shown
-    assert "| `hard` | scenes, 1C" in section(shown, "Results on embedded data")
-    ours = [row for row in leaderboard.rows({"fake": paper}, results) if row.mean is not None]
+    assert "| scenes, 1C | `hard` | 3 |" in section(shown, SCENES)
+    ours = [row for row in rows_of(paper, results) if row.mean is not None]
     assert {row.verdict for row in ours} == {"not reported"}
 
 
@@ -200,32 +283,30 @@ def other_folder(**changes) -> Result:
 
 def test_a_run_on_other_data_under_the_same_name_stands_apart_and_is_not_judged(tmp_path):
     paper = fake(tmp_path / "p", reported(), claims=(Claim("mean", "It is 42.", "section 1", mean_of_r1),))
-    before = board(tmp_path, *three_seeds())
-    page_before, rows_before = text(paper, before), leaderboard.rows({"fake": paper}, before)
-    index_before = leaderboard.index.page({"fake": paper}, before)
-    after = board(tmp_path, other_folder())
-    shown, rows = text(paper, after), leaderboard.rows({"fake": paper}, after)
+    before = saved(tmp_path, *three_seeds())
+    page_before, rows_before, index_before = text(paper, before), rows_of(paper, before), index(paper, before)
+    after = saved(tmp_path, other_folder())
+    shown, rows = text(paper, after), rows_of(paper, after)
     name = "flickr8k, not the published split: 15 test images, data set 123456789abc"
 
-    for heading in ("Reported numbers", "Claims of the paper"):
+    for heading in (WHOLE, "The paper's own tables", "Claims"):
         assert section(shown, heading) == section(page_before, heading)
-    assert "42.0" in section(shown, "Claims of the paper")
-    assert section(shown, "Our results").startswith(section(page_before, "Our results").rstrip())
-    other = section(shown, "Our results").split(f"### {name}, test split, protocol whole\n")[1]
-    assert "| `hard` | mobilenet_v2, 1C, 1\u00a0seed | 93.3 | 3.0 |" in other
-    assert "against reported numbers" not in other
+    assert "42.0" in section(shown, "Claims")
+    assert "1 matched or better, 0 close, 0 short" in shown
+    other = section(shown, f"{name}, test split, protocol whole")
+    assert "| mobilenet_v2, 1C | `hard` | 1 | 93.3 |" in other
+    assert "the paper" not in other
     assert "and not shown" not in shown
-    assert f"| {name}, whole | 0 |" in section(shown, "What each number rests on")
+    assert f"| `hard`, mobilenet_v2, 1C | {name}, whole | [0](" in section(shown, "What each number rests on")
 
     new = [row for row in rows if row not in rows_before]
     assert [row for row in rows if row in rows_before] == rows_before
     assert {(row.verdict, row.reason, row.dataset_fingerprint) for row in new} == {
         ("not reported", name, "123456789abcdef")
     }
-    assert "| 3 | flickr8k | reproduced\u00a01 | holds\u00a01 |" in index_before
-    assert "| 4 | flickr8k, other data | reproduced\u00a01 | holds\u00a01 |" in leaderboard.index.page(
-        {"fake": paper}, after
-    )
+    counts = "1 matched or better, 0 close, 0 short, 0 not run | – | 1 hold, 0 fail, 0 open |"
+    assert f"| flickr8k | 3 | {counts}" in index_before
+    assert f"| flickr8k, other data | 4 | {counts}" in index(paper, after)
 
 
 def mean_of_r1(results: Results) -> Outcome:
@@ -234,16 +315,16 @@ def mean_of_r1(results: Results) -> Outcome:
 
 
 def test_without_a_run_on_the_published_split_a_number_is_pending(tmp_path):
-    shown = text(fake(tmp_path / "p", reported()), board(tmp_path, other_folder()))
-    assert "| `hard`: pending |" in section(shown, "Reported numbers")
-    assert "93.3" not in section(shown, "Reported numbers")
+    shown = text(fake(tmp_path / "p", reported()), saved(tmp_path, other_folder()))
+    assert "| `hard`: not run |" in section(shown, "The paper's own tables")
+    assert "93.3" not in section(shown, "The paper's own tables")
 
 
 def test_other_data_are_drawn_in_plots_of_their_own_and_change_no_other(tmp_path):
     ranks = {"image_to_caption": np.arange(100), "caption_to_image": np.arange(500)}
     paper = fake(tmp_path / "p")
-    before = leaderboard.render(paper, board(tmp_path, *three_seeds(), arrays=ranks))
-    after = leaderboard.render(paper, board(tmp_path, other_folder(), arrays=ranks))
+    before = leaderboard.render(leaderboard.board(paper, saved(tmp_path, *three_seeds(), arrays=ranks)))
+    after = leaderboard.render(leaderboard.board(paper, saved(tmp_path, other_folder(), arrays=ranks)))
     plots = {name: content for name, content in before.items() if name != "fake.md"}
     assert len(plots) == 2
     assert {name: after[name] for name in plots} == plots
@@ -251,8 +332,8 @@ def test_other_data_are_drawn_in_plots_of_their_own_and_change_no_other(tmp_path
 
 
 def test_other_data_have_a_table_of_their_own_in_the_terminal(tmp_path):
-    records = board(tmp_path, record(), other_folder()).records
-    first, second = leaderboard.terminal_tables(fake(tmp_path / "p"), records)
+    records = saved(tmp_path, record(), other_folder()).records
+    first, second = terminal.tables(fake(tmp_path / "p"), records)
     assert str(first.title).startswith("flickr8k, test split")
     assert str(second.title).startswith("flickr8k, not the published split: 15 test images")
 
@@ -262,23 +343,17 @@ def test_scenes_of_an_older_generator_stand_apart_and_are_used_for_no_claim(tmp_
     now = {"dataset": "scenes", "encoder": "scenes", "dataset_fingerprint": scenes_of_today}
     later = "2025-01-01T00:00:00+00:00"
     old = record(r1=10.0, started=later, **now | {"dataset_fingerprint": "0" * 64, "images": 20})
-    shown = text(fake(tmp_path / "p", claims=(claim,)), board(tmp_path, *three_seeds(**now), old))
-    embedded = section(shown, "Results on embedded data")
-    today, before = embedded.split("### scenes, not as they are drawn today: 20 test images, data set 000000000000")
-    assert "### scenes, test split" in today
-    assert "scenes, 1C, 3\u00a0seeds | 42.0" in today
-    assert "scenes, 1C, 1\u00a0seed | 10.0" in before
-    assert "42.0" in section(shown, "Claims of the paper")
-
-
-def test_tables_with_our_runs_come_first(tmp_path):
-    numbers = (reported(dataset="coco"), reported(table="Table 2, row 2.1"))
-    shown = text(fake(tmp_path / "p", *numbers), board(tmp_path, record()))
-    assert shown.index("### Table 2: flickr8k") < shown.index("### Table 1: coco")
+    shown = text(fake(tmp_path / "p", claims=(claim,)), saved(tmp_path, *three_seeds(**now), old))
+    embedded = section(shown, SCENES)
+    today, before = embedded.split("**scenes, not as they are drawn today: 20 test images, data set 000000000000")
+    assert "**scenes, test split" in today
+    assert "| scenes, 1C | `hard` | 3 | 42.0" in today
+    assert "| scenes, 1C | `hard` | 1 | 10.0" in before
+    assert "42.0" in section(shown, "Claims")
 
 
 def test_records_of_a_dirty_tree_or_an_older_schema_are_shown_and_marked(tmp_path):
-    board(tmp_path, record(seed=0, dirty=True), record(seed=1), record(seed=2))
+    saved(tmp_path, record(seed=0, dirty=True), record(seed=1), record(seed=2))
     old = next(path for path in (tmp_path / "results").glob("*-s1-*.json"))
     document = json.loads(old.read_text())
     for name in ("schema_version", "threads", "versions", "commit"):
@@ -290,7 +365,7 @@ def test_records_of_a_dirty_tree_or_an_older_schema_are_shown_and_marked(tmp_pat
     assert "dirty tree (seed 0)" in caution
     assert "schema 0: no commit, versions, threads (seed 1)" in caution
     assert "unknown fields: mood (seed 1)" in caution
-    assert "| `hard`<sup>a</sup> |" in shown
+    assert "| mobilenet_v2, 1C | `hard`<sup>a</sup> | 3 |" in shown
     provenance = section(shown, "What each number rests on")
     assert "`0123456789` + changes" in provenance
     assert "CPU, test, unknown threads" in provenance
@@ -298,7 +373,7 @@ def test_records_of_a_dirty_tree_or_an_older_schema_are_shown_and_marked(tmp_pat
 
 def test_a_recipe_that_has_changed_since_is_marked(tmp_path):
     changed = record().recipe | {"margin": 0.1}
-    shown = text(fake(tmp_path / "p"), board(tmp_path, record(recipe=changed), record(seed=1)))
+    shown = text(fake(tmp_path / "p"), saved(tmp_path, record(recipe=changed), record(seed=1)))
     assert "recipe differs from the preset of today in margin (seed 0)" in shown
     assert "the seeds differ in their recipe" in shown
 
@@ -314,18 +389,18 @@ def test_a_recipe_that_has_changed_since_is_marked(tmp_path):
 )
 def test_seeds_that_were_not_computed_alike_are_noted(tmp_path, field, values, words):
     records = [record(seed=seed, **{field: value}) for seed, value in enumerate(values)]
-    shown = text(fake(tmp_path / "p"), board(tmp_path, *records))
+    shown = text(fake(tmp_path / "p"), saved(tmp_path, *records))
     assert f"Caution: the seeds differ in their {words}\n" in shown
 
 
 def test_a_field_that_older_records_lack_is_unknown_and_no_difference(tmp_path):
     new = record(seed=1, instruction_set="AVX2", precision="fp32", blas="MKL 2024.2")
-    assert "Caution:" not in text(fake(tmp_path / "p"), board(tmp_path, record(), new))
+    assert "Caution:" not in text(fake(tmp_path / "p"), saved(tmp_path, record(), new))
 
 
 def test_provenance_says_what_a_number_was_computed_with_where_it_is_known(tmp_path):
     new = record(seed=1, instruction_set="AVX2", precision="fp32", blas="MKL 2024.2")
-    shown = section(text(fake(tmp_path / "p"), board(tmp_path, record(), new)), "What each number rests on")
+    shown = section(text(fake(tmp_path / "p"), saved(tmp_path, record(), new)), "What each number rests on")
     assert "- E1: CPU, test, 1 threads; torch 2.15.0\n" in shown
     assert "- E2: CPU, test, 1 threads, AVX2, MKL 2024.2, fp32; torch 2.15.0\n" in shown
 
@@ -333,23 +408,23 @@ def test_provenance_says_what_a_number_was_computed_with_where_it_is_known(tmp_p
 def test_a_missing_metric_is_a_dash_with_the_reason_that_the_record_gives(tmp_path):
     with_meteor = record("sum", metrics={"image_to_caption_r1": 30.0, "meteor": 20.0, "bleu4": 11.0})
     without = record("hard", notes=["METEOR: no Java on this machine"])
-    shown = text(fake(tmp_path / "p"), board(tmp_path, with_meteor, without))
-    line = next(line for line in shown.splitlines() if line.startswith("| `hard`"))
-    assert "| –<sup>a</sup> | –<sup>b</sup> |" in line
-    assert "<sup>b</sup> METEOR: no Java on this machine" in shown
-    assert "<sup>a</sup> the records have no bleu4" in shown
+    shown = text(fake(tmp_path / "p"), saved(tmp_path, with_meteor, without))
+    line = next(line for line in section(shown, WHOLE).splitlines() if "| `hard`" in line)
+    assert line.endswith("| –<sup>a</sup> | –<sup>b</sup> | –<sup>c</sup> |")
+    assert "<sup>a</sup> the records have no bleu1" in section(shown, WHOLE)
+    assert "<sup>b</sup> METEOR: no Java on this machine" in section(shown, WHOLE)
     assert not re.search(r"\| 0(\.0+)? \|", line)
 
 
 def test_a_metric_that_some_seeds_lack_says_which_seeds_it_is_of(tmp_path):
-    results = board(tmp_path, record(seed=0), record(seed=1, metrics={"image_to_caption_median_rank": 3.0}))
+    results = saved(tmp_path, record(seed=0), record(seed=1, metrics={"image_to_caption_median_rank": 3.0}))
     assert "i→c R@1 from seed 0 alone: the records have no image&#95;" not in text(fake(tmp_path / "p"), results)
     assert "i→c R@1 from seed 0 alone: the records have no image_to_caption_r1" in text(fake(tmp_path / "p"), results)
 
 
 def test_the_latest_record_of_a_seed_wins_and_the_earlier_one_is_counted(tmp_path):
     first = record(r1=10.0, started="2024-01-01T00:00:00+00:00")
-    shown = text(fake(tmp_path / "p"), board(tmp_path, first, record(r1=20.0)))
+    shown = text(fake(tmp_path / "p"), saved(tmp_path, first, record(r1=20.0)))
     assert "| 20.0 |" in shown
     assert "| 10.0 |" not in shown
     assert "and not shown: 1." in shown
@@ -358,14 +433,14 @@ def test_the_latest_record_of_a_seed_wins_and_the_earlier_one_is_counted(tmp_pat
 def test_one_seed_has_a_bootstrap_interval_while_its_ranks_are_there(tmp_path):
     ranks = {"image_to_caption": np.arange(100), "caption_to_image": np.arange(500)}
     paper = fake(tmp_path / "p", reported())
-    results = board(tmp_path, record(r1=1.0), arrays=ranks)
+    results = saved(tmp_path, record(r1=1.0), arrays=ranks)
     assert re.search(r"1\.0\u00a0±\u00a0\d\.\d", text(paper, results))
-    assert "bootstrap over 100 queries, 1 seed" in text(paper, results)
+    assert rows_of(paper, results)[0].test == "bootstrap over 100 queries, 1 seed"
     for bundle in (tmp_path / "results").glob("*.npz"):
         bundle.unlink()
-    shown = text(paper, Results.load(tmp_path / "results"))
-    assert "| 1.0 |" in shown
-    assert "1 seed, no interval" in shown
+    without = Results.load(tmp_path / "results")
+    assert "| 1.0\u00a0▼ |" in text(paper, without)
+    assert leaderboard.board(paper, without).matches[0].verdict.test == "1 seed, no interval"
 
 
 def test_claims_show_outcome_interval_and_test_and_one_that_breaks_is_pending(tmp_path):
@@ -378,24 +453,51 @@ def test_claims_show_outcome_interval_and_test_and_one_that_breaks_is_pending(tm
         Claim("harder", "Hard beats sum.", "section 3", lambda _: Outcome("holds", "hard 40", interval, "r1")),
         Claim("broken", "It cannot be tested.", "section 4", breaks),
     )
-    shown = section(text(fake(tmp_path / "p", claims=claims), board(tmp_path, record())), "Claims of the paper")
-    assert "| **holds** | +1.2\u00a0[+0.5,\u00a0+2.0] | hard 40<br>r1 |" in shown
-    assert "| **pending** | – | the test cannot use the records (CapbenchError): the records differ |" in shown
+    shown = text(fake(tmp_path / "p", claims=claims), saved(tmp_path, record()))
+    table_of = section(shown, "Claims")
+    assert "| Hard beats sum. (section 3) | **holds** | +1.2\u00a0[+0.5,\u00a0+2.0] | hard 40 |" in table_of
+    assert "| **pending** | – | the test cannot use the records (CapbenchError): the records differ |" in table_of
+    assert "Claims: 1 hold, 0 fail, 1 open." in shown
+    assert "- harder: r1\n" in section(shown, "How the claims were tested")
+
+
+def test_a_claim_that_holds_in_part_says_how_far(tmp_path):
+    outcome = Outcome("holds", "1 to 64", qualifier="at its ends, not monotone")
+    claims = (Claim("set", "More is better.", "figure 2", lambda _: outcome),)
+    shown = text(fake(tmp_path / "p", claims=claims), saved(tmp_path, record()))
+    assert "| **holds at its ends, not monotone** |" in section(shown, "Claims")
 
 
 def test_provenance_names_record_seed_commit_device_time_versions_and_command(tmp_path):
-    shown = section(text(fake(tmp_path / "p"), board(tmp_path, record(seed=7))), "What each number rests on")
+    shown = section(text(fake(tmp_path / "p"), saved(tmp_path, record(seed=7))), "What each number rests on")
     (name,) = (path.name for path in (tmp_path / "results").glob("*.json"))
-    assert f"| 1 | [hard](results/{name}) | flickr8k, whole | 7 | 3 of 3 | 60\u00a0s | – (not read) |" in shown
-    assert "| `0123456789` | E1 | D1 | none |" in shown
-    assert "- E1: CPU, test, 1 threads; torch 2.15.0" in shown
-    assert "\ncapbench run fake --preset hard --dataset flickr8k --seed 7 # 1\n" in shown
+    line = f"| `hard`, mobilenet_v2, 1C | flickr8k, whole | [7](results/{name}) | 60\u00a0s | `0123456789` | E1 |"
+    assert f"{line}\n" in shown
+    assert "- E1: CPU, test, 1 threads; torch 2.15.0\n" in shown
+    assert "\ncapbench run fake --preset hard --dataset flickr8k --encoder mobilenet_v2 --seed 7\n" in shown
+
+
+def test_the_commands_that_make_records_again_cover_each_seed_once(tmp_path):
+    runs = saved(tmp_path, *three_seeds(), *three_seeds(preset="sum"), record("gone"), record(encoder="strange"))
+    lines = commands.again(leaderboard.board(fake(tmp_path / "p"), runs))
+    assert lines == ["capbench run fake --preset hard sum --dataset flickr8k --encoder mobilenet_v2 --seeds 3"]
+    runs = saved(tmp_path, record(seed=5))
+    lines = commands.again(leaderboard.board(fake(tmp_path / "p"), runs))
+    assert sorted(line.split("mobilenet_v2 ")[1] for line in lines) == [
+        *(f"--seed {n}" for n in (0, 1, 2, 5)),
+        "--seeds 3",
+    ]
 
 
 def test_nothing_in_a_record_is_read_as_markdown_or_html(tmp_path):
     nasty: Any = dict.fromkeys(("preset", "encoder", "view", "device", "command", "commit"), NASTY)
     hostile = record(notes=[NASTY], versions={NASTY: NASTY}, **{**nasty, "dataset": "flickr8k" + NASTY})
-    files = leaderboard.render(fake(tmp_path / "p"), board(tmp_path, hostile, record()))
+    outcome = Outcome("holds", NASTY, detail=NASTY, qualifier=NASTY)
+    claims = (Claim(NASTY, NASTY, NASTY, lambda _: outcome),)
+    texts = ("table", "system", "encoder", "crop", "train_split", "protocol")
+    theirs = [reported(**dict.fromkeys(texts, NASTY)), reported(system=NASTY, encoder=NASTY)]
+    paper = fake(tmp_path / "p", *theirs, claims=claims)
+    files = leaderboard.render(leaderboard.board(paper, saved(tmp_path, hostile, record())))
     shown = files["fake.md"].decode()
     fenced = re.compile(r"^(`{3,}).*?^\1$", re.M | re.S)
     assert "alert(1)" in shown
@@ -445,16 +547,16 @@ def test_a_cell_that_would_break_the_table_is_refused():
 
 def test_metrics_stand_in_their_order_and_unknown_ones_last():
     keys = ["zeal", "cider", "bleu4", "bleu1", "rsum", "caption_to_image_r1", "image_to_caption_mean_rank"]
-    heads = [metric.head for metric in columns(keys)]
+    heads = [metric.heading for metric in columns(keys)]
     assert heads == ["c→i R@1", "rsum", "BLEU-1", "BLEU-4", "CIDEr-D", "zeal"]
-    assert "i→c mean r" in [metric.head for metric in columns(keys, lesser=True)]
+    assert "i→c mean r" in [metric.heading for metric in columns(keys, lesser=True)]
 
 
 def test_every_reported_number_and_every_metric_of_ours_is_a_row_of_the_json(tmp_path):
     paper = fake(
         tmp_path / "p", reported(), reported(dataset="coco"), reported(system="Other", preset="", role="context")
     )
-    board(tmp_path, *three_seeds())
+    saved(tmp_path, *three_seeds())
     rows = json.loads(json.dumps(leaderboard.rows_as_json({"fake": paper}, tmp_path)))
     assert [(row["verdict"], row["reported"], row["metric"]) for row in rows] == [
         ("reproduced", "41.5", "image_to_caption_r1"),
@@ -468,9 +570,17 @@ def test_every_reported_number_and_every_metric_of_ours_is_a_row_of_the_json(tmp
     assert (first["seeds"], first["encoder"], first["reported_encoder"]) == ([0, 1, 2], "mobilenet_v2", "vgg19")
 
 
+def test_the_rows_are_a_table_too(tmp_path):
+    saved(tmp_path, *three_seeds(), *three_seeds(preset="sum"))
+    frame = leaderboard.frame({"fake": fake(tmp_path / "p", reported())}, tmp_path)
+    means = frame.pivot(index="preset", columns="metric", values="mean")
+    assert means.loc["sum", "image_to_caption_r1"] == 42.0
+    assert frame.verdict.value_counts().to_dict() == {"not reported": 3, "reproduced": 1}
+
+
 def test_check_names_what_is_missing_changed_or_left_over_and_write_mends_it(tmp_path):
     papers = {"fake": fake(tmp_path / "p", reported())}
-    board(tmp_path, record())
+    saved(tmp_path, record())
     assert leaderboard.write(papers, tmp_path) == [tmp_path / name for name in ("README.md", "fake.md", "kernels.md")]
     assert leaderboard.check(papers, tmp_path) == []
     (plot,) = (tmp_path / "plots").glob("*-curves.svg")
@@ -488,26 +598,28 @@ def test_check_names_what_is_missing_changed_or_left_over_and_write_mends_it(tmp
 
 def test_a_new_record_makes_the_pages_stale(tmp_path):
     papers = {"fake": fake(tmp_path / "p")}
-    board(tmp_path, record())
+    saved(tmp_path, record())
     leaderboard.write(papers, tmp_path)
-    board(tmp_path, record(seed=1))
+    saved(tmp_path, record(seed=1))
     assert tmp_path / "fake.md" in leaderboard.check(papers, tmp_path)
 
 
 def test_the_index_tells_of_every_paper_and_of_records_that_belong_to_none(tmp_path):
     papers = {"fake": fake(tmp_path / "p", reported()), "other": fake(tmp_path / "q", name="other")}
-    board(tmp_path, record(), record(paper="lost|found"))
+    saved(tmp_path, record(), record(paper="lost|found"))
     leaderboard.write(papers, tmp_path)
     index = (tmp_path / "README.md").read_text()
-    assert "| [Fake: a paper](fake.md) | 1 | flickr8k | close\u00a01 | – |" in index
-    assert "(other.md) | 0 | – | – | – |" in index
+    assert all(f"| {rule.sign} | {rule.status} | {rule.words} |\n" in index for rule in RULES)
+    counts = "0 matched or better, 1 close, 0 short, 0 not run"
+    assert f"| [Fake: a paper](fake.md) | flickr8k | 1 | {counts} | – | – |" in index
+    assert "(other.md) | – | 0 | – | – | – |" in index
     assert "lost&#124;found (1)" in index
 
 
 def test_the_terminal_tables_show_our_means(tmp_path):
-    board(tmp_path, *three_seeds(), record("[red]sum"))
+    saved(tmp_path, *three_seeds(), record("[red]sum"))
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(*leaderboard.terminal_tables(fake(tmp_path / "p"), load_results(tmp_path / "results")))
+    console.print(*terminal.tables(fake(tmp_path / "p"), load_results(tmp_path / "results")))
     shown = console.export_text()
     assert " 42.0" in shown
     assert "[red]sum" in shown
@@ -516,13 +628,13 @@ def test_the_terminal_tables_show_our_means(tmp_path):
 def rendered(folder: Path) -> dict[str, str]:
     """Every file of a small board, as text."""
     paper = fake(folder / "p", reported(), reported(dataset="coco"))
-    files = leaderboard.render(paper, Results.load(folder / "results"))
+    files = leaderboard.render(leaderboard.board(paper, Results.load(folder / "results")))
     return {name: content.decode() for name, content in files.items()}
 
 
 def test_the_same_records_give_the_same_bytes_in_another_process_with_another_hash_seed(tmp_path):
     ranks = {"image_to_caption": np.arange(100) // 3, "caption_to_image": np.arange(500) // 7}
-    board(tmp_path, *three_seeds(), record("sum"), arrays=ranks)
+    saved(tmp_path, *three_seeds(), record("sum"), arrays=ranks)
     here = rendered(tmp_path)
     assert rendered(tmp_path) == here
     program = "import json, sys; from pathlib import Path; from tests.test_leaderboard import rendered; "
@@ -537,5 +649,51 @@ def test_the_same_records_give_the_same_bytes_in_another_process_with_another_ha
 def test_a_field_that_came_after_a_record_is_no_change_of_its_recipe(tmp_path):
     old = record()
     recipe = {name: value for name, value in old.recipe.items() if name != "min_count"}
-    shown = text(fake(tmp_path / "p"), board(tmp_path, record(recipe=recipe)))
+    shown = text(fake(tmp_path / "p"), saved(tmp_path, record(recipe=recipe)))
     assert "recipe differs" not in shown
+
+
+def test_own_runs_get_rows_of_their_own_and_change_no_committed_row_or_count(tmp_path):
+    paper = fake(tmp_path / "p", reported(), claims=(Claim("mean", "It is 42.", "section 1", mean_of_r1),))
+    committed = leaderboard.board(paper, saved(tmp_path, *three_seeds()))
+    before = page(committed, []).splitlines()
+    own = saved(tmp_path / "runs", record(r1=99.0, started="2030-01-01T00:00:00+00:00"))
+    shown = page(committed, [], leaderboard.board(paper, own, "this machine")).splitlines()
+    added = [line for line in shown if "this machine" in line]
+    assert [line for line in shown if line not in added] == before
+    assert added == [
+        "| mobilenet_v2, 1C, this machine | `hard` | 1 | 99.0\u00a0= |",
+        "| mobilenet_v2, 1C, this machine | `hard` | 1 | 99.0 | 3.0 |",
+    ]
+
+
+def test_a_record_that_is_committed_too_is_shown_once(tmp_path):
+    saved(tmp_path, record())
+    (path,) = (tmp_path / "results").glob("*.json")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
+    leaderboard.write_page(fake(tmp_path / "p"), tmp_path, Results.load(tmp_path / "runs"))
+    assert "this machine" not in (tmp_path / "fake.md").read_text()
+
+
+def test_a_page_with_own_runs_is_restored_from_the_committed_records(tmp_path):
+    ranks = {"image_to_caption": np.arange(100), "caption_to_image": np.arange(500)}
+    papers = {"fake": fake(tmp_path / "p", reported())}
+    saved(tmp_path, *three_seeds(), arrays=ranks)
+    leaderboard.write(papers, tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    own = saved(tmp_path / "runs", record(), record(dataset="scenes", encoder="scenes"), arrays=ranks)
+    leaderboard.write_page(papers["fake"], tmp_path, own)
+    assert "this machine" in (tmp_path / "fake.md").read_text()
+    assert leaderboard.check(papers, tmp_path) != []
+    leaderboard.write(papers, tmp_path)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "runs" not in path.parts}
+    assert kept == files
+
+
+def test_a_folder_without_records_is_refused_and_no_empty_page_is_written(tmp_path):
+    papers = {"fake": fake(tmp_path / "p")}
+    for command in (leaderboard.write, leaderboard.check, leaderboard.rows_as_json):
+        with pytest.raises(CapbenchError, match="typo has no record in results/ or timings/"):
+            command(papers, tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()

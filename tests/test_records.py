@@ -20,7 +20,7 @@ from capbench.base import provenance as origin
 from capbench.base.errors import CapbenchError
 from capbench.base.files import check_writable
 from capbench.base.processor import blas, instruction_set
-from capbench.base.provenance import provenance, tracked
+from capbench.base.provenance import provenance
 from capbench.evidence.records import Epoch, Result, add_records, load_arrays, load_results, save_result
 from tests.made_up import made_up_record
 
@@ -237,17 +237,6 @@ def test_a_record_from_before_a_field_has_it_blank_and_no_mark(tmp_path):
     (old,) = load_results(tmp_path)
     assert [getattr(old, name) for name in later] == ["", "", "", None, None]
     assert old.marks == new.marks
-
-
-def test_git_tells_which_records_it_tracks(tmp_path):
-    first = save_result(example(), RANKS, tmp_path / "results")
-    assert tracked(first.parent) is None
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    assert tracked(first.parent) == frozenset()
-    subprocess.run(["git", "-C", str(tmp_path), "add", "."], check=True)
-    save_result(example(), {}, first.parent)
-    assert tracked(first.parent) == frozenset([first.name, first.with_suffix(".npz").name])
-    assert tracked(tmp_path / "results" / "not" / "yet") == frozenset()
 
 
 def test_a_checkout_of_another_project_is_not_taken_for_ours(tmp_path, monkeypatch):

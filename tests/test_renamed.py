@@ -12,7 +12,7 @@ import pytest
 from capbench.evidence import renamed
 from capbench.evidence.records import SCHEMA_VERSION, Result
 from capbench.evidence.results import Results
-from capbench.leaderboard.comparison import gather, marks
+from capbench.leaderboard.pooled import gather, marks
 from capbench.runs.paper import paper, papers
 from capbench.training.experiment import Recipe
 

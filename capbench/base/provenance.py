@@ -47,22 +47,6 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
     }
 
 
-def tracked(folder: Path) -> frozenset[str] | None:
-    """The names of the files in a folder that git tracks; None without git or outside a checkout.
-
-    The folder need not exist.
-    """
-    existing = next((path for path in (folder, *folder.parents) if path.is_dir()), folder)
-    try:
-        command = ["git", "-C", str(existing), "ls-files", "-z"]
-        run = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if run.returncode:
-        return None
-    return frozenset(run.stdout.split("\0")) - {""} if existing == folder else frozenset()
-
-
 def _commit() -> tuple[str, bool]:
     root = Path(__file__).resolve().parents[2]
 

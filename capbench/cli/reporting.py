@@ -18,10 +18,10 @@ from rich.progress import (
 
 from capbench import leaderboard
 from capbench.cli.output import console, say
-from capbench.evidence.records import load_results
+from capbench.evidence.results import Results
 from capbench.runs.harness import FinishedRun, Places
 from capbench.runs.job import Job
-from capbench.runs.paper import Paper, metric_of, papers
+from capbench.runs.paper import Paper, metric_of
 from capbench.training.loop import TrainingState
 
 
@@ -72,20 +72,17 @@ class Bars:
         self.progress.console.print(line, markup=False, highlight=False)
 
 
-def conclude(
-    paper: Paper, places: Places, leaderboards: Path, made: Collection[str], earlier: leaderboard.Earlier
-) -> None:
-    """Write the pages; print tables of the paper's records, how those just made agree with the earlier, and the page.
+def conclude(paper: Paper, places: Places, leaderboards: Path, made: Collection[str]) -> None:
+    """Write the paper's page and print its path, after tables of the command's runs and how they agree with others.
 
-    `made` are the names of the records that the command made.
+    `made` are the file names of the records that the command made, in `places.records`.
     """
-    leaderboard.write(papers(), leaderboards)  # first: nothing that happens to the terminal costs a page
-    records = load_results(places.records, paper.name)
-    committed = load_results(leaderboards / "results", paper.name)
-    before = [record for record in committed if record.file in earlier.names]
-    agreements = leaderboard.compare((record for record in records if record.file in made), before)
-    for table in leaderboard.terminal_tables(paper, records, agreements, earlier.word):
-        console.print(table)
-    for sentence in leaderboard.sentences(agreements, earlier.word):
-        say(sentence)
-    say(f"{leaderboards / paper.name}.md")
+    local = Results.load(places.records, paper.name)
+    page = leaderboard.write_page(paper, leaderboards, local)  # first: a fault of the terminal costs no page
+    committed = Results.load(leaderboards / "results", paper.name)
+    for item in leaderboard.closing(paper, committed, local, made):
+        if isinstance(item, str):
+            say(item)
+        else:
+            console.print(item)
+    say(page)

@@ -21,9 +21,10 @@ def run(
     runs: Path = Path("runs"),
     leaderboards: Path = Path("leaderboards"),
 ) -> None:
-    """Train a paper's presets, record the results and rewrite the paper's leaderboard.
+    """Train a paper's presets, record the results and write the paper's page.
 
-    A line for each preset at the end says whether its mean agrees with the committed records of the same data,
+    The page shows them in rows marked `this machine`; `capbench leaderboard` restores the committed page. A line for
+    each preset at the end says whether its mean agrees with the committed records of the same data,
     encoder, protocol and recipe. ± is how far the two may lie apart: half of the 95 % prediction interval over the
     committed seeds, and at least the tolerance of a verdict.
 
@@ -51,7 +52,6 @@ def run(
         The folder of the committed records and the pages.
     """
     from capbench.cli.reporting import Bars, conclude
-    from capbench.leaderboard import Earlier
     from capbench.runs.harness import Materials, Places
     from capbench.runs.harness import run as run_job
     from capbench.runs.paper import paper as find_paper
@@ -60,7 +60,6 @@ def run(
     owner, places, materials = find_paper(paper), Places(runs), Materials()
     jobs = plan(owner, dataset, preset, encoder, seeds, seed)
     materials.dataset(dataset)  # a missing data set is refused before anything is written
-    earlier = Earlier.of(leaderboards / "results")
     session = Session(places.runs / owner.name / "session.json", jobs)
     with Bars(owner, len(jobs)) as bars:
         for job in session.remaining():
@@ -69,4 +68,4 @@ def run(
             session.add(job, finished.records)
             bars.done(finished)
     session.clear()
-    conclude(owner, places, leaderboards, session.records, earlier)
+    conclude(owner, places, leaderboards, session.records)

@@ -4,51 +4,43 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from capbench.base.errors import CapbenchError
-from capbench.evidence.results import Results, is_of_corpus
+from capbench.evidence.results import Results
+from capbench.metrics import registry
 from capbench.metrics.captioning import paired_bootstrap_corpus
 from capbench.metrics.significance import Interval, paired_bootstrap, seed_interval
 
 Status = Literal["exceeds", "reproduced", "close", "short", "pending", "not comparable"]
 Role = Literal["target", "baseline", "context"]
 
-# The first author's own re-run of VSE++ (Table 3, row 3.15) differs from the paper by up to 2.4 points.
-RECALL_TOLERANCE = 2.4
-RANK_TOLERANCE = 1.0
-
 
 @dataclass(frozen=True)
 class Reported:
-    """One number of a paper, in the paper's own digits (`value`), and where it stands.
-
-    `role` says what it is for: "target", the reported number of our `preset`; "baseline", another system's
-    number that the presets in `compare_with` are set against; "context", shown and never judged. `confidence`
-    is "two-sources", "one-source" or "memory" (known by heart alone, marked until confirmed).
-    """
+    """One number of a paper, and where it stands."""
 
     table: str
     dataset: str
     protocol: str
     split: str
     system: str
-    preset: str
+    preset: str  # ours that reproduces it; every target has one
     encoder: str
     crop: str
     train_split: str
     setting: str
     metric: str
-    value: str
+    value: str  # in the paper's own digits
     unit: str
     source: str
-    confidence: str
-    role: Role
-    compare_with: tuple[str, ...]
+    confidence: str  # "two-sources", "one-source", or "memory": known by heart alone, marked until confirmed
+    role: Role  # "target": the paper's own result; "baseline": another system's; "context": shown and never judged
+    compare_with: tuple[str, ...]  # our presets that a baseline is compared with
 
     @property
     def presets(self) -> tuple[str, ...]:
@@ -57,61 +49,93 @@ class Reported:
 
     @property
     def number(self) -> float:
-        """The value on our scale, where BLEU and the like go to 100; `value` keeps the paper's digits."""
+        """The value on our scale, where BLEU and its like go to 100."""
         return float(self.value) * (100.0 if self.unit == "fraction" else 1.0)
 
-    @property
-    def lower_is_better(self) -> bool:
-        return lower_is_better(self.metric)
+
+@dataclass(frozen=True)
+class Measured:
+    """Our mean against a reported number, counted so that more is better."""
+
+    advantage: float  # how much better our mean is
+    low: float | None  # the worse end of our interval's advantage, the better end; None without an interval
+    high: float | None
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One verdict, its sign on the pages, and when it applies, in words and as code."""
+
+    status: Status
+    sign: str
+    words: str
+    applies: Callable[[Measured], bool]
+
+
+# The first rule that applies decides. leaderboards/README.md shows these words.
+RULES = (
+    Rule(
+        "exceeds",
+        "▲",
+        "the whole 95 % interval is better than the reported number",
+        lambda ours: ours.low is not None and ours.low > 0,
+    ),
+    Rule(
+        "short",
+        "▼",
+        "our mean is worse by more than the tolerance, whether or not the interval holds the reported number",
+        lambda ours: ours.advantage < -ours.tolerance - 1e-9,
+    ),
+    Rule(
+        "reproduced",
+        "=",
+        "our mean is as good or better, or the interval holds the reported number",
+        lambda ours: (
+            ours.advantage >= 0 or (ours.low is not None and ours.high is not None and ours.low <= 0 <= ours.high)
+        ),
+    ),
+    Rule("close", "≈", "our mean is worse, by the tolerance at most, and the interval is worse too", lambda ours: True),
+)
+BEST_TO_WORST: tuple[Status, ...] = ("exceeds", "reproduced", "close", "short")
+TOLERANCES = (
+    f"{registry.RECALL_TOLERANCE:g} points of a recall, BLEU or the like (as far as the VSE++ author's re-run lies), "
+    f"{2 * registry.RECALL_TOLERANCE:g} of rsum, {registry.RANK_TOLERANCE:g} rank, and "
+    f"{100 * registry.RELATIVE_TOLERANCE:g} % of a perplexity (as far as three seeds of ours lie apart)"
+)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Ours against a reported number. `advantage` is how much better ours is, whichever way better lies.
-
-    `interval` is of our mean; `test` says how it was found; `reason` says why there is no judgement.
-    """
+    """Ours against one reported number."""
 
     status: Status
     mean: float | None = None
-    interval: Interval | None = None
-    advantage: float | None = None
-    test: str = ""
-    reason: str = ""
+    interval: Interval | None = None  # of our mean
+    advantage: float | None = None  # how much better ours is, whichever way better lies
+    test: str = ""  # how the interval was computed
+    reason: str = ""  # why there is no judgement
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a claim's test found: its interval is of the difference that the claim says is above 0."""
+    """What a claim's test gave."""
 
     status: Literal["holds", "fails", "undecided", "pending"]
-    statement: str
-    interval: Interval | None = None
-    detail: str = ""
+    statement: str  # on which data, and the numbers
+    interval: Interval | None = None  # of the difference that the claim says is above 0
+    detail: str = ""  # the metric and the test
+    qualifier: str = ""  # what limits the status: "at its ends, not monotone"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper, where it stands, and the test that decides it on our records."""
+    """A sentence of a paper with the test that decides it on our records."""
 
     name: str
     sentence: str
-    source: str
+    source: str  # the section, table or figure
     test: Callable[[Results], Outcome]
-
-
-def lower_is_better(metric: str) -> bool:
-    return metric.endswith(("_rank", "perplexity", "cross_entropy"))
-
-
-def tolerance(metric: str) -> float:
-    """How much worse a number may be and still be close.
-
-    That of rsum is twice that of one recall: six times would take its six recalls to err together, all the same way.
-    """
-    if lower_is_better(metric):
-        return RANK_TOLERANCE
-    return 2 * RECALL_TOLERANCE if metric == "rsum" else RECALL_TOLERANCE
 
 
 def read_reported(path: Path) -> list[Reported]:
@@ -140,124 +164,89 @@ def read_reported(path: Path) -> list[Reported]:
     return rows
 
 
-def judge(reported: Reported, results: Results, preset: str) -> Verdict:
-    """The verdict on the runs of one preset, of one encoder and crop, on the number's data set and protocol.
-
-    Runs on other data under the same name (`is_canonical`) do not count. One seed alone gets its interval from the
-    bootstrap over queries, where the metric is a mean over them.
-    """
-    ours = results.select(preset=preset, dataset=reported.dataset).canonical
-    same = ours.select(protocol=reported.protocol, split=reported.split)
-    if reported.role == "context":
-        return Verdict("not comparable", reason="shown for context")
-    if not ours.records:
-        return Verdict("pending", reason=f"no run of {preset} on {reported.dataset}")
-    if not same.records:
-        found = ", ".join(" ".join(words) for words in ours.settings("protocol", "split"))
-        return Verdict("not comparable", reason=f"our runs are under {found}")
-    values = same.values(reported.metric)
-    if not values:
-        return Verdict("not comparable", reason=f"our records have no {reported.metric}")
-    one_seed = same.bootstrap(reported.metric) if len(values) == 1 else None
-    return verdict(reported, values, one_seed)
-
-
 def verdict(reported: Reported, values: Mapping[int, float], one_seed: Interval | None = None) -> Verdict:
-    """Our values by seed, of the same data set and protocol, against a reported number.
+    """Our values by seed, of the same data set and protocol, against a reported number, by `RULES`.
 
-    exceeds: the whole 95 % interval is better; reproduced: the interval holds the number, or our mean is
-    better, and the mean is at most the tolerance worse; close: worse, outside the interval, within the
-    tolerance; short: worse by more than the tolerance. Two seeds or more use t over seeds, one seed
-    `one_seed`; without an interval nothing exceeds.
+    Two seeds or more have the t interval over seeds; one seed has `one_seed`, and without it nothing exceeds.
     """
     if not values:
         return Verdict("pending", reason="no run of ours")
-    sign = -1.0 if reported.lower_is_better else 1.0
+    metric = registry.metric(reported.metric)
+    sign = -1.0 if metric.lower_is_better else 1.0
     interval = seed_interval(list(values.values())) if len(values) > 1 else one_seed
     mean = sum(values.values()) / len(values)
     advantage = sign * (mean - reported.number)
-    status: Status
-    if interval and min(sign * (end - reported.number) for end in (interval.low, interval.high)) > 0:
-        status = "exceeds"
-    elif advantage < -tolerance(reported.metric) - 1e-9:
-        status = "short"
-    elif advantage >= 0 or (interval and interval.low <= reported.number <= interval.high):
-        status = "reproduced"
-    else:
-        status = "close"
+    ends = sorted(sign * (end - reported.number) for end in (interval.low, interval.high)) if interval else (None, None)
+    ours = Measured(advantage, ends[0], ends[1], metric.allowed(reported.number))
+    status = next(rule.status for rule in RULES if rule.applies(ours))
     return Verdict(status, mean, interval, advantage, interval.test if interval else "1 seed, no interval")
 
 
 def difference(results: Results, better: str, worse: str, metric: str) -> Outcome:
     """The claim that one preset beats another in a metric, on records of one data set, protocol and encoder.
 
-    The interval is of the advantage of `better`, by paired bootstrap over queries and seeds: above 0 the
-    claim holds, below 0 it fails, else it is undecided; pending when a side has no run. Raises CapbenchError
-    when the two sides are of different data or encoders.
+    Pending where a side has no run. Raises CapbenchError where the two sides are of different data or encoders.
     """
     sides = [results.select(preset=name) for name in (better, worse)]
     missing = [name for name, side in zip((better, worse), sides, strict=True) if not side.records]
     if missing:
         return Outcome("pending", f"no run of {' and '.join(missing)}")
     both = Results(results.folder, sides[0].latest.records + sides[1].latest.records)
-    found = both.settings("dataset", "split", "protocol", "encoder", "dataset_fingerprint")
-    if len(found) > 1:
-        raise CapbenchError(f"{better} and {worse} are not of the same data and encoder: {found[:3]}")
+    settings = both.settings("dataset", "split", "protocol", "encoder", "dataset_fingerprint")
+    if len(settings) > 1:
+        raise CapbenchError(f"{better} and {worse} are not of the same data and encoder: {settings[:3]}")
     interval = advantage(sides[0], sides[1], metric)
     means = [_mean(side, metric) for side in sides]
     return decided(interval, f"{better} {means[0]:.1f}, {worse} {means[1]:.1f}", metric)
 
 
+def on_most_telling(better: str, worse: str, test: Callable[[Results], Outcome]) -> Callable[[Results], Outcome]:
+    """A test on the first data set (`MOST_TELLING`) that has both presets; its statement names the data set."""
+
+    def on_first(results: Results) -> Outcome:
+        candidates = results.first_with(better, worse)
+        if candidates is None:
+            return Outcome("pending", f"needs {better} and {worse} on one data set")
+        outcome, record = test(candidates), candidates.records[0]
+        where = record.dataset + (f" with {record.encoder}" if record.encoder != record.dataset else "")
+        return replace(outcome, statement=f"on {where}: {outcome.statement}")
+
+    return on_first
+
+
 def beats(better: str, worse: str, metric: str) -> Callable[[Results], Outcome]:
     """The test that one preset beats another in a metric, on the most telling data set that has both."""
-
-    def test(results: Results) -> Outcome:
-        part = results.first_with(better, worse)
-        if part is None:
-            return Outcome("pending", f"needs {better} and {worse} on one data set")
-        found = difference(part, better, worse, metric)
-        statement = f"on {part.records[0].dataset} with {part.records[0].encoder}: {found.statement}"
-        return Outcome(found.status, statement, found.interval, found.detail)
-
-    return test
+    return on_most_telling(better, worse, lambda candidates: difference(candidates, better, worse, metric))
 
 
 def points_at_what_is_named(preset: str) -> Callable[[Results], Outcome]:
-    """The test that, where the true boxes are known, a preset points at what a phrase names more often than chance."""
+    """The test that, on scenes, a preset points at what a phrase names more often than chance."""
 
     def test(results: Results) -> Outcome:
-        part = results.select(dataset="scenes", preset=preset).latest
-        if not part.values("pointing"):
+        scenes = results.select(dataset="scenes", preset=preset).latest
+        if not scenes.values("pointing"):
             return Outcome("pending", f"needs {preset} on scenes")
-        hits, chance = (float(np.mean(list(part.values(name).values()))) for name in ("pointing", "pointing_chance"))
-        interval = advantage(part, part, "pointing", "pointing_chance")
+        hits, chance = (float(np.mean(list(scenes.values(name).values()))) for name in ("pointing", "pointing_chance"))
+        interval = advantage(scenes, scenes, "pointing", "pointing_chance")
         return decided(interval, f"on scenes: {hits:.1f} % point at what is named, chance {chance:.1f} %", "pointing")
 
     return test
 
 
 def advantage(ours: Results, theirs: Results, metric: str, their_metric: str | None = None) -> Interval:
-    """How much better ours are in a metric (they may be scored in another one), by paired bootstrap.
+    """How much better ours are in a metric, by paired bootstrap; theirs may be scored in another metric.
 
-    Queries or images are drawn, the same for both, then the seeds of each side; the same seeds where both sides are
-    of the same runs.
+    Draws queries or images, the same for both sides, then the seeds of each side. Where both sides are the same runs,
+    the seeds are drawn together.
     """
-    same = ours.records == theirs.records
-    if is_of_corpus(metric):
-        (left, score), (right, _) = ours.counts(metric), theirs.counts(their_metric or metric)
-        return paired_bootstrap_corpus(left, right, score, same_runs=same)
+    same, entry = ours.records == theirs.records, registry.metric(metric)
+    if entry.resampled == "corpus":
+        counts = ours.counts(metric), theirs.counts(their_metric or metric)
+        return paired_bootstrap_corpus(*counts, entry.compute, same_runs=same)
     (a, groups), (b, _) = ours.queries(metric), theirs.queries(their_metric or metric)
     if same:
         a, b = a - b, np.zeros_like(b)
-    return paired_bootstrap(*((b, a) if metric.endswith("_rank") else (a, b)), groups=groups)
-
-
-def _mean(results: Results, metric: str) -> float:
-    """The metric from the arrays of the records, over seeds."""
-    if is_of_corpus(metric):
-        counts, score = results.counts(metric)
-        return float(score(counts.sum(1)).mean())
-    return float(results.queries(metric)[0].mean())
+    return paired_bootstrap(*((b, a) if entry.lower_is_better else (a, b)), groups=groups)
 
 
 def decided(interval: Interval, statement: str, metric: str) -> Outcome:
@@ -266,3 +255,19 @@ def decided(interval: Interval, statement: str, metric: str) -> Outcome:
     if interval.low > 0 or interval.high < 0:
         status = "holds" if interval.low > 0 else "fails"
     return Outcome(status, statement, interval, f"{metric}, {interval.test}")
+
+
+def outcome(claim: Claim, results: Results) -> Outcome:
+    """A claim's outcome on canonical data; pending, with the error, where its test cannot use the records."""
+    try:
+        return claim.test(results.canonical)
+    except (CapbenchError, LookupError, ValueError, ArithmeticError) as error:
+        return Outcome("pending", f"the test cannot use the records ({type(error).__name__}): {error}")
+
+
+def _mean(results: Results, metric: str) -> float:
+    """The metric from the arrays of the records, over seeds."""
+    entry = registry.metric(metric)
+    if entry.resampled == "corpus":
+        return float(entry.compute(results.counts(metric).sum(1)).mean())
+    return float(results.queries(metric)[0].mean())

@@ -1,19 +1,19 @@
-"""What the pages say in one cell: a number with its interval, a verdict, a setting, a mark."""
+"""What the pages say in one cell: numbers with intervals and verdicts, a setting, a caution."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
-from capbench.evidence.verdicts import Status, Verdict
-from capbench.leaderboard.columns import Metric
-from capbench.leaderboard.comparison import Runs, marks
+from capbench.evidence.verdicts import BEST_TO_WORST, RULES, Verdict
 from capbench.leaderboard.markdown import DASH, Notes, code, escape
+from capbench.leaderboard.pooled import Runs, marks
+from capbench.metrics.registry import Metric
 from capbench.metrics.significance import Interval
 from capbench.runs.paper import Paper
 
-SIGNS: dict[Status, str] = {"exceeds": "▲", "reproduced": "=", "close": "≈", "short": "▼"}
-COMPUTED_WITH = {  # fields of a record on which the last digits of a number hang, in words
+SIGNS: Mapping[str, str] = {rule.status: rule.sign for rule in RULES}
+COMPUTED_WITH = {  # fields of a record that decide the last digits of a number, in words
     "instruction_set": "instruction set",
     "blas": "BLAS",
     "precision": "precision",
@@ -22,43 +22,59 @@ COMPUTED_WITH = {  # fields of a record on which the last digits of a number han
 _SPACE = "\u00a0"
 
 
-def ours(runs: Runs, shown: Metric, notes: Notes) -> str:
-    """Mean ± half of the 95 % interval; a dash with its reason where no record has the metric."""
-    found = runs.estimate(shown.key)
-    if found is None:
+def ours(
+    runs: Runs,
+    members: Sequence[Metric],
+    notes: Notes,
+    verdicts: Mapping[str, Verdict] | None = None,
+    halves: bool = True,
+) -> str:
+    """The means of metrics that share a column, each with half of its 95 % interval and the sign of its verdict.
+
+    A metric that no record has is a dash with its reason; a column of nothing else is one dash.
+    """
+    if all(runs.estimate(entry.key) is None for entry in members):
+        return DASH + notes.mark(runs.why_missing(members[0].key))
+    return " / ".join(_mean(runs, entry, notes, (verdicts or {}).get(entry.key), halves) for entry in members)
+
+
+def _mean(runs: Runs, shown: Metric, notes: Notes, judged: Verdict | None, halves: bool) -> str:
+    estimate = runs.estimate(shown.key)
+    if estimate is None:
         return DASH + notes.mark(runs.why_missing(shown.key))
-    text = f"{found.mean:.{shown.digits}f}"
-    if found.half is not None:
-        text += f"{_SPACE}±{_SPACE}{found.half:.{shown.digits}f}"
-    if len(found.values) < len(runs.records):
-        have = ", ".join(map(str, sorted(found.values)))
-        text += notes.mark(f"{shown.head} from seed {have} alone: {runs.why_missing(shown.key)}")
+    text = f"{estimate.mean:.{shown.digits}f}"
+    if halves and estimate.half is not None:
+        text += f"{_SPACE}±{_SPACE}{estimate.half:.{shown.digits}f}"
+    if judged and judged.status in SIGNS:
+        text += f"{_SPACE}{SIGNS[judged.status]}"
+    if len(estimate.values) < len(runs.records):
+        have = ", ".join(map(str, sorted(estimate.values)))
+        text += notes.mark(f"{shown.heading} from seed {have} alone: {runs.why_missing(shown.key)}")
     return text
 
 
-def setting(runs: Runs) -> str:
-    """The encoder, the crop and the number of seeds."""
-    record = runs.first
-    seeds = f"{len(runs.records)} seed" + ("s" if len(runs.records) != 1 else "")
-    return ", ".join([*(escape(word) for word in (record.encoder, record.sees) if word), seeds.replace(" ", _SPACE)])
+def model(runs: Runs) -> str:
+    """The encoder, the crop, and where the records are from unless they are committed."""
+    words = (runs.first.encoder, runs.first.sees, runs.origin)
+    return ", ".join(escape(word) for word in words if word) or DASH
 
 
 def preset(runs: Runs, paper: Paper, notes: Notes) -> str:
-    """The name of the preset, with a raised letter where something about its records must be known."""
-    return f"{code(runs.first.preset)}{warnings(runs, paper, notes)}"
+    """The name of the preset, with a raised letter where its records need a caution."""
+    return f"{code(runs.first.preset)}{_caution(runs, paper, notes)}"
 
 
-def warnings(runs: Runs, paper: Paper, notes: Notes) -> str:
+def _caution(runs: Runs, paper: Paper, notes: Notes) -> str:
     seeds_of: dict[str, list[int]] = {}
     for record in runs.records:
         for mark in marks(record, paper):
             seeds_of.setdefault(mark, []).append(record.seed)
-    found = [f"{mark} (seed {', '.join(map(str, seeds))})" for mark, seeds in seeds_of.items()]
+    cautions = [f"{mark} (seed {', '.join(map(str, numbers))})" for mark, numbers in seeds_of.items()]
     for name in ("recipe", "features_fingerprint"):
         if any(getattr(record, name) != getattr(runs.first, name) for record in runs.records):
-            found.append(f"the seeds differ in their {name.replace('_', ' ')}")
-    found += filter(None, (_differing(runs, name, words) for name, words in COMPUTED_WITH.items()))
-    return notes.mark("Caution: " + "; ".join(found)) if found else ""
+            cautions.append(f"the seeds differ in their {name.replace('_', ' ')}")
+    cautions += filter(None, (_differing(runs, name, words) for name, words in COMPUTED_WITH.items()))
+    return notes.mark("Caution: " + "; ".join(cautions)) if cautions else ""
 
 
 def _differing(runs: Runs, name: str, words: str) -> str:
@@ -70,8 +86,8 @@ def _differing(runs: Runs, name: str, words: str) -> str:
     for record in runs.records:
         if value := getattr(record, name):
             seeds_of.setdefault(str(value), []).append(record.seed)
-    parts = (f"{value} ({seeds(numbers)})" for value, numbers in seeds_of.items())
-    return f"the seeds differ in their {words}: {', '.join(parts)}" if len(seeds_of) > 1 else ""
+    values = (f"{value} ({seeds(numbers)})" for value, numbers in seeds_of.items())
+    return f"the seeds differ in their {words}: {', '.join(values)}" if len(seeds_of) > 1 else ""
 
 
 def seeds(numbers: Sequence[int]) -> str:
@@ -79,20 +95,16 @@ def seeds(numbers: Sequence[int]) -> str:
     return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def sign(verdict: Verdict, shown: Metric) -> str:
-    """The sign of a verdict, and how far ours is behind where it is worse."""
-    found = SIGNS.get(verdict.status, "")
-    if found and verdict.advantage is not None and verdict.advantage < 0:
-        found += f"{_SPACE}({-verdict.advantage:.{shown.digits}f}{_SPACE}behind)"
-    return found
+def counts(tally: Counter[str], not_run: bool = True) -> str:
+    """ "3 matched or better, 1 close, 2 short, 4 not run"."""
+    words = [f"{tally['exceeds'] + tally['reproduced']} matched or better"]
+    words += [f"{tally[status]} {status}" for status in ("close", "short")]
+    return ", ".join(words + [f"{tally['not run']} not run"] * not_run)
 
 
-def tally(verdicts: Iterable[Verdict], signs: bool = False) -> str:
-    """How often each verdict was found: "exceeds 6, close 2", or with signs "▲ 6, ≈ 2"."""
-    counts = Counter(found.status for found in verdicts)
-    order: Sequence[Status] = (*SIGNS, "pending", "not comparable")
-    words = (f"{SIGNS.get(name, name) if signs else name}{_SPACE}{counts[name]}" for name in order if counts[name])
-    return ", ".join(words)
+def signs(statuses: Counter[str]) -> str:
+    """ "▲ 6, ≈ 2"."""
+    return ", ".join(f"{SIGNS[status]}{_SPACE}{statuses[status]}" for status in BEST_TO_WORST if statuses[status])
 
 
 def duration(seconds: float) -> str:

@@ -1,10 +1,12 @@
-"""Markdown that stays what it was meant to be, whatever a record says."""
+"""Markdown in which no field of a record is read as markup."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+
+from tabulate import tabulate
 
 DASH = "–"
 _ENTITIES = {character: f"&#{ord(character)};" for character in "|`*[]\\~#$"}
@@ -46,18 +48,26 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> s
     """A table of cells that are markdown already; `align` has a letter a column, l or r.
 
     Raises ValueError for a row of another width than the header, or a cell that would break the table.
+
+    >>> print(table(["metric", "value"], [["rsum", "244.1"]], "lr"))
+    | metric | value |
+    |:---|---:|
+    | rsum | 244.1 |
     """
-    rule = ["---:" if letter == "r" else "---" for letter in align]
-    lines = [list(header), rule, *map(list, rows)]
-    for line in lines:
+    body = [list(row) for row in rows]
+    for line in (list(header), *body):
         if len(line) != len(header) or any("|" in cell or "\n" in cell for cell in line):
             raise ValueError(f"a table of {len(header)} columns cannot hold the row {line}")
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    sides = ["right" if letter == "r" else "left" for letter in align]
+    text = tabulate(body, header, "pipe", colalign=sides if body else None, disable_numparse=True)
+    first, rule, *others = text.splitlines()
+    lines = [first, re.sub("-{3,}", "---", rule), *others]
+    return "\n".join(re.sub(" {2,}", " ", line) for line in lines)  # unpadded: a page is read as rendered
 
 
-def details(summary: str, body: str) -> str:
+def details(summary: str, *blocks: str) -> str:
     """A part that a viewer shows folded."""
-    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
+    return "\n\n".join([f"<details><summary>{escape(summary)}</summary>", *blocks, "</details>"])
 
 
 class Notes:

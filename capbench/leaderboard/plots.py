@@ -23,9 +23,9 @@ from matplotlib.ticker import EngFormatter, FixedLocator, Formatter, FuncFormatt
 
 from capbench.base.files import fingerprint
 from capbench.evidence.records import Result
-from capbench.leaderboard.columns import metric as known_metric
 from capbench.leaderboard.markdown import plain
 from capbench.metrics.alignment import BETAS
+from capbench.metrics.registry import metric as known_metric
 
 DEPTHS = np.array([*range(1, 11), 12, 14, 17, 20, 25, 30, 40, 50, 60, 80, 100])
 DIRECTIONS = {"image_to_caption": "image to caption", "caption_to_image": "caption to image"}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from capbench.evidence.results import Results
-from capbench.evidence.verdicts import Reported, Verdict, judge
+from capbench.evidence.verdicts import Reported, Verdict
 from capbench.leaderboard import cells
-from capbench.leaderboard.columns import Metric, columns
-from capbench.leaderboard.comparison import Runs, set_beside
-from capbench.leaderboard.markdown import DASH, Notes, code, code_block, details, escape, table
-from capbench.runs.paper import Paper
+from capbench.leaderboard.board import Board, Match
+from capbench.leaderboard.markdown import DASH, Notes, code, escape, table
+from capbench.leaderboard.pooled import Runs
+from capbench.metrics.registry import Metric, columns, families
 
 _TABLE_AND_ROW = re.compile(r"(Table \S+), row (.+)")
 _CONFIDENCE = {"memory": "†", "one-source": "°"}
@@ -21,164 +19,110 @@ _CONFIDENCE = {"memory": "†", "one-source": "°"}
 
 @dataclass
 class System:
-    """One row of a paper's table: a system with its numbers by metric."""
+    """One row of a paper's table: a system's numbers by metric, and what our runs make of them."""
 
-    place: str
+    table: str
+    place: str  # the row's number; empty where the paper has none
     numbers: dict[str, Reported] = field(default_factory=dict)
+    matches: list[Match] = field(default_factory=list)
 
     @property
     def any(self) -> Reported:
         """Any of its numbers, for what all of them share."""
         return next(iter(self.numbers.values()))
 
-    def beside(self, groups: Sequence[Runs]) -> list[tuple[Runs, dict[str, Verdict]]]:
-        """Our runs under the same conditions, with a verdict by metric."""
-        found: dict[int, tuple[Runs, dict[str, Verdict]]] = {}
-        for metric, number in self.numbers.items():
-            for runs, verdict in set_beside(number, groups):
-                found.setdefault(id(runs), (runs, {}))[1][metric] = verdict
-        return list(found.values())
+    @property
+    def data(self) -> str:
+        return ", ".join((self.any.dataset, self.any.protocol))
+
+    def verdicts(self) -> list[tuple[Runs, dict[str, Verdict]]]:
+        """Our runs beside it, with a verdict by metric."""
+        by_runs: dict[Runs, dict[str, Verdict]] = {}
+        for match in self.matches:
+            if match.runs is not None:
+                by_runs.setdefault(match.runs, {})[match.reported.metric] = match.verdict
+        return list(by_runs.items())
 
 
-def systems(reported: Sequence[Reported]) -> dict[tuple[str, str, str, str], list[System]]:
-    """The rows by (table, data set, protocol, split), in the order of the file."""
-    tables: dict[tuple[str, str, str, str], dict[tuple[str, ...], System]] = {}
-    for number in reported:
-        known = _TABLE_AND_ROW.fullmatch(number.table)
-        name, place = known.groups() if known else (number.table, "")
-        part = tables.setdefault((name, number.dataset, number.protocol, number.split), {})
-        key = (
-            place,
-            number.system,
-            number.preset,
-            number.encoder,
-            number.crop,
-            number.train_split,
-            number.setting,
-        )
-        part.setdefault(key, System(place)).numbers[number.metric] = number
-    return {key: list(part.values()) for key, part in tables.items()}
+def systems(board: Board) -> list[System]:
+    """The rows of the paper's tables, in the order of reported.csv."""
+    by_row: dict[tuple[object, ...], System] = {}
+    for match in board.matches:
+        number = match.reported
+        place = _TABLE_AND_ROW.fullmatch(number.table)
+        shared = ("table", "dataset", "protocol", "split", "system", "preset", "encoder", "crop", "train_split")
+        key = (*(getattr(number, name) for name in shared), number.setting)
+        table_of, row = place.groups() if place else (number.table, "")
+        system = by_row.setdefault(key, System(table_of, row))
+        system.numbers[number.metric] = number
+        system.matches.append(match)
+    return list(by_row.values())
 
 
-def section(paper: Paper, results: Results, groups: Sequence[Runs]) -> Iterator[str]:
-    """The paper's tables as markdown blocks, those with runs of ours first."""
-    tables = systems(paper.reported).items()
-    for (name, dataset, protocol, split), rows in sorted(tables, key=lambda entry: not _met(entry[1], groups)):
-        yield f"### {escape(name)}: {escape(dataset)}, {escape(split)} split, protocol {escape(protocol)}"
-        yield from _table(paper, results, groups, rows)
+def tables(board: Board, chosen: Sequence[System]) -> Iterator[str]:
+    """The paper's tables as markdown, our runs below the rows they are compared with."""
+    by_table: dict[str, list[System]] = {}
+    for system in chosen:
+        by_table.setdefault(system.table, []).append(system)
+    for name, rows in by_table.items():
+        data = {row.data for row in rows}
+        yield f"**{escape(name)}**" + (f" ({escape(rows[0].data)})" if len(data) == 1 else "")
+        yield from _table(board, rows, several=len(data) > 1)
 
 
-def _met(rows: Sequence[System], groups: Sequence[Runs]) -> bool:
-    return any(row.beside(groups) for row in rows)
-
-
-def _table(paper: Paper, results: Results, groups: Sequence[Runs], rows: Sequence[System]) -> Iterator[str]:
-    shown = columns({metric for row in rows for metric in row.numbers}, lesser=True)
-    numbered = any(row.place for row in rows)
+def _table(board: Board, rows: Sequence[System], several: bool) -> Iterator[str]:
+    """One table; `several` says that its rows are of several data sets or protocols."""
+    shown = families(columns({key for row in rows for key in row.numbers}, lesser=True))
+    head = ["row"] * any(row.place for row in rows) + ["system", "encoder, crop, trained on"] + ["data"] * several
     notes, lines = Notes(), []
-    waiting: dict[str, list[str]] = {}
     for row in rows:
-        beside = row.beside(groups)
-        state = _state(paper, results, row, beside, notes, waiting)
-        lines.append([*_place(row, numbered), *(_reported(row, metric) for metric in shown), state])
-        lines += [_ours(paper, runs, verdicts, shown, numbered, notes) for runs, verdicts in beside]
-    first = [*(["row"] if numbered else []), "system", "encoder, crop, training set"]
-    yield table(
-        [*first, *(metric.head for metric in shown), "verdict"], lines, "l" * len(first) + "r" * len(shown) + "l"
-    )
+        first = {"row": row.place.partition(" (")[0], "system": row.any.system, "data": row.data}
+        cells_of = {name: escape(word) for name, word in first.items()} | {"encoder, crop, trained on": theirs(row)}
+        numbers = [values(row, members) for _, members in shown]
+        lines.append([*(cells_of[name] for name in head), *numbers, _state(board, row, notes)])
+        for runs, verdicts in row.verdicts():
+            seeds = f", {len(runs.records)} seed{'s' if len(runs.records) > 1 else ''}"
+            cells_of = {"row": "", "data": "", "system": f"↳ ours: {cells.preset(runs, board.paper, notes)}"}
+            cells_of["encoder, crop, trained on"] = cells.model(runs) + seeds
+            numbers = [_beside(runs, row, members, notes, verdicts) for _, members in shown]
+            lines.append([*(cells_of[name] for name in head), *numbers, ""])
+    yield table([*head, *(heading for heading, _ in shown), "ours"], lines, "l" * (len(head) + len(shown) + 1))
     if str(notes):
         yield str(notes)
-    if waiting:
-        commands = [f"{command}  # for {', '.join(places)}" for command, places in waiting.items()]
-        yield "What would fill the pending rows, with the paper's encoder (another one is compared too, and named):"
-        yield code_block(commands)
-    yield details("Settings and sources of these numbers", _sources(rows))
 
 
-def _place(row: System, numbered: bool) -> list[str]:
+def _beside(runs: Runs, row: System, members: Sequence[Metric], notes: Notes, verdicts: Mapping[str, Verdict]) -> str:
+    """Our numbers of one column, those that the row has."""
+    printed = [entry for entry in members if entry.key in row.numbers]
+    return cells.ours(runs, printed, notes, verdicts) if printed else DASH
+
+
+def theirs(row: System) -> str:
+    """A reported row's encoder, crop and training set."""
     number = row.any
-    where = ", ".join(escape(word) for word in (number.encoder, number.crop, number.train_split) if word)
-    return [*([escape(_short(row.place))] if numbered else []), escape(number.system), where]
+    return ", ".join(escape(word) for word in (number.encoder, number.crop, number.train_split) if word) or DASH
 
 
-def _short(place: str) -> str:
-    """Without the remark in brackets, which stands with the sources."""
-    return place.partition(" (")[0]
-
-
-def _reported(row: System, metric: Metric) -> str:
-    if metric.key not in row.numbers:
+def values(row: System, members: Sequence[Metric]) -> str:
+    """A reported row's numbers of one column, in the paper's digits."""
+    numbers = [row.numbers.get(entry.key) for entry in members]
+    if not any(numbers):
         return DASH
-    number = row.numbers[metric.key]
-    return escape(number.value) + _CONFIDENCE.get(number.confidence, "")
+    return " / ".join(escape(n.value) + _CONFIDENCE.get(n.confidence, "") if n else DASH for n in numbers)
 
 
-def _ours(
-    paper: Paper,
-    runs: Runs,
-    verdicts: Mapping[str, Verdict],
-    shown: Sequence[Metric],
-    numbered: bool,
-    notes: Notes,
-) -> list[str]:
-    words = [f"↳ ours: {cells.preset(runs, paper, notes)}", cells.setting(runs)]
-    numbers = []
-    for metric in shown:
-        sign = cells.sign(verdicts[metric.key], metric) if metric.key in verdicts else ""
-        number = cells.ours(runs, metric, notes)
-        numbers.append(f"**{number}** {sign}".rstrip() if not number.startswith(DASH) else number)
-    tests = dict.fromkeys(verdict.test for verdict in verdicts.values() if verdict.test)
-    judged = cells.tally(verdicts.values()) + (f" ({escape('; '.join(tests))})" if tests else "")
-    return [*([""] if numbered else []), *words, *numbers, judged]
-
-
-def _state(
-    paper: Paper,
-    results: Results,
-    row: System,
-    beside: Sequence[tuple[Runs, Mapping[str, Verdict]]],
-    notes: Notes,
-    waiting: dict[str, list[str]],
-) -> str:
-    """What a reported row's last cell says: nothing where our runs follow, else why they do not."""
-    number, have = row.any, {runs.first.preset for runs, _ in beside}
-    if number.role == "context":
+def _state(board: Board, row: System, notes: Notes) -> str:
+    """What we have of a reported row: nothing to say where our runs follow, else why they do not."""
+    if row.any.role == "context":
         return "context"
+    states: Mapping[str, Verdict] = {match.preset: match.verdict for match in row.matches if match.runs is None}
     words = []
-    for preset in number.presets:
-        if preset in have:
-            continue
-        judged = judge(number, results.select(paper=paper.name), preset)
+    for preset, judged in states.items():
         if judged.status != "pending":
             words.append(f"{code(preset)}: {judged.status}{notes.mark(judged.reason)}")
-        elif preset not in paper.presets(number.dataset):
-            words.append(f"{code(preset)}: pending{notes.mark(f'there is no preset {preset} on {number.dataset}')}")
+        elif preset in board.paper.presets(row.any.dataset):
+            words.append(f"{code(preset)}: not run")
         else:
-            words.append(f"{code(preset)}: pending")
-            where = _short(row.place) or number.system
-            places = waiting.setdefault(_command(paper, number, preset), [])
-            if where not in places:
-                places.append(where)
-    if have:
-        words.insert(0, f"{'baseline, ' if number.role == 'baseline' else ''}compared below")
+            reason = f"there is no preset {preset} on {row.any.dataset}"
+            words.append(f"{code(preset)}: not run{notes.mark(reason)}")
     return "; ".join(words)
-
-
-def _command(paper: Paper, number: Reported, preset: str) -> str:
-    words = ["capbench", "run", paper.name.replace("_", "-"), "--preset", preset, "--dataset", number.dataset]
-    if number.role == "target" and number.encoder:
-        words += ["--encoder", number.encoder]
-    return shlex.join(words)
-
-
-def _sources(rows: Sequence[System]) -> str:
-    lines = []
-    for row in rows:
-        by_source: dict[str, list[str]] = {}
-        for metric in columns(row.numbers, lesser=True):
-            by_source.setdefault(row.numbers[metric.key].source, []).append(metric.head)
-        name = f"{row.place}, {row.any.system}" if row.place else row.any.system
-        setting = f" {escape(row.any.setting)}." if row.any.setting else ""
-        lines.append(f"- {escape(name)}:{setting}")
-        lines += [f"  - {', '.join(heads)}: {escape(source)}" for source, heads in by_source.items()]
-    return "\n".join(lines)

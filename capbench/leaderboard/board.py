@@ -1,0 +1,161 @@
+"""The one join of a paper's numbers and our runs; pages, JSON and the terminal only format it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from capbench.evidence.results import Results
+from capbench.evidence.verdicts import BEST_TO_WORST, Claim, Outcome, Reported, Role, Verdict, outcome, verdict
+from capbench.leaderboard.pooled import EMBEDDED, SETTING, Runs, gather, marks
+from capbench.runs.paper import Paper
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """One reported number and one of our presets: the runs compared, or why there are none."""
+
+    reported: Reported
+    preset: str  # empty for a number that is compared with no preset
+    verdict: Verdict
+    runs: Runs | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number: ours beside a reported one, ours alone, or a reported one alone, where our fields are empty."""
+
+    paper: str
+    preset: str
+    dataset: str
+    split: str
+    protocol: str
+    metric: str
+    dataset_fingerprint: str = ""
+    encoder: str = ""
+    view: str = ""
+    region_provider: str | None = None
+    seeds: tuple[int, ...] = ()
+    mean: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    test: str = ""
+    verdict: str = "not reported"  # or a status of `capbench.evidence.verdicts`
+    reason: str = ""
+    table: str = ""
+    system: str = ""
+    role: str = ""
+    reported: str = ""
+    reported_encoder: str = ""
+    reported_crop: str = ""
+    confidence: str = ""
+    source: str = ""
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Board:
+    """A paper's numbers and claims, and our runs beside them."""
+
+    paper: Paper
+    results: Results
+    runs: tuple[Runs, ...]  # in the order of the pages
+    matches: tuple[Match, ...]  # in the order of reported.csv
+    outcomes: tuple[tuple[Claim, Outcome], ...]
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Every number, those of the paper first."""
+        beside = {(match.runs, match.reported.metric) for match in self.matches if match.runs}
+        alone = ((runs, key) for runs in self.runs for key in sorted(runs.metrics) if (runs, key) not in beside)
+        return (*map(self._of_match, self.matches), *(self._of_ours(runs, key) for runs, key in alone))
+
+    def tally(self, role: Role) -> Counter[str]:
+        """How often each verdict was given; "not run" counts the numbers without one.
+
+        A target counts once, by the best of the runs beside it. A baseline counts once for each run beside it.
+        """
+        verdicts: dict[object, list[str]] = {}
+        for match in self.matches:
+            if match.reported.role == role:
+                key = match.reported if role == "target" or match.runs is None else (match.reported, match.runs)
+                verdicts.setdefault(key, []).append(match.verdict.status)
+        return Counter(next((name for name in BEST_TO_WORST if name in each), "not run") for each in verdicts.values())
+
+    def _of_match(self, match: Match) -> Row:
+        number = match.reported
+        theirs: dict[str, Any] = {
+            "verdict": match.verdict.status,
+            "reason": match.verdict.reason,
+            "reported": number.value,
+            "reported_encoder": number.encoder,
+            "reported_crop": number.crop,
+            **{name: getattr(number, name) for name in ("table", "system", "role", "confidence", "source")},
+        }
+        if match.runs is not None:
+            return self._of_ours(match.runs, number.metric, **theirs)
+        where = (match.preset, number.dataset, number.split, number.protocol, number.metric)
+        return Row(self.paper.name, *where, **theirs)
+
+    def _of_ours(self, runs: Runs, metric: str, **theirs: Any) -> Row:
+        estimate = runs.estimate(metric)
+        interval = estimate.interval if estimate else None
+        reason = "an embedded data set, which no paper reports" if runs.embedded else ""
+        ours: dict[str, Any] = {
+            **{name: getattr(runs.first, name) for name in SETTING},
+            "seeds": tuple(sorted(estimate.values)) if estimate else (),
+            "mean": estimate.mean if estimate else None,
+            "ci_low": interval.low if interval else None,
+            "ci_high": interval.high if interval else None,
+            "test": interval.test if interval else "",
+            "marks": tuple(dict.fromkeys(mark for record in runs.records for mark in marks(record, self.paper))),
+            "reason": reason if runs.canonical else runs.data,
+        }
+        return Row(paper=self.paper.name, metric=metric, **(ours | theirs))
+
+
+def board(paper: Paper, results: Results, origin: str = "") -> Board:
+    """A paper's numbers beside the runs of these records; `origin` says where the records are from."""
+    runs = tuple(gather(paper, results, origin))
+    matches = tuple(match for number in paper.reported for match in _matches(number, runs))
+    mine = results.select(paper=paper.name)
+    return Board(paper, mine, runs, matches, tuple((claim, outcome(claim, mine)) for claim in paper.claims))
+
+
+def _matches(number: Reported, groups: Sequence[Runs]) -> Iterator[Match]:
+    """Our runs under the number's own data set, protocol and split; then each preset that has none, with the reason.
+
+    Runs on data that are not canonical are never among them.
+    """
+    if number.role == "context":
+        yield Match(number, "", Verdict("not comparable", reason="shown for context"))
+        return
+    if number.dataset in EMBEDDED:
+        yield Match(number, "", Verdict("not comparable", reason="an embedded data set, which no paper reports"))
+        return
+    on_dataset = [
+        runs
+        for runs in groups
+        if runs.canonical and runs.first.dataset == number.dataset and runs.first.preset in number.presets
+    ]
+    same = [r for r in on_dataset if (r.first.protocol, r.first.split) == (number.protocol, number.split)]
+    for runs in same:
+        estimate = runs.estimate(number.metric)
+        if estimate is None:
+            judged = Verdict("not comparable", reason=runs.why_missing(number.metric))
+        else:
+            judged = verdict(number, estimate.values, estimate.interval)
+        yield Match(number, runs.first.preset, judged, runs)
+    for preset in number.presets:
+        if any(runs.first.preset == preset for runs in same):
+            continue
+        other = [f"{r.first.protocol} {r.first.split}" for r in on_dataset if r.first.preset == preset]
+        if other:
+            reason = f"our runs are under {', '.join(sorted(set(other)))}"
+            yield Match(number, preset, Verdict("not comparable", reason=reason))
+        else:
+            reason = f"no run of {preset} on {number.dataset}"
+            yield Match(number, preset, Verdict("pending", reason=reason))

@@ -1,0 +1,92 @@
+"""The `capbench run` commands that pages print. Each names a preset, a data set and an encoder that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+from capbench.data.datasets import NAMES
+from capbench.evidence.verdicts import Reported
+from capbench.leaderboard.board import Board
+from capbench.leaderboard.pooled import Runs, parts
+from capbench.runs.paper import Paper
+from capbench.vision.encoders import ENCODERS
+
+_NAMED = 12  # rows of the paper that a comment names
+
+
+def missing(board: Board) -> list[str]:
+    """The commands whose runs the numbers without a verdict wait for, each below a comment that names its rows.
+
+    A paper's encoder that is not one of ours is named in the comment, and the command leaves the choice to the default.
+    """
+    waiting = [match.reported for match in board.matches if match.verdict.status == "pending"]
+    wanted: dict[tuple[str, str], dict[str, list[Reported]]] = {}  # by data set and encoder, then by preset
+    for number in sorted(waiting, key=lambda number: number.role != "target"):
+        ours = encoder(number.encoder) if number.role == "target" else ""
+        for preset in number.presets:
+            planned = any(dataset == number.dataset and preset in presets for (dataset, _), presets in wanted.items())
+            if _exists(board.paper, preset, number.dataset) and not (planned and number.role == "baseline"):
+                wanted.setdefault((number.dataset, ours), {}).setdefault(preset, []).append(number)
+    lines = []
+    for (dataset, ours), presets in wanted.items():
+        numbers = [number for of_preset in presets.values() for number in of_preset]
+        places = list(dict.fromkeys(map(_row, numbers)))
+        rest = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
+        strange = dict.fromkeys(n.encoder for n in numbers if n.role == "target" and not encoder(n.encoder))
+        remark = f"; the paper has {', '.join(strange)}, which is no encoder here" if strange else ""
+        lines.append(f"# for {', '.join(places[:_NAMED])}{rest}{remark}")
+        lines.append(_command(board.paper, list(presets), dataset, ours))
+    return lines
+
+
+def again(board: Board) -> list[str]:
+    """The commands that make the records of a board again, presets of one data set and encoder together."""
+    return [line for runs in parts(board.runs, "dataset", "encoder").values() for line in _again(board.paper, runs)]
+
+
+def encoder(name: str) -> str:
+    """Our name of a paper's encoder, "" where we have none.
+
+    >>> encoder("VGG19"), encoder("ResNet-152"), encoder("VGGNet")
+    ('vgg19', 'resnet152', '')
+    """
+    return {_letters(known): known for known in ENCODERS}.get(_letters(name), "")
+
+
+def _again(paper: Paper, group: Sequence[Runs]) -> Iterator[str]:
+    dataset, network = group[0].first.dataset, group[0].first.encoder
+    seeds_of: dict[str, set[int]] = {}
+    for runs in group:
+        if _exists(paper, runs.first.preset, dataset) and network in ENCODERS:
+            seeds_of.setdefault(runs.first.preset, set()).update(record.seed for record in runs.records)
+    together: dict[str, list[str]] = {}
+    for preset, seeds in seeds_of.items():
+        ensemble = paper.recipe(preset, dataset).ensemble_size > 1  # --seeds counts the models that it joins
+        if seeds == set(range(len(seeds))) and not ensemble:
+            together.setdefault(f"--seeds {len(seeds)}", []).append(preset)
+        else:
+            for seed in sorted(seeds):
+                together.setdefault(f"--seed {seed}", []).append(preset)
+    for words, presets in together.items():
+        yield f"{_command(paper, presets, dataset, network)} {words}"
+
+
+def _exists(paper: Paper, preset: str, dataset: str) -> bool:
+    return dataset in NAMES and preset in paper.presets(dataset)
+
+
+def _command(paper: Paper, presets: Sequence[str], dataset: str, network: str) -> str:
+    words = ["capbench", "run", paper.name.replace("_", "-"), "--preset", *presets, "--dataset", dataset]
+    return shlex.join([*words, *(["--encoder", network] if network else [])])
+
+
+def _row(number: Reported) -> str:
+    """The row of the paper in a few words: "3.13", else the system."""
+    place = re.fullmatch(r"Table \S+, row (\S+).*", number.table)
+    return place[1] if place else number.system
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()

@@ -1,0 +1,193 @@
+"""What is known of each metric: its words, its digits, which way better lies, its tolerance, and how to resample it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from capbench.base.errors import CapbenchError
+from capbench.metrics.alignment import BETAS
+from capbench.metrics.captioning import bleu
+from capbench.metrics.jars import meteor
+
+# The first author's own re-run of VSE++ (Table 3, row 3.15) differs from the paper by up to 2.4 points.
+RECALL_TOLERANCE = 2.4
+RANK_TOLERANCE = 1.0
+# No re-run of a perplexity is known. Three seeds of one recipe differ by up to 3.1 % (committed records on scenes).
+RELATIVE_TOLERANCE = 0.03
+
+BEAMS = (*range(1, 10), 20)  # widths that a test set is searched with
+IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
+_IMAGE_OF_QUERY = {  # the array that holds each query's image, by the array of the queries
+    "caption_to_image": "image_of_caption",
+    "pointing": "image_of_phrase",
+    "pointing_chance": "image_of_phrase",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of a record."""
+
+    key: str  # in a record's `metrics`
+    heading: str  # of a table's column
+    name: str  # on an axis
+    unit: str = ""
+    digits: int = 1
+    lower_is_better: bool = False
+    tolerance: float = RECALL_TOLERANCE  # how much worse a number may be and still be close; see `allowed`
+    relative: bool = False  # whether the tolerance is a share of the number compared with
+    resampled: Literal["queries", "corpus", "no"] = "no"  # a mean over queries, or made of counts summed over images
+    array: str = ""  # the record's array that it is made of: [query], or [image, statistic]
+    compute: Callable[[Any], Any] = np.asarray  # that array -> a value a query, or summed counts -> the metric
+    shown: bool = True  # in tables of ours; one that is not needs a paper that prints it
+    family: str = ""  # heading of the column that it shares with others; "{}" stands for their members
+    member: str = ""  # "1", "5" and "10" of the family "image to text R@{}"
+
+    @property
+    def image_of_query(self) -> str:
+        """The array that holds each query's image, empty where a query is an image."""
+        return _IMAGE_OF_QUERY.get(self.array, "")
+
+    @property
+    def noted_as(self) -> tuple[str, ...]:
+        """How a record's note about this metric may begin, in lower case ("METEOR: no Java on this machine")."""
+        return (self.key.lower(), self.key.partition("_")[0].lower(), self.key.rstrip("0123456789").lower())
+
+    def allowed(self, reference: float) -> float:
+        """How much worse than `reference` a number may be and still be close.
+
+        >>> metric("bleu4").allowed(20.0), round(metric("perplexity").allowed(20.0), 2)
+        (2.4, 0.6)
+        """
+        return self.tolerance * abs(reference) if self.relative else self.tolerance
+
+    def per_query(self, arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, " query"]:
+        """One value a query, whose mean is the metric: 0 or 100 for a recall, a rank from 1, an image's own ROUGE-L.
+
+        Raises CapbenchError for a metric that is no mean over queries (a median, rsum), or without its array.
+        """
+        if self.resampled != "queries":
+            raise CapbenchError(f"{self.key} is not a mean over queries; recalls and mean ranks are")
+        if self.array not in arrays:
+            raise CapbenchError(f"the record has no array {self.array!r}; run it again")
+        return np.asarray(self.compute(arrays[self.array]), np.float64)
+
+
+def metric(key: str) -> Metric:
+    """A known metric, or one that is shown under its own key.
+
+    >>> metric("rsum").heading, metric("glow").heading
+    ('rsum', 'glow')
+    """
+    return METRICS.get(key) or Metric(key, key, key.replace("_", " "), digits=2)
+
+
+def columns(keys: Iterable[str], lesser: bool = False) -> list[Metric]:
+    """The metrics of a table in their order, unknown ones last; `lesser` keeps those that are not `shown`."""
+    ordered = sorted(set(keys), key=lambda key: (_ORDER.get(key, len(_ORDER)), key))
+    return [entry for entry in map(metric, ordered) if lesser or entry.shown]
+
+
+def families(metrics: Iterable[Metric]) -> list[tuple[str, list[Metric]]]:
+    """The columns of a compact table: each heading with the metrics that share its cells.
+
+    >>> [heading for heading, _ in families(columns(["image_to_caption_r1", "image_to_caption_r10", "rsum"]))]
+    ['image to text R@1/10', 'rsum']
+    """
+    shared: dict[str, list[Metric]] = {}
+    for entry in metrics:
+        shared.setdefault(entry.family or entry.heading, []).append(entry)
+    return [(family.format("/".join(m.member for m in members)), members) for family, members in shared.items()]
+
+
+def _retrieval(direction: str, heading: str, name: str, family: str) -> Iterator[Metric]:
+    """Recalls and ranks of one direction; the record's array holds 0-based ranks."""
+    queries: dict[str, Any] = {"resampled": "queries", "array": direction}
+    rank: dict[str, Any] = {"lower_is_better": True, "tolerance": RANK_TOLERANCE}
+    for k in (1, 5, 10):
+        hit = partial(_hit, k=k)
+        of = {"family": f"{family} R@{{}}", "member": f"{k}", **queries}
+        yield Metric(f"{direction}_r{k}", f"{heading} R@{k}", f"{name} R@{k}", "%", compute=hit, **of)
+    of = {"family": "median rank {}", "member": heading, **rank}
+    yield Metric(f"{direction}_median_rank", f"{heading} med r", f"{name} median rank", **of)
+    mean = {"compute": _from_one, "shown": False, **rank, **queries}
+    yield Metric(f"{direction}_mean_rank", f"{heading} mean r", f"{name} mean rank", **mean)
+
+
+def _bleu(key: str, heading: str, name: str, array: str, penalty: bool = True, shown: str = "1234") -> Iterator[Metric]:
+    """BLEU-1 to BLEU-4 of one array of counts; "{}" stands for the order."""
+    for n in (1, 2, 3, 4):
+        score = partial(_bleu_of_order, order=n, penalty=penalty)
+        counts: dict[str, Any] = {"resampled": "corpus", "array": array, "compute": score, "shown": str(n) in shown}
+        family: dict[str, Any] = {"family": name, "member": str(n)}
+        yield Metric(key.format(n), heading.format(n), name.format(n), **counts, **family)
+
+
+def _hit(ranks: np.ndarray, k: int) -> np.ndarray:
+    return 100.0 * (np.asarray(ranks) < k)
+
+
+def _from_one(ranks: np.ndarray) -> np.ndarray:
+    return np.asarray(ranks) + 1.0
+
+
+def _bleu_of_order(counts: np.ndarray, order: int, penalty: bool) -> np.ndarray:
+    return bleu(counts, brevity_penalty=penalty)[..., order - 1]
+
+
+def _known() -> Iterator[Metric]:
+    """Every metric, in the order of a table's columns."""
+    yield from _retrieval("image_to_caption", "i→c", "image to caption", IMAGE_TO_TEXT)
+    yield from _retrieval("caption_to_image", "c→i", "caption to image", TEXT_TO_IMAGE)
+    # Twice the tolerance of one recall: six times would take its six recalls to err together, all the same way.
+    yield Metric("rsum", "rsum", "rsum, the sum of the six recalls", "points", tolerance=2 * RECALL_TOLERANCE)
+    yield from _bleu("bleu{}", "BLEU-{}", "BLEU-{}", "bleu_statistics")
+    without = ("bleu{}_no_bp", "B-{} no bp", "BLEU-{} without brevity penalty")
+    yield from _bleu(*without, "bleu_statistics", penalty=False, shown="4")
+    yield Metric("meteor", "METEOR", "METEOR", resampled="corpus", array="meteor_statistics", compute=meteor)
+    for key, heading in (("rouge_l", "ROUGE-L"), ("cider", "CIDEr-D"), ("spice", "SPICE")):
+        yield Metric(key, heading, heading, resampled="queries", array=key)
+    share: dict[str, Any] = {"tolerance": RELATIVE_TOLERANCE, "relative": True}
+    yield Metric("perplexity", "perplexity", "perplexity of a word", digits=2, lower_is_better=True, **share)
+    yield Metric("novelty", "new", "captions that are not in the training set", "%")
+    yield Metric(
+        "novelty_n_best", "new n-best", "the n best captions that are not in the training set", "%", shown=False
+    )
+    yield Metric("self_bleu", "self-BLEU", "self-BLEU of the n best")
+    for key, heading, name in (
+        ("pointing", "pointing", "attention that lands on the thing named"),
+        ("pointing_chance", "chance", "pointing by chance"),
+    ):
+        yield Metric(key, heading, name, "%", resampled="queries", array=key)
+    yield Metric("pointing_whole", "centre", "pointing of the image's centre", "%")
+    yield Metric("overlap", "overlap", "best region that overlaps the thing by half", "%")
+    yield Metric("overlap_chance", "overlap by chance", "regions that overlap the thing by half", "%", shown=False)
+    for n in (1, 2, 3, 4):  # as the article computes it, from no counts that a record keeps
+        words = (f"article_bleu{n}", f"art. B-{n}", f"BLEU-{n} as the article")
+        yield Metric(*words, family="BLEU-{} as the article", member=str(n))
+    for beta in BETAS:
+        words = (f"snippet_f1_beta{beta:g}", f"F1 β {beta:g}", f"F1 of snippets, affinity {beta:g}")
+        yield Metric(*words, unit="%", family="F1 β {}", member=f"{beta:g}")
+    yield from _bleu("region_bleu{}", "region B-{}", "BLEU-{} on regions", "region_bleu_statistics")
+    yield Metric("article_accuracy", "art. acc.", "argmax accuracy as the article", "%")
+    entropy = {"digits": 2, "lower_is_better": True, **share}
+    yield Metric("article_cross_entropy", "art. CE", "cross entropy as the article", **entropy)
+    for n in BEAMS:
+        score = partial(_bleu_of_order, order=4, penalty=True)
+        counts: dict[str, Any] = {"resampled": "corpus", "array": f"bleu_beam{n}", "compute": score}
+        counts |= {"family": "BLEU-4, beam {}", "member": str(n)}
+        yield Metric(f"bleu4_beam{n}", f"B-4 beam {n}", f"BLEU-4, beam {n}", shown=False, **counts)
+    yield Metric("log_likelihood", "log p", "log-likelihood of a word", digits=2, shown=False, **share)
+    yield Metric("word_accuracy", "word acc.", "next words guessed right", "%", shown=False)
+    yield Metric("distinct2", "distinct-2", "distinct bigrams", "%", shown=False)
+    yield Metric("vocabulary_used", "words used", "different words used", digits=0, shown=False, **share)
+
+
+METRICS = {entry.key: entry for entry in _known()}
+_ORDER = {key: place for place, key in enumerate(METRICS)}
