@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
 
-from capbench.cli.options import Json, OneOrMore
+from capbench.cli.options import Json
 from capbench.cli.output import say
 
 
 def leaderboard(
     *,
-    add: Annotated[list[Path] | None, OneOrMore] = None,
     check: bool = False,
     as_json: Json = False,
     leaderboards: Path = Path("leaderboards"),
@@ -22,8 +20,6 @@ def leaderboard(
 
     Parameters
     ----------
-    add
-        Copy these records of `runs/records` to the committed ones first.
     check
         Write nothing; exit with 1 and name each page that does not match its records.
     as_json
@@ -32,11 +28,8 @@ def leaderboard(
         The folder of the records and pages.
     """
     from capbench import leaderboard as board
-    from capbench.evidence.records import add_records
     from capbench.runs.paper import papers
 
-    for path in add_records(add or (), leaderboards / "results"):
-        say(path)
     if as_json:
         print(json.dumps(board.rows_as_json(papers(), leaderboards), indent=1))
     elif check:

@@ -29,7 +29,7 @@ def page(boards: Sequence[Board], results: Results, timings: Sequence[TimingReco
         "# Leaderboards",
         "One page a paper: our runs, the paper's numbers and claims, and what each number rests on.",
         table(head, map(_line, boards), "llrlll"),
-        "What the core's operations cost beside their rivals: [kernels](kernels.md), "
+        "What the core's operations cost beside their strongest baselines: [kernels](kernels.md), "
         + (f"on {devices}." if devices else "not yet timed."),
         *legend.blocks(),
         "## How the pages are made",
