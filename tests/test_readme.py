@@ -1,0 +1,69 @@
+"""The commands of the guides: README's examples run as they stand, and every other command parses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from capbench.cli.app import app
+from capbench.data.scenes import scenes
+from capbench.runs import harness
+from capbench.runs import paper as registry
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("reproductions/*/README.md")))
+COMMAND = re.compile(r"^capbench [^`\n]*$|`(capbench \S+ [^`]*)`", re.M)  # in prose, `capbench run` is a name
+
+
+def commands(guide: Path) -> list[list[str]]:
+    found = (inline or line for line, inline in ((m[0], m[1]) for m in COMMAND.finditer(guide.read_text("utf-8"))))
+    return [shlex.split(line, comments=True)[1:] for line in found]
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.relative_to(ROOT)))
+def test_each_command_of_a_guide_parses(guide):
+    for words in commands(guide):
+        if not {"COMMAND", "<name>"} & set(words):
+            app.parse_args(words, exit_on_error=False, print_error=False)
+
+
+@pytest.fixture
+def tiny_papers(monkeypatch, tmp_path):
+    """Every paper with the presets of scenes, two epochs of a tiny model, on a few scenes."""
+    discovered = list(registry.papers().values())
+
+    def tiny(paper):
+        def presets(dataset):
+            return {name: small(recipe) for name, recipe in paper.presets("scenes").items()}
+
+        return replace(paper, presets=presets)
+
+    def small(recipe):
+        sizes = {name: 16 for name in ("embedding_dim", "hidden_dim", "attention_dim") if hasattr(recipe, name)}
+        training = replace(recipe.training, epochs=2, batch_size=32)
+        return replace(recipe, **sizes, training=training, warmup=min(recipe.warmup, 1))
+
+    few = scenes(seed=5, train=60, val=15, test=20)
+    monkeypatch.setattr(registry, "_discover", lambda: map(tiny, discovered))
+    monkeypatch.setattr(harness, "load_dataset", lambda name: few)
+    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_examples_of_the_readme_run_in_their_order_as_they_stand(tiny_papers, tmp_path, capsys):
+    block = next(b for b in re.findall(r"```\n(.*?)```", GUIDES[0].read_text("utf-8"), re.S) if "capbench run" in b)
+    lines = [line for line in block.splitlines() if line]
+    assert len(lines) > 10
+    for line in lines:
+        capsys.readouterr()
+        app(shlex.split(line, comments=True)[1:], exit_on_error=False, print_error=False, result_action="return_value")
+    assert json.loads(capsys.readouterr().out)
+    for name in ("hits.png", "attention.png", "captions.png", "regions.png"):
+        Image.open(tmp_path / name).verify()
+    assert len(json.loads((tmp_path / "captions.json").read_text())) == 60
