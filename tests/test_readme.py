@@ -18,7 +18,7 @@ from capbench.runs import paper as registry
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("reproductions/*/README.md")))
-COMMAND = re.compile(r"^capbench [^`\n]*$|`(capbench \S+ [^`]*)`", re.M)  # in prose, `capbench run` is a name
+COMMAND = re.compile(r"^capbench [^`\n]*$|`(capbench [^`\s]+ [^`]+)`", re.M)  # in prose, `capbench run` is a name
 
 
 def commands(guide: Path) -> list[list[str]]:
