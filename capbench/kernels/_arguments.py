@@ -42,9 +42,7 @@ def tensors(**arguments: tuple[Array, str]) -> tuple[Tensor, ...]:
         if kind == "float":
             device = device or tensor.device
             if tensor.device != device:
-                raise CapbenchError(
-                    f"{_described(name, tensor)} on {tensor.device}, and other arguments are on {device}"
-                )
+                raise CapbenchError(f"{_described(name, tensor)} on {tensor.device}, others are on {device}")
         result.append(tensor if kind == "float" else tensor.long())
     return tuple(result)
 
@@ -75,6 +73,5 @@ def _from_numpy(name: str, value: np.ndarray) -> Tensor:
     try:
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     except TypeError as error:
-        raise CapbenchError(
-            f"{name} is {type(value).__name__}, not a tensor or NumPy array of numbers: {error}"
-        ) from error
+        kind = type(value).__name__
+        raise CapbenchError(f"{name} is {kind}, not a tensor or NumPy array of numbers: {error}") from error

@@ -1,9 +1,8 @@
-"""One step of additive attention: where each beam looks, and what it sees there.
+"""One step of additive attention over the locations i of an image, for each beam.
 
-e_i = v^T tanh(k_i + q), alpha = softmax(e), context = sum_i alpha_i a_i over the locations i of an image, with keys
-k_i = W_a a_i made once for all steps, and a query q = W_h h for each beam (Bahdanau, Cho, Bengio, ICLR 2015, appendix
-A.1.2; Xu et al., ICML 2015, equations 4 to 6 and 13). Forward and backward are deterministic: on a CPU for a given
-number of threads; on a GPU as far as cuBLAS is, which multiplies in the backward pass of the context.
+e_i = v^T tanh(k_i + q), alpha = softmax(e), context = sum_i alpha_i a_i, with keys k_i = W_a a_i made once for all
+steps and a query q = W_h h (Bahdanau, Cho, Bengio, ICLR 2015, appendix A.1.2; Xu et al., ICML 2015, equations 4 to 6
+and 13). Deterministic: on a CPU for a given number of threads; on a GPU as far as cuBLAS is.
 """
 
 from __future__ import annotations

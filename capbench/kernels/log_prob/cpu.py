@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from capbench.kernels._slices import slices
+from capbench.kernels._blocks import slices
 from capbench.kernels.log_prob.reference import wide
 
 ELEMENTS_AT_ONCE = 2**19  # 2 MiB in float32

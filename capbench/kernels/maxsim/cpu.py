@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from capbench.kernels._scratch import scratch
-from capbench.kernels._slices import slices
+from capbench.kernels._blocks import scratch, slices
 from capbench.kernels.maxsim.reference import Form
 
 ELEMENTS_AT_ONCE = 2**21  # of the product of regions and words: 8 MiB in float32, and as fast as all at once

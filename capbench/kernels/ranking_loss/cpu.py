@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capbench.kernels._slices import slices
+from capbench.kernels._blocks import slices
 from capbench.kernels.ranking_loss.reference import (
     ELEMENTS_AT_ONCE,
     SIMILARITIES,

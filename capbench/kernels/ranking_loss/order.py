@@ -45,9 +45,7 @@ def tile_of_orders(
 @triton.jit
 @no_type_check
 def add_violations(
-    weights,  # [other, side] float32
-    side,  # [side, dim]
-    other,  # [other, dim]
+    weights, side, other,  # [other, side] float32, [side, dim], [other, dim]
     result,  # [side, dim] float32, in and out
     side_count, other_count, dim, side_is_image: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
     depth: tl.constexpr,
@@ -62,15 +60,10 @@ def add_violations(
     total = tl.load(result + at, mask=both, other=0.0)
     for start in tl.range(0, other_count, depth, num_stages=3):
         others = start + tl.arange(0, depth).to(tl.int64)
-        other_there = others < other_count
-        theirs = tl.load(
-            other + others[:, None] * dim + inner[None, :], mask=other_there[:, None] & there[None, :], other=0.0
-        )
-        weight = tl.load(
-            weights + others[:, None] * side_count + rows[None, :],
-            mask=other_there[:, None] & row_there[None, :],
-            other=0.0,
-        )
+        other_there = (others < other_count)[:, None]
+        theirs = tl.load(other + others[:, None] * dim + inner[None, :], mask=other_there & there[None, :], other=0.0)
+        pair = others[:, None] * side_count + rows[None, :]
+        weight = tl.load(weights + pair, mask=other_there & row_there[None, :], other=0.0)
         step = signed_violation(mine[None, :, :], theirs.to(tl.float32)[:, None, :], side_is_image)
         total += tl.sum(weight[:, :, None] * step, 0)
     tl.store(result + at, total, mask=both)

@@ -16,47 +16,36 @@ from capbench.kernels.ranking_loss.order import signed_violation, tile_of_orders
 
 @triton.jit
 @no_type_check
-def tile_of_products(
-    images, captions, rows, columns, row_there, column_there, dim, block: tl.constexpr, depth: tl.constexpr,
-    precision: tl.constexpr,
+def tile_of_similarities(
+    images, captions, rows, columns, row_there, column_there, dim, order: tl.constexpr, block: tl.constexpr,
+    depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """S [block, block] in float32 of `images` [image, dim] at int64 `rows` and `captions` [caption, dim] at `columns`.
 
     `precision` is that of float32 products: exact ("ieee") or in three bf16 parts ("bf16x3"); half precision is always
     exact. "widened" serves the interpreter, which does not multiply bf16.
     """
-    products = tl.zeros((block, block), tl.float32)
-    for start in range(0, dim, depth):
-        inner = start + tl.arange(0, depth)
-        left_there = row_there[:, None] & (inner < dim)[None, :]
-        right_there = (inner < dim)[:, None] & column_there[None, :]
-        left = tl.load(images + rows[:, None] * dim + inner[None, :], mask=left_there, other=0.0)
-        right = tl.load(captions + columns[None, :] * dim + inner[:, None], mask=right_there, other=0.0)
-        if precision == "widened":
-            products = tl.dot(left.to(tl.float32), right.to(tl.float32), products, input_precision="ieee")
-        else:
-            products = tl.dot(left, right, products, input_precision=precision)
-    return products
-
-
-@triton.jit
-@no_type_check
-def tile_of_similarities(
-    images, captions, rows, columns, row_there, column_there, dim, order: tl.constexpr, block: tl.constexpr,
-    depth: tl.constexpr, precision: tl.constexpr,
-):  # fmt: skip
     if order:
         tile = tile_of_orders(images, captions, rows, columns, row_there, column_there, dim, block, depth)
     else:
-        tile = tile_of_products(images, captions, rows, columns, row_there, column_there, dim, block, depth, precision)
+        tile = tl.zeros((block, block), tl.float32)
+        for start in range(0, dim, depth):
+            inner = start + tl.arange(0, depth)
+            left_there = row_there[:, None] & (inner < dim)[None, :]
+            right_there = (inner < dim)[:, None] & column_there[None, :]
+            left = tl.load(images + rows[:, None] * dim + inner[None, :], mask=left_there, other=0.0)
+            right = tl.load(captions + columns[None, :] * dim + inner[:, None], mask=right_there, other=0.0)
+            if precision == "widened":
+                tile = tl.dot(left.to(tl.float32), right.to(tl.float32), tile, input_precision="ieee")
+            else:
+                tile = tl.dot(left, right, tile, input_precision=precision)
     return tile
 
 
 @triton.jit
 @no_type_check
 def matched_tiles(
-    images,  # [pair, dim]
-    captions,  # [pair, dim]
+    images, captions,  # [pair, dim]
     scores,  # [pair] float32, out
     pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
@@ -81,14 +70,10 @@ def _negatives(image_ids, rows, columns, row_there, column_there):
 @triton.jit
 @no_type_check
 def hardest_tiles(
-    images,  # [pair, dim]
-    captions,  # [pair, dim]
-    image_ids,  # [pair] int64
+    images, captions, image_ids,  # [pair, dim], [pair, dim], [pair] int64
     matched,  # [pair] float32, out: similarities of the matched pairs
-    row_score,  # [column block, width] float32, out: the best of each row in each tile
-    row_index,  # [column block, width] int32, out: its column
-    column_score,  # [row block, pair] float32, out: the best of each column in each tile
-    column_index,  # [row block, pair] int32, out: its row
+    row_score, row_index,  # [column block, width] float32 and int32, out: the best of each row in each tile, its column
+    column_score, column_index,  # [row block, pair] float32 and int32, out: the best of each column, and its row
     first, width, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """The closest negatives of `width` rows from `first` and of all columns, tile by tile."""
@@ -138,10 +123,7 @@ def _hinges(
 @triton.jit
 @no_type_check
 def sum_tiles(
-    images,  # [pair, dim]
-    captions,  # [pair, dim]
-    image_ids,  # [pair] int64
-    matched,  # [pair] float32
+    images, captions, image_ids, matched,  # [pair, dim], [pair, dim], [pair] int64, [pair] float32
     totals,  # [row block, column block] float32, out: the sum of each tile's hinges
     violations,  # [pair] int32, in and out: the hinges in which each pair is the matched one
     margin, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
@@ -163,17 +145,11 @@ def sum_tiles(
 @triton.jit
 @no_type_check
 def weight_tiles(
-    images,  # [pair, dim]
-    captions,  # [pair, dim]
-    image_ids,  # [pair] int64
-    matched,  # [pair] float32
+    images, captions, image_ids, matched,  # [pair, dim], [pair, dim], [pair] int64, [pair] float32
     weights,  # [row, pair], out
     margin, first, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """The active hinges of each image, from row `first` on, and caption: 0, 1 or 2, exact in every type.
-
-    For the order, divided by the norm, as in its gradient.
-    """
+    """The active hinges of each image, from row `first` on, and caption: 0, 1 or 2; for the order, over the norm."""
     place = tl.arange(0, block)
     local = (tl.program_id(0) * block + place).to(tl.int64)
     rows, columns = first + local, (tl.program_id(1) * block + place).to(tl.int64)
@@ -202,17 +178,13 @@ def _gradient(side, other, score, order: tl.constexpr, side_is_image: tl.constex
 @triton.jit
 @no_type_check
 def gather_winners(
-    side,  # [pair, dim]
-    other,  # [pair, dim]
-    matched,  # [pair] float32
-    chosen_score,  # [pair] float32, of the negative that each row chose
-    chosen,  # [pair] int64, its row of `other`; -1 without a violation
+    side, other, matched,  # [pair, dim], [pair, dim], [pair] float32
+    chosen_score, chosen,  # [pair] float32 and int64: the negative of each row, in `other`; -1 without a violation
     hinges,  # [pair] int32, the active hinges of each matched pair: 0, 1 or 2
     chosen_by_score,  # [pair] float32, of the negative that each row of `other` chose
     sorting,  # [pair] int64, the rows of `other` sorted by the row of `side` that they chose
     bounds,  # [pair + 1] int64, where those of each row of `side` start in `sorting`
-    gradient,  # [] float32, of the loss
-    result,  # [pair, dim], out
+    gradient, result,  # [] float32, of the loss; [pair, dim], out
     dim, order: tl.constexpr, side_is_image: tl.constexpr, width: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
     """The gradient of each row of `side`: see `capbench.kernels.ranking_loss.triton.winners_gradient`."""
@@ -221,9 +193,8 @@ def gather_winners(
     there = inner < dim
     mine = tl.load(side + row * dim + inner, mask=there, other=0.0).to(tl.float32)
     partner = tl.load(other + row * dim + inner, mask=there, other=0.0)
-    total = -tl.load(hinges + row).to(tl.float32) * _gradient(
-        mine, partner, tl.load(matched + row), order, side_is_image
-    )
+    slope = _gradient(mine, partner, tl.load(matched + row), order, side_is_image)
+    total = -tl.load(hinges + row).to(tl.float32) * slope
     choice = tl.load(chosen + row)
     chose = inner < tl.where(choice >= 0, dim, 0)
     wrong = tl.load(other + choice * dim + inner, mask=chose, other=0.0)

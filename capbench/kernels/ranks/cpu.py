@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.kernels._scratch import scratch
-from capbench.kernels._slices import slices
+from capbench.kernels._blocks import scratch, slices
 from capbench.kernels.ranks.exact import Band, Contest, pairs_at_once
 
 Scores = Callable[[slice, slice], Tensor]

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.kernels._scratch import scratch
+from capbench.kernels._blocks import scratch
 
 CPU_ELEMENTS, GPU_ELEMENTS = 2**16, 2**24  # of [pair, dim] at once: 512 KB of terms stay in a processor's cache
 SLACK = 64  # roundings besides one for each term: of the exact score, of the order's steps, of a band
