@@ -1,10 +1,9 @@
 """How well each caption fits each image, by its words and the image's regions.
 
 S_kl = sum_t max_i v_i . s_t over the words t of caption l and the regions i of image k (Karpathy & Fei-Fei, CVPR 2015,
-equation 8), or sum_t sum_i max(0, v_i . s_t), the earlier form (equation 7). No path holds the whole tensor
-[image, caption, region, word]: blocks of images and words are multiplied, and the backward pass keeps the best region
-of each image and word, or recomputes the product. Forward and backward are deterministic: in Triton always, on a CPU
-for a given number of threads.
+equation 8), or sum_t sum_i max(0, v_i . s_t), the earlier form (equation 7). No path holds all of [image, caption,
+region, word]: blocks are multiplied, and the backward pass keeps the best region of each image and word, or recomputes
+the product. Deterministic: in Triton always, on a CPU for a given number of threads.
 """
 
 from __future__ import annotations
