@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class Tiles(_Counts):
         super().__init__(contest.image_of_caption, len(contest.images))
         self.contest, self.dtype = contest, _tile_dtype(contest)
         self.strip = CPU_STRIP if self.image_of_caption.device.type == "cpu" else GPU_STRIP
-        self.bands: dict[torch.dtype, tuple[Band, Band]] = {}
+        self.bands = cache(lambda dtype: contest.bands(dtype, torch.finfo(dtype).eps / 2))
         self.open: tuple[list[Tensor], list[Tensor]] = [], []  # pairs [2, pair]: for their images, for their captions
 
     def add(self, rows: slice) -> None:
@@ -95,7 +96,7 @@ class Tiles(_Counts):
 
     def _count(self, scores: Tensor, rows: slice, columns: slice) -> None:
         """Count the clear pairs of a strip, and collect the open ones."""
-        of_image, of_caption = self._bands(scores.dtype)
+        of_image, of_caption = self.bands(scores.dtype)
         mask = scratch("ranks compared", tuple(scores.shape), scores)
         images, captions = _Side(scores, of_image, rows, mask), _Side(scores.T, of_caption, columns, mask.T)
         crowded = int(images.open.sum() + captions.open.sum()) > scores.numel() // CROWDED
@@ -108,11 +109,6 @@ class Tiles(_Counts):
         self.open[1].append(captions.open_pairs(rows).flip(0))
         if crowded or sum(pairs.shape[1] for pairs in (*self.open[0], *self.open[1])) > OPEN:
             self._settle(repeated=crowded)
-
-    def _bands(self, dtype: torch.dtype) -> tuple[Band, Band]:
-        if dtype not in self.bands:
-            self.bands[dtype] = self.contest.bands(dtype, torch.finfo(dtype).eps / 2)
-        return self.bands[dtype]
 
     def _settle(self, repeated: bool = False) -> None:
         """Count the open pairs by their exact scores."""
@@ -189,13 +185,6 @@ class Square(_Counts):
         """Count the next images and their captions against themselves and all before them."""
         ends = torch.tensor([rows.start, rows.stop], device=self.image_of_caption.device)
         columns = slice(*torch.searchsorted(self.image_of_caption, ends).tolist())
-        block = self._on_the_diagonal(rows, columns)
-        for other in self.blocks:
-            self._count(self.scores(other.rows, columns), other, block)
-            self._count(self.scores(rows, other.columns), block, other)
-        self.blocks.append(block)
-
-    def _on_the_diagonal(self, rows: slice, columns: slice) -> _Block:
         tile, row = self.scores(rows, columns), self.image_of_caption[columns] - rows.start
         matched = tile[row, torch.arange(len(row), device=tile.device)]
         best = tile.new_full((len(tile),), -torch.inf).scatter_reduce(0, row, matched, "amax")
@@ -203,7 +192,10 @@ class Square(_Counts):
         self._count(tile, block, block)
         self.by_image[rows] -= torch.bincount(row[matched >= best[row]], minlength=len(tile))
         self.by_caption[columns] -= 1
-        return block
+        for other in self.blocks:
+            self._count(self.scores(other.rows, columns), other, block)
+            self._count(self.scores(rows, other.columns), block, other)
+        self.blocks.append(block)
 
     def _count(self, tile: Tensor, images: _Block, captions: _Block) -> None:
         self.nan |= tile.amax().isnan()
@@ -214,6 +206,7 @@ class Square(_Counts):
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether torch, on any device, or Python reports that memory ran out."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or any(word in str(error).lower() for word in words)
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error).lower() for words in said
+    )
