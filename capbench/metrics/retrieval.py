@@ -120,7 +120,7 @@ def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for direction in ("image_to_caption", "caption_to_image"):
         values: Tensor = getattr(ranks, direction)
-        if len(values) == 0:
+        if not len(values):
             raise CapbenchError("there is nothing to rank: the split has no image or no caption")
         ordered, count = values.sort().values, len(values)
         for depth in (1, 5, 10):
@@ -153,39 +153,30 @@ def evaluate_protocol(
     (100.0, 75.0)
     """
     images, captions, image_of_caption = _embeddings(images, captions, image_of_caption)
-    folds = _folds(protocol, len(images))
-    whole = len(folds) == 1 and folds[0].stop == len(images)
-    image_ranks, caption_ranks, captions_used, metrics = [], [], [], []
-    for fold in folds:
-        chosen = torch.nonzero((image_of_caption >= fold.start) & (image_of_caption < fold.stop)).flatten()
-        if whole:
-            ranks = embedding_ranks(images, captions, image_of_caption, similarity, chunk)
-        else:
-            image_in_fold = image_of_caption[chosen] - fold.start
-            ranks = embedding_ranks(images[fold], captions[chosen], image_in_fold, similarity, chunk)
-        metrics.append(retrieval_metrics(ranks))
-        image_ranks.append(ranks.image_to_caption)
-        caption_ranks.append(ranks.caption_to_image)
-        captions_used.append(chosen)
-    order = torch.cat(captions_used).cpu().argsort()
+    _check_protocol(protocol, len(images))
+    if protocol in ("whole", "5K"):
+        ranks = embedding_ranks(images, captions, image_of_caption, similarity, chunk)
+        return retrieval_metrics(ranks), ranks
+    folds, used = [], []
+    for start in range(0, FOLD if protocol == "1K" else len(images), FOLD):
+        used.append(((image_of_caption >= start) & (image_of_caption < start + FOLD)).nonzero()[:, 0])
+        image_in_fold = image_of_caption[used[-1]] - start
+        folds.append(
+            embedding_ranks(images[start : start + FOLD], captions[used[-1]], image_in_fold, similarity, chunk)
+        )
+    metrics = [retrieval_metrics(ranks) for ranks in folds]
     mean = {name: sum(fold[name] for fold in metrics) / len(metrics) for name in metrics[0]}
-    return mean, Ranks(torch.cat(image_ranks), torch.cat(caption_ranks)[order])
+    caption_ranks = torch.cat([ranks.caption_to_image for ranks in folds])[torch.cat(used).cpu().argsort()]
+    return mean, Ranks(torch.cat([ranks.image_to_caption for ranks in folds]), caption_ranks)
 
 
-def _folds(protocol: str, images: int) -> list[slice]:
+def _check_protocol(protocol: str, images: int) -> None:
     if protocol not in PROTOCOLS:
         raise CapbenchError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-    if protocol == "whole":
-        return [slice(0, images)]
-    if protocol == "1K":
-        if images < FOLD:
-            raise CapbenchError(f"protocol 1K needs at least {FOLD:,} images; this split has {images:,}")
-        return [slice(0, FOLD)]
-    if images != 5 * FOLD:
+    if protocol == "1K" and images < FOLD:
+        raise CapbenchError(f"protocol 1K needs at least {FOLD:,} images; this split has {images:,}")
+    if protocol in ("5-fold 1K", "5K") and images != 5 * FOLD:
         raise CapbenchError(f"protocol {protocol} needs {5 * FOLD:,} images; this split has {images:,}")
-    if protocol == "5K":
-        return [slice(0, images)]
-    return [slice(start, start + FOLD) for start in range(0, images, FOLD)]
 
 
 def _embeddings(images: Array, captions: Array, image_of_caption: Array) -> tuple[Tensor, Tensor, Tensor]:

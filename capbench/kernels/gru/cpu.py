@@ -21,10 +21,7 @@ PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def prefix_tree_last_hidden(
-    gru: nn.GRU,
-    embedding: Embedding,
-    captions: Int[Tensor, "caption length"],
-    lengths: Int[Tensor, " caption"],
+    gru: nn.GRU, embedding: Embedding, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]
 ) -> Float[Tensor, "caption hidden"]:
     """`capbench.kernels.gru.last_hidden`, unchecked, on the CPU."""
     tree = PrefixTree.of(captions.numpy(), lengths.numpy())
@@ -81,10 +78,9 @@ class PrefixTree:
         levels = []
         for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
             parent, follows = np.unique(self.parent[start:stop], return_inverse=True)
-            alone = len(parent) == stop - start
-            word = torch.from_numpy(self.word[start:stop])
-            follow = None if alone else torch.from_numpy(follows)
-            levels.append(Level(slice(start, stop), word, torch.from_numpy(parent), follow))
+            word, parent = torch.from_numpy(self.word[start:stop]), torch.from_numpy(parent)
+            follow = None if len(parent) == stop - start else torch.from_numpy(follows)
+            levels.append(Level(slice(start, stop), word, parent, follow))
         return tuple(levels)
 
     def ending_in(self, captions: np.ndarray) -> tuple[PrefixTree, np.ndarray]:
@@ -94,16 +90,10 @@ class PrefixTree:
         for start, stop in reversed(list(zip(self.bounds[1:], self.bounds[2:], strict=False))):
             kept[self.parent[start:stop][kept[start:stop]]] = True
         rows = np.flatnonzero(kept)
-        place = np.cumsum(kept) - 1
-        parent = self.parent[rows]
-        subtree = PrefixTree(
-            self.vocabulary,
-            self.word[rows],
-            np.where(parent < 0, -1, place[parent]),
-            place[self.last[captions]],
-            tuple(int(n) for n in np.searchsorted(rows, self.bounds)),
-        )
-        return subtree, rows
+        place, parent = np.cumsum(kept) - 1, self.parent[rows]
+        parent = np.where(parent < 0, -1, place[parent])
+        bounds = tuple(int(n) for n in np.searchsorted(rows, self.bounds))
+        return PrefixTree(self.vocabulary, self.word[rows], parent, place[self.last[captions]], bounds), rows
 
 
 class _TreeGRU(torch.autograd.Function):
@@ -204,12 +194,9 @@ def _times(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 def _can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN packs weights of this type here: bf16 only where it convolves in bf16, float16 never."""
-    supported = dtype is torch.float32 or (
+    if dtype is not torch.float32 and not (
         dtype is torch.bfloat16 and computes_bf16(torch.device("cpu"), "convolution")
-    )
-    ops = torch.ops.mkldnn
-    return (
-        supported
-        and torch.backends.mkldnn.is_available()
-        and all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
-    )
+    ):
+        return False
+    names = "_reorder_linear_weight", "_linear_pointwise"
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
