@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -126,14 +127,9 @@ class CaptioningExperiment:
     """
 
     def __init__(
-        self,
-        recipe: CaptioningRecipe,
-        inputs: Inputs,
-        model: nn.Module,
-        seed: int,
-        device: torch.device,
+        self, recipe: CaptioningRecipe, inputs: Inputs, model: nn.Module, seed: int, device: torch.device,
         objective: Objective,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.recipe, self.inputs, self.seed, self.device, self.objective = recipe, inputs, seed, device, objective
         self.train = inputs.dataset.split("train")
         self.model = model.to(device)
@@ -216,18 +212,15 @@ class CaptioningExperiment:
             sentences |= {size: self.sentences(self.write(split, size)[:, 0]) for size in BEAMS if size != beam}
         scores, sentences = scored.result(), dict(sorted(sentences.items()))
         metrics, arrays = {**likelihood, **scores.metrics}, {"captions": best, **scores.per_image}
-        tokens = iter(scorer.tokenize([sentence for of_beam in sentences.values() for sentence in of_beam]))
+        tokens = iter(scorer.tokenize(list(chain.from_iterable(sentences.values()))))
         for size, of_beam in sentences.items():
             statistics = bleu_statistics([next(tokens) for _ in of_beam], scorer.references)
             arrays[f"bleu_beam{size}"] = statistics
             metrics[f"bleu4_beam{size}"] = float(bleu(statistics.sum(0))[3])
         arrays |= {f"{name}_statistics": values for name, values in scores.statistics.items()}
         n_best = [self.sentences(of_image) for of_image in best]
-        training_captions = self.train.captions
-        metrics["novelty"] = novelty(sentences[beam], training_captions)
-        metrics["novelty_n_best"] = novelty(
-            [sentence for of_image in n_best for sentence in of_image], training_captions
-        )
+        metrics["novelty"] = novelty(sentences[beam], self.train.captions)
+        metrics["novelty_n_best"] = novelty(list(chain.from_iterable(n_best)), self.train.captions)
         metrics["distinct2"] = distinct_n(sentences[beam], 2)
         metrics["vocabulary_used"] = float(vocabulary_used(sentences[beam]))
         if best.shape[1] > 1:
