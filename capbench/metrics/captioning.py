@@ -169,13 +169,9 @@ def bootstrap_corpus(
 
 
 def paired_bootstrap_corpus(
-    a: Int[np.ndarray, "seed_a image statistic"],
-    b: Int[np.ndarray, "seed_b image statistic"],
-    score: Score,
-    samples: int = 2000,
-    seed: int = 0,
-    same_runs: bool = False,
-) -> Interval:
+    a: Int[np.ndarray, "seed_a image statistic"], b: Int[np.ndarray, "seed_b image statistic"], score: Score,
+    samples: int = 2000, seed: int = 0, same_runs: bool = False,
+) -> Interval:  # fmt: skip
     """Percentile interval of score(a) - score(b), each the mean over its seeds, for BLEU and METEOR.
 
     Images are drawn, the same for both, then the seeds of each, as in `significance.paired_bootstrap`; `score` is as

@@ -60,12 +60,9 @@ def match_ranks(similarity: Float[Array, "image caption"], image_of_caption: Int
 
 
 def embedding_ranks(
-    images: Float[Array, "image dim"],
-    captions: Float[Array, "caption dim"],
-    image_of_caption: Int[Array, " caption"],
-    similarity: Similarity = "cosine",
-    chunk: int | None = None,
-) -> Ranks:
+    images: Float[Array, "image dim"], captions: Float[Array, "caption dim"],
+    image_of_caption: Int[Array, " caption"], similarity: Similarity = "cosine", chunk: int | None = None,
+) -> Ranks:  # fmt: skip
     """Ranks from embeddings, by a similarity: "cosine", of vectors of unit length; "dot", of any; "order", of Vendrov
     et al. (ICLR 2016); or a function of tensors, `similarity(images, captions) -> [image, caption]`.
 
@@ -133,13 +130,10 @@ def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
 
 
 def evaluate_protocol(
-    images: Float[Array, "image dim"],
-    captions: Float[Array, "caption dim"],
-    image_of_caption: Int[Array, " caption"],
-    protocol: str = "whole",
-    similarity: Similarity = "cosine",
+    images: Float[Array, "image dim"], captions: Float[Array, "caption dim"],
+    image_of_caption: Int[Array, " caption"], protocol: str = "whole", similarity: Similarity = "cosine",
     chunk: int | None = None,
-) -> tuple[dict[str, float], Ranks]:
+) -> tuple[dict[str, float], Ranks]:  # fmt: skip
     """Metrics and ranks under a protocol: "whole", "1K" (the first 1,000 images), "5-fold 1K" or "5K".
 
     "5-fold 1K" averages the metrics of five consecutive blocks of 1,000 images; each rank is that within its block.
@@ -161,9 +155,8 @@ def evaluate_protocol(
     for start in range(0, FOLD if protocol == "1K" else len(images), FOLD):
         used.append(((image_of_caption >= start) & (image_of_caption < start + FOLD)).nonzero()[:, 0])
         image_in_fold = image_of_caption[used[-1]] - start
-        folds.append(
-            embedding_ranks(images[start : start + FOLD], captions[used[-1]], image_in_fold, similarity, chunk)
-        )
+        fold = images[start : start + FOLD], captions[used[-1]], image_in_fold
+        folds.append(embedding_ranks(*fold, similarity, chunk))
     metrics = [retrieval_metrics(ranks) for ranks in folds]
     mean = {name: sum(fold[name] for fold in metrics) / len(metrics) for name in metrics[0]}
     caption_ranks = torch.cat([ranks.caption_to_image for ranks in folds])[torch.cat(used).cpu().argsort()]

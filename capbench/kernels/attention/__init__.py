@@ -17,11 +17,9 @@ from capbench.kernels.attention import cpu
 
 
 def attention_step(
-    keys: Float[Array, "image location attention"],
-    annotations: Float[Array, "image location dim"],
-    query: Float[Array, "image beam attention"],
-    v: Float[Array, "*one attention"],
-) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:
+    keys: Float[Array, "image location attention"], annotations: Float[Array, "image location dim"],
+    query: Float[Array, "image beam attention"], v: Float[Array, "*one attention"],
+) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:  # fmt: skip
     """The context and the attention weights of every beam.
 
     The weights are float32 (float64 for float64 keys); the context has the type of the annotations, or on a CPU that of
@@ -46,10 +44,9 @@ def attention_step(
 
 
 def attention_weights(
-    keys: Float[Array, "image location attention"],
-    query: Float[Array, "image beam attention"],
+    keys: Float[Array, "image location attention"], query: Float[Array, "image beam attention"],
     v: Float[Array, "*one attention"],
-) -> Float[Tensor, "image beam location"]:
+) -> Float[Tensor, "image beam location"]:  # fmt: skip
     """The attention weights of `attention_step` alone.
 
     >>> import torch

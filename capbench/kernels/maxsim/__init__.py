@@ -19,11 +19,9 @@ from capbench.kernels.maxsim.reference import Form, check
 
 
 def maxsim(
-    regions: Float[Array, "image region dim"],
-    words: Float[Array, "caption word dim"],
-    lengths: Int[Array, " caption"],
-    form: Form = "max",
-) -> Float[Tensor, "image caption"]:
+    regions: Float[Array, "image region dim"], words: Float[Array, "caption word dim"],
+    lengths: Int[Array, " caption"], form: Form = "max",
+) -> Float[Tensor, "image caption"]:  # fmt: skip
     """S of every image and caption. `lengths` counts the words of each caption; later words may hold anything.
 
     A caption without words scores 0. Where regions tie, the first has the gradient. Half-precision inputs, and float32

@@ -14,11 +14,9 @@ Form = Literal["max", "sum"]
 
 
 def reference_maxsim(
-    regions: Float[Tensor, "image region dim"],
-    words: Float[Tensor, "caption word dim"],
-    lengths: Int[Tensor, " caption"],
-    form: Form = "max",
-) -> Float[Tensor, "image caption"]:
+    regions: Float[Tensor, "image region dim"], words: Float[Tensor, "caption word dim"],
+    lengths: Int[Tensor, " caption"], form: Form = "max",
+) -> Float[Tensor, "image caption"]:  # fmt: skip
     """S_kl = sum_t max_i v_i . s_t, or sum_t sum_i max(0, v_i . s_t), from [image, caption, region, word]."""
     check(regions, words, lengths, form)
     wide = torch.promote_types(regions.dtype, torch.float32)

@@ -93,13 +93,9 @@ SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"dot": dot_simila
 
 
 def reference_ranking_loss(
-    images: Float[Tensor, "pair dim"],
-    captions: Float[Tensor, "pair dim"],
-    image_ids: Int[Tensor, " pair"],
-    margin: float,
-    loss: Loss,
-    similarity: Similarity = "dot",
-) -> Float[Tensor, ""]:
+    images: Float[Tensor, "pair dim"], captions: Float[Tensor, "pair dim"], image_ids: Int[Tensor, " pair"],
+    margin: float, loss: Loss, similarity: Similarity = "dot",
+) -> Float[Tensor, ""]:  # fmt: skip
     """A loss from the embeddings by way of the whole matrix; also the CPU path of a small batch of the order."""
     S = SIMILARITIES[similarity](widened(images), widened(captions))
     return LOSSES[loss](S, excluded_pairs(image_ids), margin)

@@ -1,8 +1,7 @@
 """Ranks of matched images and captions, by counting the scores that are at least as high: no sort, and ties count.
 
-Each tile of scores is made once and counted in the processor's cache; on a GPU a Triton kernel makes, counts and never
-stores it. Ranks of embeddings are those of exact scores: a tile decides the pairs that are clear of its rounding, the
-exact score of a pair the others.
+Each tile of scores is made once and counted in the cache; on a GPU a Triton kernel never stores it. Ranks of embeddings
+are those of exact scores: a tile decides the pairs that are clear of its rounding, exact scores the others.
 """
 
 from __future__ import annotations
@@ -17,17 +16,13 @@ from capbench.kernels.ranks.exact import Contest, refuse_nan
 
 
 def embedding_ranks(
-    images: Float[Array, "image dim"],
-    captions: Float[Array, "caption dim"],
-    image_of_caption: Int[Array, " caption"],
-    order: bool = False,
-    at_once: int | None = None,
-) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
+    images: Float[Array, "image dim"], captions: Float[Array, "caption dim"],
+    image_of_caption: Int[Array, " caption"], order: bool = False, at_once: int | None = None,
+) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:  # fmt: skip
     """Rank of each image's best caption and of each caption's image, from 0, by dot products or the order similarity.
 
-    Every image has a caption; captions come in any order. The ranks are those of the exact scores of
-    `capbench.kernels.ranks.exact`: equal embeddings tie, and no tile, thread count or device changes a rank.
-    A Triton kernel serves a GPU and holds no tile. Elsewhere, in float64, and where too many scores are close, memory
+    Every image has a caption; captions come in any order. Equal embeddings tie, and no tile, thread count or device
+    changes a rank. The Triton kernel holds no tile. Elsewhere, in float64, and where too many scores are close, memory
     is one tile of `at_once` images and as large a share of the captions, halved when memory runs out, some numbers for
     each image and caption, and float64 copies of a tile's embeddings where most scores are nearly equal.
     Raises CapbenchError for wrong types or shapes, NaN, or when one image at a time does not fit in memory.
