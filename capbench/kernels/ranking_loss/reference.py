@@ -80,7 +80,7 @@ def order_similarity(
     of [image, caption, dim], or one image's.
     """
     rows = max(1, ELEMENTS_AT_ONCE // max(1, captions.numel()))
-    return torch.cat([negative_norm(captions - block[:, None]) for block in images.split(rows)])
+    return torch.cat([negative_norm(captions[None] - block[:, None]) for block in images.split(rows)])
 
 
 def negative_norm(difference: Float[Tensor, "*pair dim"]) -> Float[Tensor, "*pair"]:
