@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
 from capbench.kernels._arguments import Array, same_dtype, tensors
 from capbench.kernels._triton import runs_triton
 from capbench.kernels.maxsim import cpu
-from capbench.kernels.maxsim.reference import Form, check
+from capbench.kernels.maxsim.reference import Form
 
 
 def maxsim(
@@ -40,7 +41,13 @@ def maxsim(
         regions=(regions, "float image region+ dim+"), words=(words, "float caption word dim"),
         lengths=(lengths, "int caption"),
     )  # fmt: skip
-    check(regions, words, lengths, form)
+    if form not in ("max", "sum"):
+        raise CapbenchError(f"form must be max or sum, not {form!r}")
+    if regions.shape[1] >= 2**15:
+        raise CapbenchError(f"an image may have {2**15 - 1} regions, and has {regions.shape[1]}")
+    capturing = lengths.is_cuda and torch.cuda.is_current_stream_capturing()
+    if len(lengths) and not capturing and not 0 <= int(lengths.min()) <= int(lengths.max()) <= words.shape[1]:
+        raise CapbenchError(f"lengths must lie in 0..{words.shape[1]}, the words that a caption has room for")
     kind = regions.device.type
     if torch.is_autocast_enabled(kind) and regions.dtype is torch.float32:
         regions, words = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (regions, words))

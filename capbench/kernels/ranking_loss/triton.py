@@ -16,7 +16,6 @@ from torch import Tensor
 from capbench.kernels._blocks import slices
 from capbench.kernels._triton import interpreted
 from capbench.kernels.ranking_loss import tiles
-from capbench.kernels.ranking_loss.order import add_violations
 
 PARTIAL_BYTES = 2**22  # of the partial maxima of each direction
 WEIGHT_BYTES = 2**26  # of the weights of a block of rows in the sum's backward pass
@@ -198,7 +197,7 @@ def _add_gradient(
     """
     if order:
         grid = triton.cdiv(len(side), 16), triton.cdiv(side.shape[1], 64)
-        add_violations[grid](
+        tiles.add_violations[grid](
             weights.contiguous(), side, other, result, len(side), len(other), side.shape[1],
             side_is_image=side_is_image, block=16, width=64, depth=16,
         )  # fmt: skip
