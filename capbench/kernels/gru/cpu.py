@@ -88,9 +88,9 @@ class PrefixTree:
         levels = []
         for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
             parent, follows = np.unique(self.parent[start:stop], return_inverse=True)
-            word, parent = torch.from_numpy(self.word[start:stop]), torch.from_numpy(parent)
             follow = None if len(parent) == stop - start else torch.from_numpy(follows)
-            levels.append(Level(slice(start, stop), word, parent, follow))
+            word = torch.from_numpy(self.word[start:stop])
+            levels.append(Level(slice(start, stop), word, torch.from_numpy(parent), follow))
         return tuple(levels)
 
     def ending_in(self, captions: np.ndarray) -> tuple[PrefixTree, np.ndarray]:

@@ -1,8 +1,8 @@
 """Triton kernels over tiles of S, the similarities of image and caption embeddings by dot product or by the order.
 
-A tile has `block` rows of each side and takes `depth` coordinates at a time; for the order [depth, block, block], summed
-within one thread. Row indices are int64; similarities, differences and all that follows from them are float32. NaN
-stays NaN.
+A tile has `block` rows of each side and takes `depth` coordinates at a time. Row indices are int64, similarities and
+all that follows from them float32. The order, s(i, c) = -||max(0, c - i)||, is no product of matrices: its differences,
+[depth, block, block] in float32, are summed within one thread. NaN stays NaN.
 """
 
 from __future__ import annotations

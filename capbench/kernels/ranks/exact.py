@@ -21,7 +21,8 @@ from capbench.kernels._blocks import scratch
 
 CPU_ELEMENTS, GPU_ELEMENTS = 2**16, 2**24  # of [pair, dim] at once: 512 KB of terms stay in a processor's cache
 SLACK = 64  # roundings besides one for each term: of the exact score, of the order's steps, of a band
-Images, Captions = Float[Tensor, "image dim"], Float[Tensor, "caption dim"]
+Images = Float[Tensor, "image dim"]
+Captions = Float[Tensor, "caption dim"]
 Pairs = Int[Tensor, " pair"]
 
 
