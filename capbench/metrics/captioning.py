@@ -164,7 +164,7 @@ def bootstrap_corpus(
     `score` maps summed statistics [..., statistic] to values [...]: it is `meteor`, or
     `lambda sums: bleu(sums)[..., 3]`. Raises CapbenchError when there is no image.
     """
-    draws = _resampled(statistics[None], score, samples, np.random.default_rng(seed))[0]
+    draws = _resampled([statistics[None]], score, samples, np.random.default_rng(seed))[0]
     return percentiles(float(score(statistics.sum(0))), draws, f"bootstrap over {len(statistics):,} images, 1 seed")
 
 
@@ -178,9 +178,8 @@ def paired_bootstrap_corpus(
     in `bootstrap_corpus`. With `same_runs`, a and b are of the same runs, seed by seed, and so are the seeds drawn.
     Raises CapbenchError when there is no image or no seed.
     """
-    _check_draws(a, b)
     random = np.random.default_rng(seed)
-    draws = _resampled(np.concatenate([a, b]), score, samples, random)
+    draws = _resampled([a, b], score, samples, random)
     test = f"paired bootstrap over {a.shape[1]:,} images and {len(a)} against {len(b)} seeds"
     mean = float(score(a.sum(1)).mean() - score(b.sum(1)).mean())
     return percentiles(mean, seeds_drawn(draws, len(a), random, same_runs), test)
@@ -235,15 +234,11 @@ def _check_references(references: Sequence[Sequence[str]]) -> None:
         raise CapbenchError(f"images without a reference cannot be scored, leave out {len(bare):,}: {_listed(bare)}")
 
 
-def _check_draws(*statistics: np.ndarray) -> None:
-    if not all(each.size for each in statistics):
+def _resampled(runs: list[np.ndarray], score: Score, samples: int, random: np.random.Generator) -> NDArray[Any]:
+    """Values [seed, sample] of `runs` [seed, image, statistic] over images drawn anew, the same draw for every seed."""
+    if not all(run.size for run in runs):
         raise CapbenchError("there is nothing to draw from: no image, or no seed")
-
-
-def _resampled(
-    statistics: Int[np.ndarray, "seed image statistic"], score: Score, samples: int, random: np.random.Generator
-) -> NDArray[Any]:
-    """Values [seed, sample] over images drawn with replacement, the same draw for every seed."""
+    statistics = np.concatenate(runs)
     seeds, images, kinds = statistics.shape
     flat = statistics.transpose(1, 0, 2).reshape(images, seeds * kinds).astype(np.float64)
     step, values = max(1, _DRAWS_AT_ONCE // images), []

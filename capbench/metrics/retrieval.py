@@ -17,7 +17,7 @@ from torch import Tensor
 from capbench.base.errors import CapbenchError
 from capbench.kernels import ranks as kernel
 from capbench.kernels._arguments import Array, tensors
-from capbench.kernels.ranks.cpu import Scores, images_at_once
+from capbench.kernels.ranks.cpu import Scores
 
 PROTOCOLS = ("whole", "1K", "5-fold 1K", "5K")
 FOLD = 1000
@@ -210,8 +210,7 @@ def _by_image(image_of_caption: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def _ranks(scores: Scores, order: Tensor | None, sorted_images: Tensor, images: int, chunk: int | None = None) -> Ranks:
-    at_once = chunk or images_at_once(images, len(sorted_images), sorted_images.device)
-    by_image, by_caption = kernel.counted_ranks(scores, sorted_images, images, at_once)
+    by_image, by_caption = kernel.counted_ranks(scores, sorted_images, images, chunk)
     if order is not None:
         by_caption = torch.empty_like(by_caption).index_copy_(0, order, by_caption)
     return Ranks(by_image.cpu(), by_caption.cpu())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from capbench.kernels._arguments import Array, tensors
 from capbench.kernels._triton import runs_triton
-from capbench.kernels.ranks.cpu import Scores, Square, Tiles, images_at_once
+from capbench.kernels.ranks.cpu import Scores, Square, Tiles
 from capbench.kernels.ranks.exact import Contest, refuse_nan
 
 
@@ -49,12 +49,12 @@ def embedding_ranks(
         if counted is not None:
             return counted
     counts = Tiles(contest)
-    counts.add_all(at_once or images_at_once(len(images), len(captions), images.device))
+    counts.add_all(at_once)
     return counts.by_image, counts.by_caption
 
 
 def counted_ranks(
-    scores: Scores, image_of_caption: Int[Tensor, " caption"], images: int, at_once: int
+    scores: Scores, image_of_caption: Int[Tensor, " caption"], images: int, at_once: int | None = None
 ) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
     """The same from any scores, on the device of `image_of_caption`.
 

@@ -24,12 +24,6 @@ CROWDED = 16  # with more than one open pair in so many, a strip is recomputed i
 log = logging.getLogger(__name__)
 
 
-def images_at_once(images: int, captions: int, device: torch.device) -> int:
-    """The images of a tile that fits the device and has as large a share of the captions."""
-    tile = CPU_TILE if device.type == "cpu" else GPU_TILE
-    return max(1, math.isqrt(tile * images // max(1, captions)))
-
-
 class _Counts(ABC):
     """Counts for each image and caption, added up by blocks of images."""
 
@@ -41,8 +35,13 @@ class _Counts(ABC):
     def add(self, rows: slice) -> None:
         """Count a block of images."""
 
-    def add_all(self, at_once: int) -> None:
-        """Count all images in even blocks of at most `at_once`, or of fewer when memory runs out."""
+    def add_all(self, at_once: int | None) -> None:
+        """Count all images in even blocks of at most `at_once`, or of fewer when memory runs out.
+
+        Without it, a tile of these images and as large a share of the captions fits the device.
+        """
+        tile, captions = CPU_TILE if self.by_image.device.type == "cpu" else GPU_TILE, len(self.by_caption)
+        at_once = at_once or max(1, math.isqrt(tile * self.images // max(1, captions)))
         start = 0
         while start < self.images:
             left = self.images - start
