@@ -1,12 +1,10 @@
 """Beam search, greedy search and sampling of captions, word by word, over one `step` function.
 
 A step takes the last word of every hypothesis and the state, and returns the log-probabilities of the next word (as
-from log_softmax) and the new state. All tensors begin with [image, beam]. The step closes over what belongs to an
-image, such as its annotations, which is thus stored once for all beams. The initial state and the first call have a
-beam dimension of 1, later calls up to `beam_size` or `draws`.
-
-Padding, which is word 0, `start` and the words in `never` are not generated. The device is that of the state, and the
-CPU for an empty state.
+from log_softmax) and the new state. All tensors begin with [image, beam]; the beam dimension is 1 in the initial state
+and the first call, later up to `beam_size` or `draws`. The step closes over what belongs to an image, such as its
+annotations, so that beams share it. Padding (word 0), `start` and the words in `never` are not generated. The device is
+that of the state; the CPU for an empty one.
 """
 
 from __future__ import annotations
@@ -35,8 +33,7 @@ Step = Callable[[Int[Tensor, "image beam"], State], tuple[Float[Tensor, "image b
 class Captions:
     """The `n_best` captions of each image; `length` is `max_length`.
 
-    Where there are fewer than `n_best` captions, the others have no word and a log-probability of -inf, and are not
-    finished.
+    Where there are fewer, the others have no word, a log-probability of -inf, and are not finished.
     """
 
     words: Int[Tensor, "image n_best length"]  # with END where it was reached, and 0 after it
@@ -177,12 +174,9 @@ class _Level(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    """The best finished hypotheses of each image, [image, beam_size]; their END is not among the levels.
+    """The best finished hypotheses of each image, [image, beam_size]; their END is not among the levels."""
 
-    An empty place has a score of -inf, length 0 and parent 0. A newcomer at -inf does not replace it.
-    """
-
-    score: Tensor
+    score: Tensor  # -inf in an empty place, which a newcomer at -inf does not replace
     log_prob: Tensor
     length: Tensor
     parent: Tensor

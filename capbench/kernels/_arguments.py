@@ -47,6 +47,18 @@ def tensors(**arguments: tuple[Array, str]) -> tuple[Tensor, ...]:
     return tuple(result)
 
 
+def embeddings(images: Array, captions: Array, image_of_caption: Array) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings [image, dim] and [caption, dim] without their gradients, and the image of each caption, on one device.
+
+    Raises CapbenchError as `tensors` does.
+    """
+    images, captions, image_of_caption = tensors(
+        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
+        image_of_caption=(image_of_caption, "int caption"),
+    )  # fmt: skip
+    return images.detach(), captions.detach(), image_of_caption.to(images.device)
+
+
 def same_dtype(**arguments: Tensor) -> None:
     """Raises CapbenchError unless the arguments have one type."""
     if len({tensor.dtype for tensor in arguments.values()}) > 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels import ranks as kernel
-from capbench.kernels._arguments import Array, tensors
+from capbench.kernels._arguments import Array, embeddings, tensors
 from capbench.kernels.ranks.cpu import Scores
 
 PROTOCOLS = ("whole", "1K", "5-fold 1K", "5K")
@@ -79,7 +79,7 @@ def embedding_ranks(
     >>> embedding_ranks(images, captions, np.array([0, 0, 1, 1]))
     Ranks(image_to_caption=tensor([0, 0]), caption_to_image=tensor([0, 0, 0, 1]))
     """
-    images, captions, image_of_caption = _embeddings(images, captions, image_of_caption)
+    images, captions, image_of_caption = embeddings(images, captions, image_of_caption)
     _check(len(images), image_of_caption)
     if chunk is not None and chunk < 1:
         raise CapbenchError(f"chunk must be at least 1 image, and is {chunk}")
@@ -146,7 +146,7 @@ def evaluate_protocol(
     >>> metrics["image_to_caption_r1"], metrics["caption_to_image_r1"]
     (100.0, 75.0)
     """
-    images, captions, image_of_caption = _embeddings(images, captions, image_of_caption)
+    images, captions, image_of_caption = embeddings(images, captions, image_of_caption)
     _check_protocol(protocol, len(images))
     if protocol in ("whole", "5K"):
         ranks = embedding_ranks(images, captions, image_of_caption, similarity, chunk)
@@ -170,14 +170,6 @@ def _check_protocol(protocol: str, images: int) -> None:
         raise CapbenchError(f"protocol 1K needs at least {FOLD:,} images; this split has {images:,}")
     if protocol in ("5-fold 1K", "5K") and images != 5 * FOLD:
         raise CapbenchError(f"protocol {protocol} needs {5 * FOLD:,} images; this split has {images:,}")
-
-
-def _embeddings(images: Array, captions: Array, image_of_caption: Array) -> tuple[Tensor, Tensor, Tensor]:
-    images, captions, image_of_caption = tensors(
-        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
-        image_of_caption=(image_of_caption, "int caption"),
-    )  # fmt: skip
-    return images.detach(), captions.detach(), image_of_caption.to(images.device)
 
 
 def _check(images: int, image_of_caption: Tensor) -> None:

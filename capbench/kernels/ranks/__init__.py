@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from capbench.kernels._arguments import Array, tensors
+from capbench.kernels._arguments import Array, embeddings
 from capbench.kernels._triton import runs_triton
 from capbench.kernels.ranks.cpu import Scores, Square, Tiles
 from capbench.kernels.ranks.exact import Contest, refuse_nan
@@ -34,23 +34,17 @@ def embedding_ranks(
     >>> by_image.tolist(), by_caption.tolist()
     ([0, 1], [0, 1, 0, 1])
     """
-    images, captions, image_of_caption = tensors(
-        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
-        image_of_caption=(image_of_caption, "int caption"),
-    )  # fmt: skip
-    image_of_caption = image_of_caption.to(images.device)
+    images, captions, image_of_caption = embeddings(images, captions, image_of_caption)
     if not len(captions):
         return image_of_caption.new_zeros(len(images)), image_of_caption
-    contest = Contest.of(images.detach(), captions.detach(), image_of_caption, order)
+    contest = Contest.of(images, captions, image_of_caption, order)
     if runs_triton(images) and runs_triton(captions):
         from capbench.kernels.ranks import triton
 
         counted = triton.counted(contest)
         if counted is not None:
             return counted
-    counts = Tiles(contest)
-    counts.add_all(at_once)
-    return counts.by_image, counts.by_caption
+    return Tiles(contest).counted(at_once)
 
 
 def counted_ranks(
@@ -73,6 +67,6 @@ def counted_ranks(
     ([1, 0], [0, 1, 1])
     """
     counts = Square(scores, image_of_caption, images)
-    counts.add_all(at_once)
+    ranks = counts.counted(at_once)
     refuse_nan(bool(counts.nan))
-    return counts.by_image, counts.by_caption
+    return ranks

@@ -35,10 +35,10 @@ class _Counts(ABC):
     def add(self, rows: slice) -> None:
         """Count a block of images."""
 
-    def add_all(self, at_once: int | None) -> None:
-        """Count all images in even blocks of at most `at_once`, or of fewer when memory runs out.
+    def counted(self, at_once: int | None) -> tuple[Tensor, Tensor]:
+        """The counts, made in even blocks of at most `at_once` images, or of fewer when memory runs out.
 
-        Without it, a tile of these images and as large a share of the captions fits the device.
+        By default a tile of these images and as large a share of the captions fits the device.
         """
         tile, captions = CPU_TILE if self.by_image.device.type == "cpu" else GPU_TILE, len(self.by_caption)
         at_once = at_once or max(1, math.isqrt(tile * self.images // max(1, captions)))
@@ -58,6 +58,7 @@ class _Counts(ABC):
                 self.by_image, self.by_caption = kept
                 at_once = (rows.stop - rows.start) // 2
                 log.warning("out of memory in evaluation: retrying with %d images at a time", at_once)
+        return self.by_image, self.by_caption
 
 
 class Tiles(_Counts):
