@@ -62,20 +62,17 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members: Any = nn.ModuleList(members)
 
     def forward(self, images: Tensor, captions: Int[Tensor, "caption length"]) -> Float[Tensor, "caption step word"]:
         log_probs = torch.stack([member(images, captions).float().log_softmax(-1) for member in self.members])
         return log_probs.logsumexp(0) - math.log(len(self.members))
 
     def start(self, images: Tensor) -> State:
-        return join_states([member.start(images) for member in self._captioners()])
+        return join_states([member.start(images) for member in self.members])
 
     def step(self, images: Tensor) -> Step:
-        return ensemble([member.step(images) for member in self._captioners()])
-
-    def _captioners(self) -> list[Any]:
-        return list(self.members)
+        return ensemble([member.step(images) for member in self.members])
 
 
 def with_ensembles(make_model: MakeModel) -> MakeModel:
