@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from capbench.captioners.decoding import Captions, State, Step, beam_search, ensemble, greedy, join_states
+from capbench.captioners.decoding import Captions, State, Step, beam_search, ensemble, join_states
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
@@ -111,10 +111,8 @@ def caption_images(
 
     `trace` names entries of the decoding state to return beside the words.
     """
-    ends: dict[str, Any] = {"start": START, "end": END, "never": (UNKNOWN,), "trace": trace}
-    if beam_size == n_best == 1:
-        return greedy(model.step(images), model.start(images), len(images), LONGEST, **ends)
-    return beam_search(model.step(images), model.start(images), len(images), beam_size, LONGEST, n_best=n_best, **ends)
+    begin = model.step(images), model.start(images), len(images), beam_size, LONGEST
+    return beam_search(*begin, start=START, end=END, never=(UNKNOWN,), n_best=n_best, trace=trace)
 
 
 class CaptioningExperiment:

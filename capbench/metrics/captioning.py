@@ -1,7 +1,7 @@
 """Caption metrics as coco-caption defines them: BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, and intervals for them.
 
-A corpus value of BLEU and of METEOR comes from counts summed over the images, not from the mean of the images'
-values; so those two keep the counts, from which an interval can be drawn, and the others their value an image.
+A corpus value of BLEU or METEOR comes from counts summed over the images, not from the mean of their values: those two
+keep the counts, from which intervals are drawn; the others keep a value for each image.
 """
 
 from __future__ import annotations

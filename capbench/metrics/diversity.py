@@ -1,4 +1,4 @@
-"""How much of what is generated is new, and how varied it is. Captions are compared as words, by `tokenize`."""
+"""How new and how varied generated captions are. Captions are compared as words, by `tokenize`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Image-caption retrieval: exact ranks by counting, the metrics on them, and the published protocols.
 
-A rank is the number of wrong candidates that score at least as high as the right one: 0 is first, and a tie counts
-against the model, so that a constant similarity has R@1 = 0.
+A rank is the number of wrong candidates that score at least as high as the right one, or as the best caption of an
+image: 0 is first, and a tie counts against the model, so that a constant similarity has R@1 = 0.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ class Ranks:
 def match_ranks(similarity: Float[Array, "image caption"], image_of_caption: Int[Array, " caption"]) -> Ranks:
     """Ranks from a whole similarity matrix; higher is closer.
 
-    An image's rank counts the captions of other images that score at least as high as the best of its own; a caption's
-    rank counts the other images that score at least as high as its own.
     Raises CapbenchError for wrong types or shapes, NaN, or an image without a caption.
 
     >>> import numpy as np
@@ -66,10 +64,9 @@ def embedding_ranks(
     """Ranks from embeddings, by a similarity: "cosine", of vectors of unit length; "dot", of any; "order", of Vendrov
     et al. (ICLR 2016); or a function of tensors, `similarity(images, captions) -> [image, caption]`.
 
-    Under a named similarity equal embeddings tie: the ranks are those of one exact score, whatever the tile, the
-    threads or the device. Under a function they are the same in any tile if a pair's value is.
-    Memory is one tile of `chunk` images and as large a share of the captions (5 MB on a CPU, unless `chunk` is given),
-    halved when memory runs out; and for a function, a copy of captions that are not sorted by image.
+    Under a named similarity equal embeddings tie, whatever the tile, the threads or the device; under a function, if a
+    pair's value is the same in any tile. Memory is one tile of `chunk` images and as large a share of the captions
+    (5 MB on a CPU by default), halved when memory runs out; for a function, also a copy of unsorted captions.
     Raises CapbenchError as `match_ranks` does; for an unknown similarity, vectors whose length is not 1 under "cosine",
     or a function's result of another shape; and when not even one image fits.
 
