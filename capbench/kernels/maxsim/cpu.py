@@ -85,19 +85,17 @@ def _gathered(regions: Tensor, words: Tensor, gradient: Tensor, winners: Tensor)
     return d_regions, d_words
 
 
-def _multiplied(
-    regions: Tensor, words: Tensor, gradient: Tensor, winners: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _multiplied(regions: Tensor, words: Tensor, gradient: Tensor, *winners: Tensor) -> tuple[Tensor, Tensor]:
     """The same as products with the weights [image, region, word], for half precision and the sum."""
     wide = torch.promote_types(regions.dtype, torch.float32)
     d_regions, d_words = torch.zeros_like(regions, dtype=wide), torch.zeros_like(words, dtype=wide)
     for rows, columns in _tiles(regions, len(words)):
         of_word = gradient[rows, None, columns]
-        if winners is None:
-            weight = _product(regions[rows], words[columns]).gt(0) * of_word
-        else:
+        if winners:
             weight = of_word.new_zeros(len(of_word), regions.shape[1], of_word.shape[2])
-            weight.scatter_(1, winners[rows, None, columns].long(), of_word)
+            weight.scatter_(1, winners[0][rows, None, columns].long(), of_word)
+        else:
+            weight = _product(regions[rows], words[columns]).gt(0) * of_word
         weight = weight.flatten(0, 1)
         d_regions[rows] += (weight @ words[columns]).view_as(regions[rows])
         d_words[columns] += weight.T @ regions[rows].flatten(0, 1)

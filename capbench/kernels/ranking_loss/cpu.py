@@ -14,6 +14,7 @@ from capbench.kernels._blocks import slices
 from capbench.kernels.ranking_loss.reference import (
     ELEMENTS_AT_ONCE,
     SIMILARITIES,
+    Best,
     Loss,
     Similarity,
     dot_similarity,
@@ -111,9 +112,7 @@ def streamed_max(images: Tensor, captions: Tensor, image_ids: Tensor, margin: fl
     return caption_hinges.sum() + image_hinges.sum()
 
 
-def hardest_negatives(
-    images: Tensor, captions: Tensor, image_ids: Tensor, similarity: Similarity
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def hardest_negatives(images: Tensor, captions: Tensor, image_ids: Tensor, similarity: Similarity) -> tuple[Best, Best]:
     """Score and index [pair] of each image's closest wrong caption, and of each caption's closest wrong image.
 
     Without a negative the score is -inf. The first of ties wins.

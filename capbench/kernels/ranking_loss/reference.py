@@ -22,6 +22,7 @@ Loss = Literal["sum_of_hinges", "max_of_hinges"]
 Similarity = Literal["dot", "order"]
 Matrix = Float[Tensor, "pair pair"]
 Mask = Bool[Tensor, "pair pair"]
+Best = tuple[Tensor, Tensor]  # [pair], the score and the index of each row's or column's closest negative
 ELEMENTS_AT_ONCE = 2**20  # of a block of the product or, for the order, of [image, caption, dim]
 
 

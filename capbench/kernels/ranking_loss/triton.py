@@ -16,6 +16,7 @@ from torch import Tensor
 from capbench.kernels._blocks import slices
 from capbench.kernels._triton import interpreted
 from capbench.kernels.ranking_loss import tiles
+from capbench.kernels.ranking_loss.reference import Best
 
 PARTIAL_BYTES = 2**22  # of the partial maxima of each direction
 WEIGHT_BYTES = 2**26  # of the weights of a block of rows in the sum's backward pass
@@ -96,9 +97,7 @@ class _SumOfHinges(torch.autograd.Function):
         return (d_images * gradient).to(images.dtype), (d_captions * gradient).to(images.dtype), None, None, None
 
 
-def hardest_negatives(
-    images: Tensor, captions: Tensor, image_ids: Tensor, order: bool
-) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def hardest_negatives(images: Tensor, captions: Tensor, image_ids: Tensor, order: bool) -> tuple[Tensor, Best, Best]:
     """Score of each matched pair; score and index of each image's closest wrong caption, each caption's wrong image.
 
     All [pair], scores in float32; the first of ties wins. The maxima of the tiles of a block of rows are reduced before
@@ -131,8 +130,8 @@ def hardest_negatives(
 
 
 def winners_gradient(
-    side: Tensor, other: Tensor, matched: Tensor, chosen: tuple[Tensor, Tensor], chosen_by: tuple[Tensor, Tensor],
-    gradient: Tensor, order: bool, side_is_image: bool,
+    side: Tensor, other: Tensor, matched: Tensor, chosen: Best, chosen_by: Best, gradient: Tensor, order: bool,
+    side_is_image: bool,
 ) -> Tensor:  # fmt: skip
     """The gradient [pair, dim] of one side of the pairs, `side`.
 
@@ -170,12 +169,12 @@ def _multiple(rows: int, block: int) -> int:
     return max(1, rows // block) * block
 
 
-def _partials(blocks: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _partials(blocks: int, length: int, device: torch.device) -> Best:
     score = torch.empty(blocks, length, device=device)
     return score, torch.empty(blocks, length, dtype=torch.int32, device=device)
 
 
-def _first_maximum(score: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _first_maximum(score: Tensor, index: Tensor) -> Best:
     best, block = score.max(0)
     return best, index.gather(0, block[None])[0].long()
 

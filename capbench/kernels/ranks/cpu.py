@@ -130,7 +130,7 @@ class _Side:
     """
 
     def __init__(self, scores: Tensor, band: Band, lines: slice, mask: Tensor) -> None:
-        self.scores, self.lines, self.low, self.high = scores, lines, band.low[lines, None], band.high[lines, None]
+        self.scores, self.lines, (self.low, self.high) = scores, lines, (bound[lines, None] for bound in band)
         self.ahead = torch.gt(scores, self.high, out=mask).sum(1).long()
         self.open = scores.shape[1] - self.ahead - torch.lt(scores, self.low, out=mask).sum(1).long()
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +23,9 @@ SLACK = 64  # roundings besides one for each term: of the exact score, of the or
 Images = Float[Tensor, "image dim"]
 Captions = Float[Tensor, "caption dim"]
 Pairs = Int[Tensor, " pair"]
+Band = tuple[
+    Tensor, Tensor
+]  # low and high of each image or caption: lower scores are behind, higher ahead, others open
 
 
 def exact_scores(
@@ -67,13 +69,6 @@ def refuse_nan(nan: bool) -> None:
     """Raises CapbenchError where a similarity is NaN."""
     if nan:
         raise CapbenchError("the similarities hold NaN: the model has diverged, or a zero was normalised")
-
-
-class Band(NamedTuple):
-    """The open scores of each image or caption in a tile: lower ones are behind, higher ones ahead."""
-
-    low: Tensor
-    high: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,4 +157,4 @@ def pairs_at_once(embeddings: Tensor) -> int:
 def _band(score: Tensor, error: Tensor, finite: Tensor, dtype: torch.dtype) -> Band:
     infinity = score.new_tensor(torch.inf, dtype=dtype)
     low = torch.where(finite, score - error, -torch.inf).to(dtype).nextafter(-infinity)
-    return Band(low, torch.where(finite, score + error, torch.inf).to(dtype).nextafter(infinity))
+    return low, torch.where(finite, score + error, torch.inf).to(dtype).nextafter(infinity)
