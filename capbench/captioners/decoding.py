@@ -176,7 +176,7 @@ class _Level(NamedTuple):
 class _Ended(NamedTuple):
     """The best finished hypotheses of each image, [image, beam_size]; their END is not among the levels."""
 
-    score: Tensor  # -inf in an empty place, which a newcomer at -inf does not replace
+    score: Tensor  # -inf in an empty place (length and parent 0), which a newcomer at -inf does not replace
     log_prob: Tensor
     length: Tensor
     parent: Tensor
