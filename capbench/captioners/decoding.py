@@ -1,12 +1,10 @@
 """Beam search, greedy search and sampling of captions, word by word, over one `step` function.
 
 A step takes the last word of every hypothesis and the state, and returns the log-probabilities of the next word (as
-from log_softmax) and the new state. All tensors begin with [image, beam]. The step closes over what belongs to an
-image, such as its annotations, which is thus stored once for all beams. The initial state and the first call have a
-beam dimension of 1, later calls up to `beam_size` or `draws`.
-
-Padding, which is word 0, `start` and the words in `never` are not generated. The device is that of the state, and the
-CPU for an empty state.
+from log_softmax) and the new state. All tensors begin with [image, beam]; the beam dimension is 1 in the initial state
+and the first call, later up to `beam_size` or `draws`. The step closes over what belongs to an image, such as its
+annotations, so that beams share it. Padding (word 0), `start` and the words in `never` are not generated. The device is
+that of the state; the CPU for an empty one.
 """
 
 from __future__ import annotations
@@ -35,8 +33,7 @@ Step = Callable[[Int[Tensor, "image beam"], State], tuple[Float[Tensor, "image b
 class Captions:
     """The `n_best` captions of each image; `length` is `max_length`.
 
-    Where there are fewer than `n_best` captions, the others have no word and a log-probability of -inf, and are not
-    finished.
+    Where there are fewer, the others have no word, a log-probability of -inf, and are not finished.
     """
 
     words: Int[Tensor, "image n_best length"]  # with END where it was reached, and 0 after it
@@ -47,19 +44,9 @@ class Captions:
 
 @torch.no_grad()
 def beam_search(
-    step: Step,
-    state: State,
-    images: int,
-    beam_size: int,
-    max_length: int,
-    *,
-    start: int,
-    end: int,
-    never: Sequence[int] = (),
-    length_power: float = 0.0,
-    n_best: int = 1,
-    trace: Sequence[str] = (),
-) -> Captions:
+    step: Step, state: State, images: int, beam_size: int, max_length: int, *, start: int, end: int,
+    never: Sequence[int] = (), length_power: float = 0.0, n_best: int = 1, trace: Sequence[str] = (),
+) -> Captions:  # fmt: skip
     """The `n_best` captions that a beam of `beam_size` finds, best first by log_prob / length**length_power.
 
     The beam starts with one empty hypothesis. Each step extends every live hypothesis by every word. An extension by
@@ -85,8 +72,7 @@ def beam_search(
     for length in range(1, max_length + 1):
         log_probs, state = step(words, state)
         if length == 1:
-            unwanted = _unwanted(log_probs.shape[-1], start, end, never)
-            _check_traces(trace, state)
+            unwanted = _unwanted(log_probs, state, start, end, never, trace)
         best, parent, words = _best_extensions(live, log_probs, unwanted, beam_size)
         is_end = words == end
         fresh = best.masked_fill(~is_end, -torch.inf)[:, :beam_size]
@@ -103,38 +89,18 @@ def beam_search(
 
 
 def greedy(
-    step: Step,
-    state: State,
-    images: int,
-    max_length: int,
-    *,
-    start: int,
-    end: int,
-    never: Sequence[int] = (),
-    trace: Sequence[str] = (),
-) -> Captions:
-    """The caption of the likeliest word at each step, until END or `max_length`: a beam of one.
-
-    Raises CapbenchError as `beam_search` does.
-    """
+    step: Step, state: State, images: int, max_length: int, *, start: int, end: int,
+    never: Sequence[int] = (), trace: Sequence[str] = (),
+) -> Captions:  # fmt: skip
+    """`beam_search` with a beam of one: the likeliest word at each step, until END or `max_length`."""
     return beam_search(step, state, images, 1, max_length, start=start, end=end, never=never, trace=trace)
 
 
 @torch.no_grad()
 def sample(
-    step: Step,
-    state: State,
-    images: int,
-    max_length: int,
-    *,
-    start: int,
-    end: int,
-    generator: torch.Generator,
-    never: Sequence[int] = (),
-    temperature: float = 1.0,
-    draws: int = 1,
-    trace: Sequence[str] = (),
-) -> Captions:
+    step: Step, state: State, images: int, max_length: int, *, start: int, end: int, generator: torch.Generator,
+    never: Sequence[int] = (), temperature: float = 1.0, draws: int = 1, trace: Sequence[str] = (),
+) -> Captions:  # fmt: skip
     """`draws` independent captions an image, in the order drawn, from probabilities to the power 1 / `temperature`.
 
     The draw is from the words that may be generated. The log_probs are the model's, at temperature 1. `generator` gives
@@ -155,8 +121,7 @@ def sample(
     for index in range(max_length):
         log_probs, state = step(words, state)
         if index == 0:
-            unwanted = _unwanted(log_probs.shape[-1], start, end, never)
-            _check_traces(trace, state)
+            unwanted = _unwanted(log_probs, state, start, end, never, trace)
             state = {name: _pick(entry, torch.zeros_like(alive, dtype=torch.int64)) for name, entry in state.items()}
         words, gained = _draw(log_probs, uniform[:, :, index], unwanted, temperature)
         words = words.masked_fill(~alive, PADDING)
@@ -187,9 +152,9 @@ def ensemble(steps: Sequence[Step]) -> Step:
         for number, step_of_model in enumerate(steps):
             prefix = f"{number}."
             entries = {name.removeprefix(prefix): entry for name, entry in state.items() if name.startswith(prefix)}
-            scores, entries_after = step_of_model(words, entries)
+            scores, after = step_of_model(words, entries)
             log_probs.append(scores)
-            states.append(entries_after)
+            states.append(after)
         return reduce(torch.logaddexp, log_probs) - math.log(len(steps)), join_states(states)
 
     return step
@@ -209,12 +174,9 @@ class _Level(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    """The best finished hypotheses of each image, [image, beam_size]; their END is not among the levels.
+    """The best finished hypotheses of each image, [image, beam_size]; their END is not among the levels."""
 
-    An empty place has a score of -inf, length 0 and parent 0. A newcomer at -inf does not replace it.
-    """
-
-    score: Tensor
+    score: Tensor  # -inf in an empty place (length and parent 0), which a newcomer at -inf does not replace
     log_prob: Tensor
     length: Tensor
     parent: Tensor
@@ -234,16 +196,13 @@ class _Ended(NamedTuple):
         return _Ended(score[:, : order.shape[1]], *kept)
 
 
-def _best_extensions(
-    live: Tensor, log_probs: Tensor, unwanted: list[int], beam_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _best_extensions(live: Tensor, log_probs: Tensor, unwanted: list[int], beam_size: int) -> tuple[Tensor, ...]:
     """log_prob, parent and word of the extensions of each image that can end or stay alive, best first.
 
     Only one word ends a hypothesis. So the extensions of one hypothesis are among its best beam_size + 1, and those of
     all among the best 2 * beam_size.
     """
-    size = log_probs.shape[-1]
-    count = min(beam_size + 1 + len(unwanted), size)
+    count = min(beam_size + 1 + len(unwanted), log_probs.shape[-1])
     values, words = _largest(log_probs, count)
     for word in unwanted:
         values = values.masked_fill(words == word, -torch.inf)
@@ -327,17 +286,17 @@ def _checked_device(state: State, images: int, max_length: int, start: int, end:
     return next(iter(state.values())).device if state else torch.device("cpu")
 
 
-def _unwanted(size: int, start: int, end: int, never: Sequence[int]) -> list[int]:
-    """The words of a vocabulary of `size` that are not generated."""
+def _unwanted(
+    log_probs: Tensor, state: State, start: int, end: int, never: Sequence[int], trace: Sequence[str]
+) -> list[int]:
+    """The words that are not generated, after checks of what the first step returned."""
+    size = log_probs.shape[-1]
     if not 0 <= end < size:
         raise CapbenchError(f"the end word {end} is outside the vocabulary of {size} that the step predicts")
+    for name in trace:
+        if name not in state:
+            raise CapbenchError(f"cannot trace {name!r}: the step's state has {', '.join(state) or 'no entry'}")
     return [word for word in sorted({PADDING, start, *never}) if 0 <= word < size]
-
-
-def _check_traces(trace: Sequence[str], state: State) -> None:
-    unknown = [name for name in trace if name not in state]
-    if unknown:
-        raise CapbenchError(f"cannot trace {unknown[0]!r}: the step's state has {', '.join(state) or 'no entry'}")
 
 
 def _refuse_nan(log_prob: Tensor) -> None:

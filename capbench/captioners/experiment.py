@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from capbench.captioners.decoding import Captions, State, Step, beam_search, ensemble, greedy, join_states
+from capbench.captioners.decoding import Captions, State, Step, beam_search, ensemble, join_states
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
@@ -61,20 +62,17 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members: Any = nn.ModuleList(members)
 
     def forward(self, images: Tensor, captions: Int[Tensor, "caption length"]) -> Float[Tensor, "caption step word"]:
         log_probs = torch.stack([member(images, captions).float().log_softmax(-1) for member in self.members])
         return log_probs.logsumexp(0) - math.log(len(self.members))
 
     def start(self, images: Tensor) -> State:
-        return join_states([member.start(images) for member in self._captioners()])
+        return join_states([member.start(images) for member in self.members])
 
     def step(self, images: Tensor) -> Step:
-        return ensemble([member.step(images) for member in self._captioners()])
-
-    def _captioners(self) -> list[Any]:
-        return list(self.members)
+        return ensemble([member.step(images) for member in self.members])
 
 
 def with_ensembles(make_model: MakeModel) -> MakeModel:
@@ -113,10 +111,8 @@ def caption_images(
 
     `trace` names entries of the decoding state to return beside the words.
     """
-    ends: dict[str, Any] = {"start": START, "end": END, "never": (UNKNOWN,), "trace": trace}
-    if beam_size == n_best == 1:
-        return greedy(model.step(images), model.start(images), len(images), LONGEST, **ends)
-    return beam_search(model.step(images), model.start(images), len(images), beam_size, LONGEST, n_best=n_best, **ends)
+    begin = model.step(images), model.start(images), len(images), beam_size, LONGEST
+    return beam_search(*begin, start=START, end=END, never=(UNKNOWN,), n_best=n_best, trace=trace)
 
 
 class CaptioningExperiment:
@@ -126,14 +122,9 @@ class CaptioningExperiment:
     """
 
     def __init__(
-        self,
-        recipe: CaptioningRecipe,
-        inputs: Inputs,
-        model: nn.Module,
-        seed: int,
-        device: torch.device,
+        self, recipe: CaptioningRecipe, inputs: Inputs, model: nn.Module, seed: int, device: torch.device,
         objective: Objective,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.recipe, self.inputs, self.seed, self.device, self.objective = recipe, inputs, seed, device, objective
         self.train = inputs.dataset.split("train")
         self.model = model.to(device)
@@ -216,18 +207,15 @@ class CaptioningExperiment:
             sentences |= {size: self.sentences(self.write(split, size)[:, 0]) for size in BEAMS if size != beam}
         scores, sentences = scored.result(), dict(sorted(sentences.items()))
         metrics, arrays = {**likelihood, **scores.metrics}, {"captions": best, **scores.per_image}
-        tokens = iter(scorer.tokenize([sentence for of_beam in sentences.values() for sentence in of_beam]))
+        tokens = iter(scorer.tokenize(list(chain.from_iterable(sentences.values()))))
         for size, of_beam in sentences.items():
             statistics = bleu_statistics([next(tokens) for _ in of_beam], scorer.references)
             arrays[f"bleu_beam{size}"] = statistics
             metrics[f"bleu4_beam{size}"] = float(bleu(statistics.sum(0))[3])
         arrays |= {f"{name}_statistics": values for name, values in scores.statistics.items()}
         n_best = [self.sentences(of_image) for of_image in best]
-        training_captions = self.train.captions
-        metrics["novelty"] = novelty(sentences[beam], training_captions)
-        metrics["novelty_n_best"] = novelty(
-            [sentence for of_image in n_best for sentence in of_image], training_captions
-        )
+        metrics["novelty"] = novelty(sentences[beam], self.train.captions)
+        metrics["novelty_n_best"] = novelty(list(chain.from_iterable(n_best)), self.train.captions)
         metrics["distinct2"] = distinct_n(sentences[beam], 2)
         metrics["vocabulary_used"] = float(vocabulary_used(sentences[beam]))
         if best.shape[1] > 1:

@@ -42,11 +42,21 @@ def tensors(**arguments: tuple[Array, str]) -> tuple[Tensor, ...]:
         if kind == "float":
             device = device or tensor.device
             if tensor.device != device:
-                raise CapbenchError(
-                    f"{_described(name, tensor)} on {tensor.device}, and other arguments are on {device}"
-                )
+                raise CapbenchError(f"{_described(name, tensor)} on {tensor.device}, others are on {device}")
         result.append(tensor if kind == "float" else tensor.long())
     return tuple(result)
+
+
+def embeddings(images: Array, captions: Array, image_of_caption: Array) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings [image, dim] and [caption, dim] without their gradients, and the image of each caption, on one device.
+
+    Raises CapbenchError as `tensors` does.
+    """
+    images, captions, image_of_caption = tensors(
+        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
+        image_of_caption=(image_of_caption, "int caption"),
+    )  # fmt: skip
+    return images.detach(), captions.detach(), image_of_caption.to(images.device)
 
 
 def same_dtype(**arguments: Tensor) -> None:
@@ -75,6 +85,5 @@ def _from_numpy(name: str, value: np.ndarray) -> Tensor:
     try:
         return torch.from_numpy(np.require(value, requirements=["C", "W"]))
     except TypeError as error:
-        raise CapbenchError(
-            f"{name} is {type(value).__name__}, not a tensor or NumPy array of numbers: {error}"
-        ) from error
+        kind = type(value).__name__
+        raise CapbenchError(f"{name} is {kind}, not a tensor or NumPy array of numbers: {error}") from error

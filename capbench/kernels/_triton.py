@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+INSTALLED = find_spec("triton") is not None
+
 
 def runs_triton(tensor: Tensor) -> bool:
     """Whether a Triton kernel takes this tensor: on a GPU or in Triton's interpreter, in float32 or narrower."""
-    return tensor.dtype is not torch.float64 and (interpreted() or (tensor.is_cuda and _installed()))
+    return tensor.dtype is not torch.float64 and (interpreted() or (tensor.is_cuda and INSTALLED))
 
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter on the CPU: TRITON_INTERPRET=1, set before Triton is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@cache
-def _installed() -> bool:
-    return find_spec("triton") is not None

@@ -56,8 +56,8 @@ def pointing(
 ) -> tuple[Float[np.ndarray, " phrase"], Float[np.ndarray, " phrase"]]:
     """100 where the heaviest location of a phrase lies inside, else 0; and the chance of it in percent.
 
-    Chance is the share of locations that lie inside. Of several that are heaviest, one outside counts: constant
-    weights hit only where every location is inside. Source: Zhang et al., ECCV 2016, section 4.2 (pointing game).
+    Chance is the share of locations that lie inside. All of several heaviest must be inside, so constant weights hit
+    only where every location is. Source: Zhang et al., ECCV 2016, section 4.2 (pointing game).
     """
     heaviest = weights == weights.max(1, keepdims=True)
     return 100.0 * ~(heaviest & ~inside).any(1), 100.0 * inside.mean(1)
@@ -75,9 +75,9 @@ def snippet_counts(
 ) -> Int[np.ndarray, " 3"]:
     """True positives, words predicted and words in truth of one caption; add them over captions for a micro F1.
 
-    A thing is what phrases with the same boxes speak of. Its true words are the words of those phrases; its
-    predicted words are those whose region overlaps one of its boxes by half (IoU). A word counts once for each thing.
-    `labels` are the regions of the words, -1 for none; `boxes` are in the unit of the phrases' boxes.
+    Phrases with the same boxes name one thing. Its true words are those of its phrases; its predicted words, those
+    whose region overlaps one of its boxes by half (IoU). A word counts once for each thing. `labels` are the regions of
+    the words, -1 for none; `boxes` are in the unit of the phrases' boxes.
     Raises CapbenchError for a phrase beyond the words.
     """
     counts = np.zeros(3, np.int64)
@@ -94,14 +94,11 @@ def snippet_counts(
 
 
 def f1(counts: Int[np.ndarray, " 3"]) -> float:
-    """F1 in percent from true positives, predicted and true: 2 tp / (predicted + true).
-
-    Raises CapbenchError when there is nothing true to be found.
-    """
-    found, predicted, true = counts.tolist()
+    """F1 in percent from true positives, predicted and true. Raises CapbenchError when nothing is true."""
+    hit, predicted, true = counts.tolist()
     if not true:
         raise CapbenchError("no caption has a phrase with a box, so there is nothing for an alignment to find")
-    return 200.0 * found / (predicted + true)
+    return 200.0 * hit / (predicted + true)
 
 
 def _inside(

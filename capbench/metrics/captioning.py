@@ -1,7 +1,7 @@
 """Caption metrics as coco-caption defines them: BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, and intervals for them.
 
-A corpus value of BLEU and of METEOR comes from counts summed over the images, not from the mean of the images'
-values; so those two keep the counts, from which an interval can be drawn, and the others their value an image.
+A corpus value of BLEU or METEOR comes from counts summed over the images, not from the mean of their values: those two
+keep the counts, from which intervals are drawn; the others keep a value for each image.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from capbench.metrics.jars import (
     simple_tokenize,
     spice,
 )
-from capbench.metrics.significance import Interval
+from capbench.metrics.significance import Interval, percentiles, seeds_drawn
 
 Score = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 _DRAWS_AT_ONCE = 2**22
@@ -40,16 +40,15 @@ _DRAWS_AT_ONCE = 2**22
 
 @dataclass(frozen=True, eq=False)
 class CaptionScores:
-    """What one set of candidates scored; a metric that could not be computed is absent, and `notes` says why.
+    """The scores of one set of candidates. A metric that could not be computed is absent; `notes` says why.
 
     `metrics`, all x 100: bleu1 to bleu4, bleu1_no_bp to bleu4_no_bp (without brevity penalty), meteor, rouge_l,
-    cider (CIDEr-D) and spice. `per_image` float64 [image]: meteor, rouge_l, cider and spice of each image; the means
-    of the last three are the metrics. `statistics` int64 [image, statistic]: what `bleu` and `meteor` are made of.
+    cider (CIDEr-D) and spice.
     """
 
     metrics: dict[str, float]
-    per_image: dict[str, NDArray[np.float64]] = field(repr=False)
-    statistics: dict[str, NDArray[np.int64]] = field(repr=False)
+    per_image: dict[str, NDArray[np.float64]] = field(repr=False)  # meteor, rouge_l, cider and spice, [image]
+    statistics: dict[str, NDArray[np.int64]] = field(repr=False)  # of bleu and meteor, [image, statistic]
     notes: tuple[str, ...] = ()
 
 
@@ -70,7 +69,6 @@ class CaptionScorer:
         self.has_java = find_java() is not None
         tokenised = iter(self.tokenize([caption for own in references for caption in own]))
         self.references = [[next(tokenised) for _ in own] for own in references]
-        self._ngrams = [bleu_scorer.cook_refs(own) for own in self.references]
         self._cider = cider_scorer.CiderScorer()
         self._cider.crefs = [cider_scorer.cook_refs(own) for own in self.references]
         self._cider.compute_doc_freq()
@@ -86,11 +84,10 @@ class CaptionScorer:
         Raises CapbenchError when the number of candidates is not that of the images, or when the tokeniser fails.
         """
         if len(candidates) != len(self.references):
-            raise CapbenchError(
-                f"{len(candidates):,} candidates for {len(self.references):,} images: give one an image"
-            )
+            images = f"{len(self.references):,} images"
+            raise CapbenchError(f"{len(candidates):,} candidates for {images}: give one an image")
         captions = self.tokenize(candidates)
-        counts = {"bleu": _bleu_statistics(captions, self._ngrams)}
+        counts = {"bleu": bleu_statistics(captions, self.references)}
         per_image = {"rouge_l": self._rouge_l(captions)}
         notes = list(self._tokenizer_notes(captions))
         if len(captions) > 1:
@@ -137,16 +134,18 @@ def bleu_statistics(candidates: Sequence[str], references: Sequence[Sequence[str
     Clipped matches of 1- to 4-grams, the candidate's 1- to 4-grams, its words, and the words of the reference closest
     in length, the shorter of two as close.
     """
-    return _bleu_statistics(candidates, [bleu_scorer.cook_refs(own) for own in references])
+    pairs = zip(candidates, map(bleu_scorer.cook_refs, references), strict=True)
+    counts = [bleu_scorer.cook_test(candidate, cooked, "closest") for candidate, cooked in pairs]
+    rows = [[*c["correct"], *c["guess"], c["testlen"], c["reflen"]] for c in counts]
+    return np.array(rows, dtype=np.int64).reshape(-1, 10)
 
 
 def bleu(statistics: Num[np.ndarray, "*sample 10"], brevity_penalty: bool = True) -> Float[np.ndarray, "*sample 4"]:
     """BLEU-1 to BLEU-4 x 100, [..., 4], from `bleu_statistics`: `bleu(statistics.sum(0))` is that of the corpus.
 
-    `bleu(statistics)` is that of each image, of which the corpus value is not the mean. It is coco-caption's, with its
-    small numbers against division by zero; nltk's differs where a candidate has fewer than four words (nltk counts
-    one n-gram there) or an order has no match (nltk leaves it out). Show, Attend and Tell (section 5) reports the
-    values without brevity penalty. Source: Papineni et al. 2002, section 2.3.
+    `bleu(statistics)` is that of each image; the corpus value is not their mean. Division by zero is avoided as in
+    coco-caption; nltk counts one n-gram where a candidate has fewer than four words, and leaves out an order without a
+    match. Show, Attend and Tell (section 5) has no brevity penalty. Source: Papineni et al. 2002, section 2.3.
     """
     counts = statistics.astype(np.float64)
     matches, ngrams, words, reference_words = np.split(counts, (4, 8, 9), axis=-1)
@@ -165,38 +164,25 @@ def bootstrap_corpus(
     `score` maps summed statistics [..., statistic] to values [...]: it is `meteor`, or
     `lambda sums: bleu(sums)[..., 3]`. Raises CapbenchError when there is no image.
     """
-    _check_draws(statistics)
-    draws = _resampled(statistics[None], score, samples, np.random.default_rng(seed))[0]
-    low, high = np.quantile(draws, (0.025, 0.975))
-    mean = float(score(statistics.sum(0)))
-    return Interval(mean, float(low), float(high), f"bootstrap over {len(statistics):,} images, 1 seed")
+    draws = _resampled([statistics[None]], score, samples, np.random.default_rng(seed))[0]
+    return percentiles(float(score(statistics.sum(0))), draws, f"bootstrap over {len(statistics):,} images, 1 seed")
 
 
 def paired_bootstrap_corpus(
-    a: Int[np.ndarray, "seed_a image statistic"],
-    b: Int[np.ndarray, "seed_b image statistic"],
-    score: Score,
-    samples: int = 2000,
-    seed: int = 0,
-    same_runs: bool = False,
-) -> Interval:
+    a: Int[np.ndarray, "seed_a image statistic"], b: Int[np.ndarray, "seed_b image statistic"], score: Score,
+    samples: int = 2000, seed: int = 0, same_runs: bool = False,
+) -> Interval:  # fmt: skip
     """Percentile interval of score(a) - score(b), each the mean over its seeds, for BLEU and METEOR.
 
     Images are drawn, the same for both, then the seeds of each, as in `significance.paired_bootstrap`; `score` is as
     in `bootstrap_corpus`. With `same_runs`, a and b are of the same runs, seed by seed, and so are the seeds drawn.
     Raises CapbenchError when there is no image or no seed.
     """
-    _check_draws(a, b)
     random = np.random.default_rng(seed)
-    draws = _resampled(np.concatenate([a, b]), score, samples, random)
-    seeds = [random.integers(0, len(part), (len(part), samples)) for part in (a, b)]
-    if same_runs:
-        seeds[1] = seeds[0]
-    parts = zip((draws[: len(a)], draws[len(a) :]), seeds, strict=True)
-    means = [np.take_along_axis(part, chosen, axis=0).mean(0) for part, chosen in parts]
-    low, high = np.quantile(means[0] - means[1], (0.025, 0.975))
+    draws = _resampled([a, b], score, samples, random)
     test = f"paired bootstrap over {a.shape[1]:,} images and {len(a)} against {len(b)} seeds"
-    return Interval(float(score(a.sum(1)).mean() - score(b.sum(1)).mean()), float(low), float(high), test)
+    mean = float(score(a.sum(1)).mean() - score(b.sum(1)).mean())
+    return percentiles(mean, seeds_drawn(draws, len(a), random, same_runs), test)
 
 
 def read_results(path: Path, image_ids: Sequence[int]) -> list[str]:
@@ -215,9 +201,9 @@ def read_results(path: Path, image_ids: Sequence[int]) -> list[str]:
         "unknown": [i for i in caption_of if i not in known],
         "missing": [i for i in image_ids if i not in caption_of],
     }
-    found = [f"{len(ids):,} {fault} ({_listed(ids)})" for fault, ids in faults.items() if ids]
-    if found:
-        raise CapbenchError(f"{path} should have each image_id of the split once; of its ids, {'; '.join(found)}")
+    wrong = [f"{len(ids):,} {fault} ({_listed(ids)})" for fault, ids in faults.items() if ids]
+    if wrong:
+        raise CapbenchError(f"{path} should have each image_id of the split once; of its ids, {'; '.join(wrong)}")
     return [caption_of[i] for i in image_ids]
 
 
@@ -248,23 +234,11 @@ def _check_references(references: Sequence[Sequence[str]]) -> None:
         raise CapbenchError(f"images without a reference cannot be scored, leave out {len(bare):,}: {_listed(bare)}")
 
 
-def _bleu_statistics(candidates: Sequence[str], cooked: Sequence[Any]) -> NDArray[np.int64]:
-    rows = []
-    for candidate, own in zip(candidates, cooked, strict=True):
-        found = bleu_scorer.cook_test(candidate, own, "closest")
-        rows.append([*found["correct"], *found["guess"], found["testlen"], found["reflen"]])
-    return np.array(rows, dtype=np.int64).reshape(-1, 10)
-
-
-def _check_draws(*statistics: np.ndarray) -> None:
-    if not all(each.size for each in statistics):
+def _resampled(runs: list[np.ndarray], score: Score, samples: int, random: np.random.Generator) -> NDArray[Any]:
+    """Values [seed, sample] of `runs` [seed, image, statistic] over images drawn anew, the same draw for every seed."""
+    if not all(run.size for run in runs):
         raise CapbenchError("there is nothing to draw from: no image, or no seed")
-
-
-def _resampled(
-    statistics: Int[np.ndarray, "seed image statistic"], score: Score, samples: int, random: np.random.Generator
-) -> NDArray[Any]:
-    """Values [seed, sample] over images drawn with replacement, the same draw for every seed."""
+    statistics = np.concatenate(runs)
     seeds, images, kinds = statistics.shape
     flat = statistics.transpose(1, 0, 2).reshape(images, seeds * kinds).astype(np.float64)
     step, values = max(1, _DRAWS_AT_ONCE // images), []

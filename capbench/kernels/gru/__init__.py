@@ -1,11 +1,11 @@
 """The last hidden state of a GRU over a batch of captions.
 
-Captions share beginnings ("<start> a dog ..."), and a state depends only on the words before it, so a batch has fewer
-distinct states than words. The CPU path runs the cell once for each distinct prefix (80 % of the words of a Flickr8K
-batch), multiplies by the recurrent weights once for each prefix that continues (72 %), projects each distinct word once
-(26 %), and makes the weight gradient in one product. Captions whose gradient is exactly zero are left out of the
-backward pass: under the max of hinges, all those that no active hinge points at. It equals the reference up to
-rounding, and is deterministic for a given number of threads. A GPU runs the reference, which is cuDNN.
+Captions share beginnings ("<start> a dog ..."), so a batch has fewer distinct states than words. The CPU path runs the
+cell once for each distinct prefix (80 % of the words of a Flickr8K batch), multiplies by the recurrent weights once for
+each prefix that continues (72 %), projects each distinct word once (26 %), and makes the weight gradient in one
+product. Captions with a gradient of exactly zero are left out of the backward pass: under the max of hinges, those that
+no active hinge points at. It equals the reference up to rounding, and is deterministic for a given number of threads.
+A GPU runs the reference, which is cuDNN.
 """
 
 from __future__ import annotations

@@ -21,10 +21,7 @@ PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def prefix_tree_last_hidden(
-    gru: nn.GRU,
-    embedding: Embedding,
-    captions: Int[Tensor, "caption length"],
-    lengths: Int[Tensor, " caption"],
+    gru: nn.GRU, embedding: Embedding, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]
 ) -> Float[Tensor, "caption hidden"]:
     """`capbench.kernels.gru.last_hidden`, unchecked, on the CPU."""
     tree = PrefixTree.of(captions.numpy(), lengths.numpy())
@@ -42,6 +39,16 @@ class Level:
     word: Tensor  # [node], into the vocabulary of the tree
     parent: Tensor  # [parent], the distinct parents as rows among all nodes
     follows: Tensor | None  # [node], into `parent`; None where no two nodes share a parent
+
+    def to_nodes(self, parents: Tensor) -> Tensor:
+        """A row for each node, from the row of its parent."""
+        return parents if self.follows is None else parents[self.follows]
+
+    def to_parents(self, nodes: Tensor) -> Tensor:
+        """A row for each distinct parent: the sum over its nodes."""
+        if self.follows is None:
+            return nodes
+        return nodes.new_zeros(len(self.parent), nodes.shape[1]).index_add_(0, self.follows, nodes)
 
 
 @dataclass(frozen=True)
@@ -81,9 +88,8 @@ class PrefixTree:
         levels = []
         for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
             parent, follows = np.unique(self.parent[start:stop], return_inverse=True)
-            alone = len(parent) == stop - start
+            follow = None if len(parent) == stop - start else torch.from_numpy(follows)
             word = torch.from_numpy(self.word[start:stop])
-            follow = None if alone else torch.from_numpy(follows)
             levels.append(Level(slice(start, stop), word, torch.from_numpy(parent), follow))
         return tuple(levels)
 
@@ -94,16 +100,10 @@ class PrefixTree:
         for start, stop in reversed(list(zip(self.bounds[1:], self.bounds[2:], strict=False))):
             kept[self.parent[start:stop][kept[start:stop]]] = True
         rows = np.flatnonzero(kept)
-        place = np.cumsum(kept) - 1
-        parent = self.parent[rows]
-        subtree = PrefixTree(
-            self.vocabulary,
-            self.word[rows],
-            np.where(parent < 0, -1, place[parent]),
-            place[self.last[captions]],
-            tuple(int(n) for n in np.searchsorted(rows, self.bounds)),
-        )
-        return subtree, rows
+        place, parent = np.cumsum(kept) - 1, self.parent[rows]
+        parent = np.where(parent < 0, -1, place[parent])
+        bounds = tuple(int(n) for n in np.searchsorted(rows, self.bounds))
+        return PrefixTree(self.vocabulary, self.word[rows], parent, place[self.last[captions]], bounds), rows
 
 
 class _TreeGRU(torch.autograd.Function):
@@ -120,7 +120,11 @@ class _TreeGRU(torch.autograd.Function):
         for level in tree.levels:
             gate = gates[level.nodes]
             torch.index_select(projected, 0, level.word, out=gate)
-            before, product = _before(states, level, multiply, bias)
+            if level.nodes.start == 0:
+                before, product = torch.zeros_like(states[level.nodes]), bias.expand(len(gate), -1)
+            else:
+                parents = states[level.parent]
+                before, product = level.to_nodes(parents), level.to_nodes(multiply(parents).add_(bias))
             r, z, n = gate.split(hidden, 1)
             gate[:, : 2 * hidden].add_(product[:, : 2 * hidden]).sigmoid_()
             reset_part[level.nodes] = product[:, 2 * hidden :]
@@ -152,7 +156,7 @@ class _TreeGRU(torch.autograd.Function):
             r, z, n = gates[level.nodes].split(hidden, 1)
             dh = d_state[level.nodes]
             parents = None if root else states[level.parent]
-            before = torch.zeros_like(dh) if parents is None else _follow(parents, level)
+            before = torch.zeros_like(dh) if parents is None else level.to_nodes(parents)
             d_gate = torch.empty_like(gates[level.nodes])
             dr, dz, dn = d_gate.split(hidden, 1)
             torch.mul(dh, 1 - z, out=dn).mul_(1 - n * n)
@@ -163,34 +167,13 @@ class _TreeGRU(torch.autograd.Function):
             dn.mul_(r)  # now d_gate is the gradient of the recurrent product
             d_bias += d_gate.sum(0)
             if parents is not None:
-                d_gate = _gather(d_gate, level)
-                d_state.index_add_(0, level.parent, multiply(d_gate).add_(_gather(dh * z, level)))
+                d_gate = level.to_parents(d_gate)
+                d_state.index_add_(0, level.parent, multiply(d_gate).add_(level.to_parents(dh * z)))
                 d_product.append(d_gate)
                 before_all.append(parents)
         product, before = torch.cat(d_product).to(ctx.compute), torch.cat(before_all).to(ctx.compute)
         d_recurrent = (product.t() @ before).to(recurrent.dtype)
         return d_projected, d_recurrent, d_bias, None
-
-
-def _before(states: Tensor, level: Level, multiply: Callable[[Tensor], Tensor], bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Each node's state before its word, and the recurrent product with the bias."""
-    count = level.nodes.stop - level.nodes.start
-    if level.nodes.start == 0:
-        return states.new_zeros(count, states.shape[1]), bias.expand(count, -1)
-    parents = states[level.parent]
-    return _follow(parents, level), _follow(multiply(parents).add_(bias), level)
-
-
-def _follow(parents: Tensor, level: Level) -> Tensor:
-    """A row for each node, from the row of its parent."""
-    return parents if level.follows is None else parents[level.follows]
-
-
-def _gather(nodes: Tensor, level: Level) -> Tensor:
-    """A row for each distinct parent: the sum over its nodes."""
-    if level.follows is None:
-        return nodes
-    return nodes.new_zeros(len(level.parent), nodes.shape[1]).index_add_(0, level.follows, nodes)
 
 
 def _times(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -204,12 +187,7 @@ def _times(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 def _can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN packs weights of this type here: bf16 only where it convolves in bf16, float16 never."""
-    supported = dtype is torch.float32 or (
-        dtype is torch.bfloat16 and computes_bf16(torch.device("cpu"), "convolution")
-    )
-    ops = torch.ops.mkldnn
-    return (
-        supported
-        and torch.backends.mkldnn.is_available()
-        and all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
-    )
+    bf16 = dtype is torch.bfloat16 and computes_bf16(torch.device("cpu"), "convolution")
+    if not (bf16 or dtype is torch.float32) or not torch.backends.mkldnn.is_available():
+        return False
+    return all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))

@@ -12,10 +12,7 @@ Embedding = Callable[[Tensor], Tensor]  # word ids of any shape to their vectors
 
 
 def reference_last_hidden(
-    gru: nn.GRU,
-    embedding: Embedding,
-    captions: Int[Tensor, "caption length"],
-    lengths: Int[Tensor, " caption"],
+    gru: nn.GRU, embedding: Embedding, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]
 ) -> Float[Tensor, "caption hidden"]:
     """The state after the last word of each caption, by cuDNN on a GPU."""
     packed = pack_padded_sequence(embedding(captions), lengths, batch_first=True, enforce_sorted=False)

@@ -1,8 +1,7 @@
 """The log probability of one word in each row of scores, for cross entropy and likelihoods.
 
 log p(t) = x_t - log sum_w exp(x_w), with the gradient [w = t] - p_w by x_w. Nothing of the size of the scores is kept:
-the backward pass recomputes the probabilities and writes the gradient over the scores. A CPU takes the rows that fit
-its cache at a time; a GPU reads the scores once a pass.
+the backward pass recomputes the probabilities and writes the gradient over the scores.
 """
 
 from __future__ import annotations

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
-from capbench.kernels._slices import slices
-from capbench.kernels.log_prob.reference import wide
+from capbench.kernels._blocks import slices
 
 ELEMENTS_AT_ONCE = 2**19  # 2 MiB in float32
 
 
 def forward(scores: Tensor, target: Tensor) -> tuple[Tensor]:
     """log p of each target [word], of contiguous scores [word, vocabulary]."""
-    log_probs = scores.new_empty(len(scores), dtype=wide(scores))
+    log_probs = scores.new_empty(len(scores), dtype=torch.promote_types(scores.dtype, torch.float32))
     for rows in _blocks(scores):
         log_p = scores[rows].to(log_probs.dtype).log_softmax(1)
         log_probs[rows] = log_p.gather(1, target[rows, None])[:, 0]

@@ -11,10 +11,5 @@ def reference_target_log_probs(
     scores: Float[Tensor, "word vocabulary"], target: Int[Tensor, " word"]
 ) -> Float[Tensor, " word"]:
     """log p(t) = x_t - log sum_w exp(x_w)."""
-    log_p: Tensor = scores.to(wide(scores)).log_softmax(1)
+    log_p: Tensor = scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(1)
     return log_p.gather(1, target[:, None])[:, 0]
-
-
-def wide(scores: Tensor) -> torch.dtype:
-    """float32, or float64 for float64 scores."""
-    return torch.promote_types(scores.dtype, torch.float32)

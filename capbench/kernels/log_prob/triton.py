@@ -20,7 +20,7 @@ def forward(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     log_probs, log_sum = (torch.empty(words, device=scores.device) for _ in range(2))
     if words:
         width = min(WIDEST, triton.next_power_of_2(vocabulary))
-        _forward[(words,)](scores, target.contiguous(), log_probs, log_sum, vocabulary, WIDTH=width, num_warps=8)
+        _forward[(words,)](scores, target.contiguous(), log_probs, log_sum, vocabulary, width, num_warps=8)
     return log_probs, log_sum
 
 
@@ -29,20 +29,16 @@ def backward(scores: Tensor, target: Tensor, log_sum: Tensor, gradient: Tensor, 
     words, vocabulary = scores.shape
     if words:
         width = min(WIDEST, triton.next_power_of_2(vocabulary))
-        grid = words, triton.cdiv(vocabulary, width)
-        _backward[grid](
-            scores, target.contiguous(), log_sum, gradient.contiguous(), result, vocabulary, WIDTH=width, num_warps=8
-        )
+        arguments = scores, target.contiguous(), log_sum, gradient.contiguous(), result, vocabulary, width
+        _backward[words, triton.cdiv(vocabulary, width)](*arguments, num_warps=8)
     torch.autograd.graph.increment_version(result)  # which autograd does not see the kernel write to
 
 
 @triton.jit
 @no_type_check
 def _forward(
-    scores,  # [word, vocabulary]
-    target,  # [word] int64
-    log_probs,  # [word] float32, out
-    log_sum,  # [word] float32, out
+    scores, target,  # [word, vocabulary], [word] int64
+    log_probs, log_sum,  # [word] float32, out
     vocabulary, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -66,10 +62,8 @@ def _forward(
 @triton.jit
 @no_type_check
 def _backward(
-    scores,  # [word, vocabulary]
-    target,  # [word] int64
-    log_sum,  # [word] float32
-    gradient,  # [word] float32, of the log probabilities
+    scores, target,  # [word, vocabulary], [word] int64
+    log_sum, gradient,  # [word] float32; of the log probabilities
     result,  # [word, vocabulary], out; may be `scores`
     vocabulary, WIDTH: tl.constexpr,
 ):  # fmt: skip

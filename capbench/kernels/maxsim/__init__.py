@@ -1,10 +1,9 @@
 """How well each caption fits each image, by its words and the image's regions.
 
 S_kl = sum_t max_i v_i . s_t over the words t of caption l and the regions i of image k (Karpathy & Fei-Fei, CVPR 2015,
-equation 8), or sum_t sum_i max(0, v_i . s_t), the earlier form (equation 7). No path holds the whole tensor
-[image, caption, region, word]: blocks of images and words are multiplied, and the backward pass keeps the best region
-of each image and word, or recomputes the product. Forward and backward are deterministic: in Triton always, on a CPU
-for a given number of threads.
+equation 8), or sum_t sum_i max(0, v_i . s_t), the earlier form (equation 7). No path holds all of [image, caption,
+region, word]: blocks are multiplied, and the backward pass keeps the best region of each image and word, or recomputes
+the product. Deterministic: in Triton always, on a CPU for a given number of threads.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
 from capbench.kernels._arguments import Array, same_dtype, tensors
 from capbench.kernels._triton import runs_triton
 from capbench.kernels.maxsim import cpu
-from capbench.kernels.maxsim.reference import Form, check
+from capbench.kernels.maxsim.reference import Form
 
 
 def maxsim(
-    regions: Float[Array, "image region dim"],
-    words: Float[Array, "caption word dim"],
-    lengths: Int[Array, " caption"],
-    form: Form = "max",
-) -> Float[Tensor, "image caption"]:
+    regions: Float[Array, "image region dim"], words: Float[Array, "caption word dim"],
+    lengths: Int[Array, " caption"], form: Form = "max",
+) -> Float[Tensor, "image caption"]:  # fmt: skip
     """S of every image and caption. `lengths` counts the words of each caption; later words may hold anything.
 
     A caption without words scores 0. Where regions tie, the first has the gradient. Half-precision inputs, and float32
@@ -43,7 +41,13 @@ def maxsim(
         regions=(regions, "float image region+ dim+"), words=(words, "float caption word dim"),
         lengths=(lengths, "int caption"),
     )  # fmt: skip
-    check(regions, words, lengths, form)
+    if form not in ("max", "sum"):
+        raise CapbenchError(f"form must be max or sum, not {form!r}")
+    if regions.shape[1] >= 2**15:
+        raise CapbenchError(f"an image may have {2**15 - 1} regions, and has {regions.shape[1]}")
+    capturing = lengths.is_cuda and torch.cuda.is_current_stream_capturing()
+    if len(lengths) and not capturing and not 0 <= int(lengths.min()) <= int(lengths.max()) <= words.shape[1]:
+        raise CapbenchError(f"lengths must lie in 0..{words.shape[1]}, the words that a caption has room for")
     kind = regions.device.type
     if torch.is_autocast_enabled(kind) and regions.dtype is torch.float32:
         regions, words = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (regions, words))

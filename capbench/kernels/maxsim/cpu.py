@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from capbench.kernels._scratch import scratch
-from capbench.kernels._slices import slices
+from capbench.kernels._blocks import scratch, slices
 from capbench.kernels.maxsim.reference import Form
 
 ELEMENTS_AT_ONCE = 2**21  # of the product of regions and words: 8 MiB in float32, and as fast as all at once
@@ -41,7 +40,8 @@ class _MaxSim(torch.autograd.Function):
         images = len(regions)
         similarity = regions.new_zeros(captions, images, dtype=torch.promote_types(regions.dtype, torch.float32))
         winners = words.new_empty(images, len(words), dtype=torch.int16) if kept and form == "max" else None
-        for rows, columns, products in _products(regions, words):
+        for rows, columns in _tiles(regions, len(words)):
+            products = _product(regions[rows], words[columns])
             if winners is not None:
                 best, at = products.max(1)
                 winners[rows, columns] = at.to(torch.int16)
@@ -85,39 +85,31 @@ def _gathered(regions: Tensor, words: Tensor, gradient: Tensor, winners: Tensor)
     return d_regions, d_words
 
 
-def _multiplied(
-    regions: Tensor, words: Tensor, gradient: Tensor, winners: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _multiplied(regions: Tensor, words: Tensor, gradient: Tensor, *winners: Tensor) -> tuple[Tensor, Tensor]:
     """The same as products with the weights [image, region, word], for half precision and the sum."""
     wide = torch.promote_types(regions.dtype, torch.float32)
     d_regions, d_words = torch.zeros_like(regions, dtype=wide), torch.zeros_like(words, dtype=wide)
-    if winners is None:
-        tiles = ((rows, columns, products.gt(0)) for rows, columns, products in _products(regions, words))
-    else:
-        tiles = ((rows, columns, winners[rows, None, columns]) for rows, columns in _tiles(regions, len(words)))
-    for rows, columns, chosen in tiles:
+    for rows, columns in _tiles(regions, len(words)):
         of_word = gradient[rows, None, columns]
-        if winners is None:
-            weight = chosen * of_word
-        else:
+        if winners:
             weight = of_word.new_zeros(len(of_word), regions.shape[1], of_word.shape[2])
-            weight.scatter_(1, chosen.long(), of_word)
+            weight.scatter_(1, winners[0][rows, None, columns].long(), of_word)
+        else:
+            weight = _product(regions[rows], words[columns]).gt(0) * of_word
         weight = weight.flatten(0, 1)
         d_regions[rows] += (weight @ words[columns]).view_as(regions[rows])
         d_words[columns] += weight.T @ regions[rows].flatten(0, 1)
     return d_regions.to(regions.dtype), d_words.to(words.dtype)
 
 
-def _products(regions: Tensor, words: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Blocks of images and of words with their product [image, region, word], which the next one overwrites."""
-    for rows, columns in _tiles(regions, len(words)):
-        left, right = regions[rows].flatten(0, 1), words[columns]
-        product = torch.mm(left, right.T, out=scratch("maxsim", (len(left), len(right)), regions))
-        yield rows, columns, product.view(-1, regions.shape[1], len(right))
+def _product(regions: Tensor, words: Tensor) -> Tensor:
+    """[image, region, word], which the next product overwrites."""
+    left = regions.flatten(0, 1)
+    product = torch.mm(left, words.T, out=scratch("maxsim", (len(left), len(words)), regions))
+    return product.view(-1, regions.shape[1], len(words))
 
 
 def _tiles(regions: Tensor, words: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of images and of words."""
     images, count, _ = regions.shape
     step = max(1, min(images, _at_once(count * min(words, WIDE))))
     for rows in slices(0, images, step):

@@ -1,11 +1,10 @@
 """maxsim in Triton: the regions of an image pass in turn, and their maximum stays in registers.
 
-A program holds a block of images and a block of words. It multiplies each region of its images with its words and folds
-the product into the running maximum (or sum): regions need no padding, and no product leaves the chip. The backward
-pass gets the best region of each image and word, or a bit for each region under the sum. The words of all captions
-stand in a row without padding: `rows` says where each lies among the padded words, `offsets` where each caption starts;
-both are made on the device, so that nothing waits. Every sum has one order, without atomics: forward and backward are
-deterministic.
+A program multiplies each region of a block of images with a block of words and folds the product into the running
+maximum (or sum): regions need no padding, and no product leaves the chip. The backward pass gets the best region of
+each image and word, or a bit for each region under the sum. The words of all captions stand in a row without padding:
+`rows` says where each lies among the padded words, `offsets` where each caption starts; both are made on the device, so
+that nothing waits. Every sum has one order, without atomics: forward and backward are deterministic.
 """
 
 # ruff: noqa: N803 - compile-time constants are capitals
@@ -87,15 +86,13 @@ def _backward(kernel: Any, ctx: Any, result: Tensor, gradient: Tensor) -> Tensor
     (images, count, dim), (captions, room, _) = regions.shape, words.shape
     block: Blocks = ctx.block
     over_images = kernel is _d_regions
-    held = triton.cdiv(images, block.images) if over_images else triton.cdiv(captions * room, block.words)
-    grid = (held, count if over_images else 1, triton.cdiv(dim, block.coordinates))
-    images_at_once = block.images if over_images else 32
-    words_at_once = min(block.words, 64) if over_images else block.words
-    other = words if over_images else regions
-    kernel[grid](
+    if over_images:
+        other, at_once, held = words, (block.images, min(block.words, 64)), (triton.cdiv(images, block.images), count)
+    else:
+        other, at_once, held = regions, (32, block.words), (triton.cdiv(captions * room, block.words), 1)
+    kernel[*held, triton.cdiv(dim, block.coordinates)](
         other, rows, offsets[captions:], saved, gradient, result, images, count, dim, room, ctx.planes,
-        LARGEST=ctx.largest, IMAGES=images_at_once, WORDS=words_at_once, COORDINATES=block.coordinates,
-        WIDEN=interpreted(), num_warps=block.warps,
+        ctx.largest, *at_once, block.coordinates, WIDEN=interpreted(), num_warps=block.warps,
     )  # fmt: skip
     return result
 
@@ -141,10 +138,8 @@ def _place_words(
 @triton.jit
 @no_type_check
 def _fold_regions(
-    regions,  # [image, region, dim]
-    words,  # [caption * room, dim]
-    rows,  # [word] int32
-    total,  # [1] int32, the number of words
+    regions, words,  # [image, region, dim], [caption * room, dim]
+    rows, total,  # [word] int32; [1] int32, the number of words
     best,  # [word, image] float32, out
     saved,  # [word, image] int16, out: the best region; without LARGEST, bits: [word, plane, image] int32
     images, count, dim, planes, LARGEST: tl.constexpr, SAVE: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
@@ -158,7 +153,8 @@ def _fold_regions(
     if tl.program_id(0) // blocks * WORDS >= end:
         return
     row = tl.load(rows + place, mask=place < end, other=0).to(tl.int64)
-    both = (place < end)[:, None] & (image < images)[None, :]
+    word_there, image_there = (place < end)[:, None], (image < images)[None, :]
+    both = word_there & image_there
     image64, place64 = image.to(tl.int64), place.to(tl.int64)
     folded = tl.full([WORDS, IMAGES], float("-inf") if LARGEST else 0.0, tl.float32)
     kept = tl.zeros([WORDS, IMAGES], tl.int32)
@@ -166,14 +162,9 @@ def _fold_regions(
         product = tl.zeros([WORDS, IMAGES], tl.float32)
         for start in range(0, dim, AT_ONCE):
             d = start + tl.arange(0, AT_ONCE)
-            s = tl.load(
-                words + row[:, None] * dim + d[None, :], mask=(place < end)[:, None] & (d < dim)[None, :], other=0.0
-            )
-            v = tl.load(
-                regions + (image64[None, :] * count + i) * dim + d[:, None],
-                mask=(image < images)[None, :] & (d < dim)[:, None],
-                other=0.0,
-            )
+            s = tl.load(words + row[:, None] * dim + d[None, :], mask=word_there & (d < dim)[None, :], other=0.0)
+            at = (image64[None, :] * count + i) * dim + d[:, None]
+            v = tl.load(regions + at, mask=image_there & (d < dim)[:, None], other=0.0)
             product = _multiply(s, v, product, WIDEN)
         if LARGEST:
             better = (product > folded) | (product != product)  # the first of ties; NaN stays
@@ -194,8 +185,7 @@ def _fold_regions(
 @triton.jit
 @no_type_check
 def _sum_words(
-    best,  # [word, image] float32
-    offsets,  # [caption + 1] int32
+    best, offsets,  # [word, image] float32, [caption + 1] int32
     similarity,  # [caption, image] float32, out
     images, IMAGES: tl.constexpr,
 ):  # fmt: skip
@@ -213,11 +203,9 @@ def _sum_words(
 @no_type_check
 def _d_words(
     regions,  # [image, region, dim]
-    rows,  # [word] int32
-    total,  # [1] int32, the number of words
+    rows, total,  # [word] int32; [1] int32, the number of words
     saved,  # [word, image] int16, or [word, plane, image] int32: see `_fold_regions`
-    gradient,  # [caption, image] float32
-    d_words,  # [caption * room, dim], out
+    gradient, d_words,  # [caption, image] float32; [caption * room, dim], out
     images, count, dim, room, planes, LARGEST: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
     COORDINATES: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -242,11 +230,8 @@ def _d_words(
             else:
                 at = (place64[:, None] * planes + i // 32) * images + image[None, :]
                 active = ((tl.load(saved + at, mask=both, other=0) >> (i % 32)) & 1) != 0
-            v = tl.load(
-                regions + (image.to(tl.int64)[:, None] * count + i) * dim + d[None, :],
-                mask=(image < images)[:, None] & (d < dim)[None, :],
-                other=0.0,
-            )
+            at = (image.to(tl.int64)[:, None] * count + i) * dim + d[None, :]
+            v = tl.load(regions + at, mask=(image < images)[:, None] & (d < dim)[None, :], other=0.0)
             result = _multiply(tl.where(active, g, 0.0).to(v.dtype), v, result, WIDEN)
     at = row.to(tl.int64)[:, None] * dim + d[None, :]
     tl.store(d_words + at, result, mask=(place < end)[:, None] & (d < dim)[None, :])
@@ -256,11 +241,9 @@ def _d_words(
 @no_type_check
 def _d_regions(
     words,  # [caption * room, dim]
-    rows,  # [word] int32
-    total,  # [1] int32, the number of words
+    rows, total,  # [word] int32; [1] int32, the number of words
     saved,  # [word, image] int16, or [word, plane, image] int32: see `_fold_regions`
-    gradient,  # [caption, image] float32
-    d_regions,  # [image, region, dim], out
+    gradient, d_regions,  # [caption, image] float32; [image, region, dim], out
     images, count, dim, room, planes, LARGEST: tl.constexpr, IMAGES: tl.constexpr, WORDS: tl.constexpr,
     COORDINATES: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -282,11 +265,8 @@ def _d_regions(
         else:
             at = (place.to(tl.int64)[None, :] * planes + i // 32) * images + image[:, None]
             active = ((tl.load(saved + at, mask=both, other=0) >> (i % 32)) & 1) != 0
-        s = tl.load(
-            words + row.to(tl.int64)[:, None] * dim + d[None, :],
-            mask=(place < end)[:, None] & (d < dim)[None, :],
-            other=0.0,
-        )
+        at = row.to(tl.int64)[:, None] * dim + d[None, :]
+        s = tl.load(words + at, mask=(place < end)[:, None] & (d < dim)[None, :], other=0.0)
         result = _multiply(tl.where(active, g, 0.0).to(s.dtype), s, result, WIDEN)
     at = (image.to(tl.int64)[:, None] * count + i) * dim + d[None, :]
     tl.store(d_regions + at, result, mask=(image < images)[:, None] & (d < dim)[None, :])

@@ -1,8 +1,8 @@
 """The ranking losses of a joint embedding: the sum and the max of hinges of VSE++, whose equations are in reference.py.
 
-A small batch on a CPU takes the whole matrix of similarities. A larger one is streamed by blocks of rows: for the max,
-the hardest negatives are searched without a gradient, and the loss is then a function of them alone, whose backward
-pass costs O(pair x dim); for the sum, each block yields its gradient with its hinges. A GPU runs Triton kernels.
+A small batch on a CPU takes the whole matrix of similarities. A larger one is streamed by blocks of rows: the max
+searches the hardest negatives without a gradient and is then a function of them alone, with a backward pass of
+O(pair x dim); for the sum, each block yields its gradient with its hinges. A GPU runs Triton kernels.
 """
 
 from __future__ import annotations
@@ -18,22 +18,18 @@ from capbench.kernels.ranking_loss.reference import LOSSES, SIMILARITIES, Loss, 
 
 
 def ranking_loss(
-    images: Float[Array, "pair dim"],
-    captions: Float[Array, "pair dim"],
-    image_ids: Int[Array, " pair"],
-    margin: float,
-    loss: Loss,
-    similarity: Similarity = "dot",
-) -> Float[Tensor, ""]:
+    images: Float[Array, "pair dim"], captions: Float[Array, "pair dim"], image_ids: Int[Array, " pair"],
+    margin: float, loss: Loss, similarity: Similarity = "dot",
+) -> Float[Tensor, ""]:  # fmt: skip
     """The sum of a loss, equation 5 or 6, over a batch of matched pairs, in float32 or float64.
 
     `image_ids` names the image of each pair: pairs of one image are not negatives of each other. For cosine
     similarities, normalise the embeddings and take "dot". A hinge of exactly zero has no gradient. Where the hardest
     negatives tie, the first has the gradient; on a CPU a small batch of the order, like the reference, shares it.
 
-    Forward and backward are deterministic: on a CPU for a given number of threads, and in the Triton kernels; float64
-    on a GPU, which has no kernel, is as deterministic as torch is set to be. Half-precision embeddings are multiplied
-    exactly, or subtracted in float32, and summed in float32. Autocast applies only to the dot product on a GPU.
+    Deterministic on a CPU for a given number of threads, and in the Triton kernels; float64 on a GPU, which has no
+    kernel, as far as torch is. Half-precision embeddings are multiplied exactly, or subtracted in float32, and summed
+    in float32. Autocast applies only to the dot product on a GPU.
     Raises CapbenchError for wrong types or shapes, an empty batch, or an unknown loss or similarity.
 
     >>> import torch

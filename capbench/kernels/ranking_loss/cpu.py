@@ -1,5 +1,7 @@
 """The ranking losses on a CPU: the whole matrix of a small batch, blocks of rows of a larger one."""
 
+# ruff: noqa: N806 - S is the papers' letter
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capbench.kernels._slices import slices
+from capbench.kernels._blocks import slices
 from capbench.kernels.ranking_loss.reference import (
     ELEMENTS_AT_ONCE,
     SIMILARITIES,
+    Best,
     Loss,
     Similarity,
     dot_similarity,
     excluded_pairs,
+    negative_norm,
     reference_ranking_loss,
     widened,
 )
@@ -39,8 +43,11 @@ def ranking_loss(
             of_matrix = _MaxOfMatrix if loss == "max_of_hinges" else _SumOfMatrix
             value: Tensor = of_matrix.apply(images, captions, image_ids, margin)
             return value
-        streamed = streamed_max if loss == "max_of_hinges" else streamed_sum
-        return streamed(images, captions, image_ids, margin, similarity)
+        if loss == "max_of_hinges":
+            return streamed_max(images, captions, image_ids, margin, similarity)
+        wanted = torch.is_grad_enabled() and (images.requires_grad or captions.requires_grad)
+        total: Tensor = _StreamedSum.apply(images, captions, image_ids, margin, similarity, wanted)
+        return total
 
 
 class _MaxOfMatrix(torch.autograd.Function):
@@ -48,9 +55,9 @@ class _MaxOfMatrix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, captions: Tensor, image_ids: Tensor, margin: float) -> Tensor:
-        S = dot_similarity(images, captions)  # noqa: N806
+        S = dot_similarity(images, captions)
         raised = margin - S.diagonal()
-        S = S.masked_fill(excluded_pairs(image_ids), -torch.inf)  # noqa: N806
+        S = S.masked_fill(excluded_pairs(image_ids), -torch.inf)
         (over_captions, caption), (over_images, image) = S.max(1), S.max(0)
         hinges = torch.stack([over_captions + raised, over_images + raised])
         ctx.save_for_backward(images, captions, caption, image, hinges)
@@ -61,7 +68,7 @@ class _MaxOfMatrix(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, captions, caption, image, hinges = ctx.saved_tensors
         active = torch.where(hinges <= 0, 0, gradient)  # NaN is active
-        dS = torch.diag(-active.sum(0))  # noqa: N806
+        dS = torch.diag(-active.sum(0))
         dS.scatter_add_(1, caption[:, None], active[0, :, None]).scatter_add_(0, image[None], active[1, None])
         return dS @ captions, dS.T @ images, None, None
 
@@ -71,7 +78,7 @@ class _SumOfMatrix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, captions: Tensor, image_ids: Tensor, margin: float) -> Tensor:
-        S = dot_similarity(images, captions)  # noqa: N806
+        S = dot_similarity(images, captions)
         positive = S.diagonal()
         raised = (S + margin).masked_fill_(excluded_pairs(image_ids), -torch.inf)
         hinges = (raised - positive[:, None]).clamp_(min=0), (raised - positive).clamp_(min=0)
@@ -83,7 +90,7 @@ class _SumOfMatrix(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, captions, *hinges = ctx.saved_tensors
         over_captions, over_images = (x.ne(0).to(x.dtype) for x in hinges)
-        dS = over_captions + over_images  # noqa: N806
+        dS = over_captions + over_images
         dS.diagonal().sub_(over_captions.sum(1) + over_images.sum(0))
         dS.mul_(gradient)
         return dS @ captions, dS.T @ images, None, None
@@ -100,20 +107,18 @@ def streamed_max(images: Tensor, captions: Tensor, image_ids: Tensor, margin: fl
     positive = paired_similarity(images, captions, similarity)
     wrong_captions = paired_similarity(images[over_captions], captions[caption[over_captions]], similarity)
     wrong_images = paired_similarity(images[image[over_images]], captions[over_images], similarity)
-    return (margin + wrong_captions - positive[over_captions]).clamp(min=0).sum() + (
-        margin + wrong_images - positive[over_images]
-    ).clamp(min=0).sum()
+    caption_hinges = (margin + wrong_captions - positive[over_captions]).clamp(min=0)
+    image_hinges = (margin + wrong_images - positive[over_images]).clamp(min=0)
+    return caption_hinges.sum() + image_hinges.sum()
 
 
-def hardest_negatives(
-    images: Tensor, captions: Tensor, image_ids: Tensor, similarity: Similarity
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def hardest_negatives(images: Tensor, captions: Tensor, image_ids: Tensor, similarity: Similarity) -> tuple[Best, Best]:
     """Score and index [pair] of each image's closest wrong caption, and of each caption's closest wrong image.
 
     Without a negative the score is -inf. The first of ties wins.
     """
     by_row = []
-    score, index = images.new_full((len(images),), -torch.inf), image_ids.new_zeros(len(images), dtype=torch.int64)
+    score, index = images.new_full((len(images),), -torch.inf), torch.zeros_like(image_ids)
     for rows in _blocks(images, similarity):
         block = SIMILARITIES[similarity](images[rows], captions)
         block.masked_fill_(image_ids[rows, None] == image_ids, -torch.inf)
@@ -126,15 +131,8 @@ def hardest_negatives(
     return (torch.cat(scores), torch.cat(indices)), (score, index)
 
 
-def streamed_sum(images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, similarity: Similarity) -> Tensor:
-    """Equation 5 by blocks of rows, each with its share of the gradient; no block is kept."""
-    wanted = torch.is_grad_enabled() and (images.requires_grad or captions.requires_grad)
-    total: Tensor = _StreamedSum.apply(images, captions, image_ids, margin, similarity, wanted)
-    return total
-
-
 class _StreamedSum(torch.autograd.Function):
-    """The gradient counts the hinges of a block, and is made with it."""
+    """Equation 5 by blocks of rows; the gradient, where `wanted`, counts the hinges of each block, and none is kept."""
 
     @staticmethod
     def forward(
@@ -177,7 +175,7 @@ def paired_similarity(images: Tensor, captions: Tensor, similarity: Similarity) 
     """s(i, c), [pair], of each row of `images` and the same row of `captions`."""
     if similarity == "dot":
         return torch.einsum("pd,pd->p", images, captions)
-    return -((captions - images).clamp(min=0).square().sum(1) + 1e-12).sqrt()
+    return negative_norm(captions - images)
 
 
 def _blocks(images: Tensor, similarity: Similarity) -> Iterator[slice]:

@@ -7,6 +7,8 @@ S[i, c] = s(i, c) is the similarity of image i and caption c, and S[k, k] that o
     (6)  l_MH(i, c) = max_c' [alpha - s(i, c) + s(i, c')]+  +  max_i' [alpha - s(i, c) + s(i', c)]+
 """
 
+# ruff: noqa: N803, N806 - S is the papers' letter
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,34 +20,25 @@ from torch import Tensor
 
 Loss = Literal["sum_of_hinges", "max_of_hinges"]
 Similarity = Literal["dot", "order"]
+Matrix = Float[Tensor, "pair pair"]
+Mask = Bool[Tensor, "pair pair"]
+Best = tuple[Tensor, Tensor]  # [pair], the score and the index of each row's or column's closest negative
 ELEMENTS_AT_ONCE = 2**20  # of a block of the product or, for the order, of [image, caption, dim]
 
 
-def sum_of_hinges(
-    S: Float[Tensor, "pair pair"],  # noqa: N803 (the paper's letter)
-    excluded: Bool[Tensor, "pair pair"],
-    alpha: float,
-) -> Float[Tensor, ""]:
+def sum_of_hinges(S: Matrix, excluded: Mask, alpha: float) -> Float[Tensor, ""]:
     """Equation 5, the loss of VSE0, summed over the pairs of a batch; `excluded` as `excluded_pairs` gives it."""
     over_captions, over_images = hinges(S, excluded, alpha)
     return over_captions.sum() + over_images.sum()
 
 
-def max_of_hinges(
-    S: Float[Tensor, "pair pair"],  # noqa: N803
-    excluded: Bool[Tensor, "pair pair"],
-    alpha: float,
-) -> Float[Tensor, ""]:
+def max_of_hinges(S: Matrix, excluded: Mask, alpha: float) -> Float[Tensor, ""]:
     """Equation 6, the loss of VSE++, summed over the pairs of a batch."""
     over_captions, over_images = hinges(S, excluded, alpha)
     return over_captions.amax(1).sum() + over_images.amax(0).sum()
 
 
-def hinges(
-    S: Float[Tensor, "pair pair"],  # noqa: N803
-    excluded: Bool[Tensor, "pair pair"],
-    alpha: float,
-) -> tuple[Float[Tensor, "pair pair"], Float[Tensor, "pair pair"]]:
+def hinges(S: Matrix, excluded: Mask, alpha: float) -> tuple[Matrix, Matrix]:
     """[alpha - s(i, c) + s(i, c')]+ at [i, c'], and [alpha - s(i, c) + s(i', c)]+ at [i', c]; 0 where `excluded`."""
     matched = S.diagonal()
     over_captions = (alpha + S - matched[:, None]).clamp(min=0).masked_fill(excluded, 0)
@@ -53,7 +46,7 @@ def hinges(
     return over_captions, over_images
 
 
-def excluded_pairs(image_ids: Int[Tensor, " pair"], negatives: int | None = None) -> Bool[Tensor, "pair pair"]:
+def excluded_pairs(image_ids: Int[Tensor, " pair"], negatives: int | None = None) -> Mask:
     """Which (image, caption) of a batch is not a negative: those of equal `image_ids`, the image of each pair.
 
     With `negatives` = n (figure 2b), an image also excludes all but the n captions that follow its own in the batch,
@@ -84,35 +77,28 @@ def order_similarity(
 ) -> Float[Tensor, "image caption"]:
     """s(i, c) = -||max(0, c - i)||: how far c is from lying below i in every coordinate (Vendrov et al., ICLR 2016).
 
-    The norm as in the released code; Vendrov et al. square it. Without a gradient memory holds `ELEMENTS_AT_ONCE` of
-    [image, caption, dim], or one image's.
+    The norm is that of the released code; Vendrov et al. square it. Without a gradient, memory holds `ELEMENTS_AT_ONCE`
+    of [image, caption, dim], or one image's.
     """
     rows = max(1, ELEMENTS_AT_ONCE // max(1, captions.numel()))
-    return torch.cat([_order(block, captions) for block in images.split(rows)])
+    return torch.cat([negative_norm(captions[None] - block[:, None]) for block in images.split(rows)])
 
 
-def _order(images: Tensor, captions: Tensor) -> Tensor:
-    violation = (captions[None, :, :] - images[:, None, :]).clamp(min=0)
-    return -(violation.square().sum(2) + 1e-12).sqrt()
+def negative_norm(difference: Float[Tensor, "*pair dim"]) -> Float[Tensor, "*pair"]:
+    """-||max(0, c - i)|| of the differences c - i."""
+    return -(difference.clamp(min=0).square().sum(-1) + 1e-12).sqrt()
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "sum_of_hinges": sum_of_hinges,
-    "max_of_hinges": max_of_hinges,
-}
+LOSSES: dict[str, Callable[..., Tensor]] = {"sum_of_hinges": sum_of_hinges, "max_of_hinges": max_of_hinges}
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"dot": dot_similarity, "order": order_similarity}
 
 
 def reference_ranking_loss(
-    images: Float[Tensor, "pair dim"],
-    captions: Float[Tensor, "pair dim"],
-    image_ids: Int[Tensor, " pair"],
-    margin: float,
-    loss: Loss,
-    similarity: Similarity = "dot",
-) -> Float[Tensor, ""]:
+    images: Float[Tensor, "pair dim"], captions: Float[Tensor, "pair dim"], image_ids: Int[Tensor, " pair"],
+    margin: float, loss: Loss, similarity: Similarity = "dot",
+) -> Float[Tensor, ""]:  # fmt: skip
     """A loss from the embeddings by way of the whole matrix; also the CPU path of a small batch of the order."""
-    S = SIMILARITIES[similarity](widened(images), widened(captions))  # noqa: N806
+    S = SIMILARITIES[similarity](widened(images), widened(captions))
     return LOSSES[loss](S, excluded_pairs(image_ids), margin)
 
 

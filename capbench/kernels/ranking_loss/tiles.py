@@ -1,7 +1,8 @@
 """Triton kernels over tiles of S, the similarities of image and caption embeddings by dot product or by the order.
 
 A tile has `block` rows of each side and takes `depth` coordinates at a time. Row indices are int64, similarities and
-all that follows from them float32.
+all that follows from them float32. The order, s(i, c) = -||max(0, c - i)||, is no product of matrices: its differences,
+[depth, block, block] in float32, are summed within one thread. NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -11,32 +12,35 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from capbench.kernels.ranking_loss.order import signed_violation, tile_of_orders
+
+@triton.jit
+@no_type_check
+def signed_violation(side, other, side_is_image: tl.constexpr):
+    """-s times the gradient of s by `side`: max(0, c - i) for an image, and for a caption -max(0, c - i)."""
+    step = other - side
+    if side_is_image:
+        step = tl.maximum(step, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        step = tl.minimum(step, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return step
 
 
 @triton.jit
 @no_type_check
-def tile_of_products(
-    images, captions, rows, columns, row_there, column_there, dim, block: tl.constexpr, depth: tl.constexpr,
-    precision: tl.constexpr,
+def tile_of_orders(
+    images, captions, rows, columns, row_there, column_there, dim, block: tl.constexpr, depth: tl.constexpr
 ):  # fmt: skip
-    """S [block, block] in float32 of `images` [image, dim] at int64 `rows` and `captions` [caption, dim] at `columns`.
-
-    `precision` is that of float32 products: exact ("ieee") or in three bf16 parts ("bf16x3"); half precision is always
-    exact. "widened" serves the interpreter, which does not multiply bf16.
-    """
-    products = tl.zeros((block, block), tl.float32)
-    for start in range(0, dim, depth):
+    """S [block, block] float32 of `images` [image, dim] at int64 `rows` and `captions` [caption, dim] at `columns`."""
+    squares = tl.zeros((block, block), tl.float32)
+    for start in tl.range(0, dim, depth, num_stages=3):
         inner = start + tl.arange(0, depth)
-        left_there = row_there[:, None] & (inner < dim)[None, :]
-        right_there = (inner < dim)[:, None] & column_there[None, :]
-        left = tl.load(images + rows[:, None] * dim + inner[None, :], mask=left_there, other=0.0)
-        right = tl.load(captions + columns[None, :] * dim + inner[:, None], mask=right_there, other=0.0)
-        if precision == "widened":
-            products = tl.dot(left.to(tl.float32), right.to(tl.float32), products, input_precision="ieee")
-        else:
-            products = tl.dot(left, right, products, input_precision=precision)
-    return products
+        image_there = (inner < dim)[:, None] & row_there[None, :]
+        caption_there = (inner < dim)[:, None] & column_there[None, :]
+        image = tl.load(images + rows[None, :] * dim + inner[:, None], mask=image_there, other=0.0)
+        caption = tl.load(captions + columns[None, :] * dim + inner[:, None], mask=caption_there, other=0.0)
+        above = signed_violation(image.to(tl.float32)[:, :, None], caption.to(tl.float32)[:, None, :], True)
+        squares += tl.sum(above * above, 0)
+    return -tl.sqrt_rn(squares + 1e-12)
 
 
 @triton.jit
@@ -45,18 +49,32 @@ def tile_of_similarities(
     images, captions, rows, columns, row_there, column_there, dim, order: tl.constexpr, block: tl.constexpr,
     depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
+    """S [block, block] in float32 of `images` [image, dim] at int64 `rows` and `captions` [caption, dim] at `columns`.
+
+    `precision` is that of float32 products: exact ("ieee") or in three bf16 parts ("bf16x3"); half precision is always
+    exact. "widened" serves the interpreter, which does not multiply bf16.
+    """
     if order:
         tile = tile_of_orders(images, captions, rows, columns, row_there, column_there, dim, block, depth)
     else:
-        tile = tile_of_products(images, captions, rows, columns, row_there, column_there, dim, block, depth, precision)
+        tile = tl.zeros((block, block), tl.float32)
+        for start in range(0, dim, depth):
+            inner = start + tl.arange(0, depth)
+            left_there = row_there[:, None] & (inner < dim)[None, :]
+            right_there = (inner < dim)[:, None] & column_there[None, :]
+            left = tl.load(images + rows[:, None] * dim + inner[None, :], mask=left_there, other=0.0)
+            right = tl.load(captions + columns[None, :] * dim + inner[:, None], mask=right_there, other=0.0)
+            if precision == "widened":
+                tile = tl.dot(left.to(tl.float32), right.to(tl.float32), tile, input_precision="ieee")
+            else:
+                tile = tl.dot(left, right, tile, input_precision=precision)
     return tile
 
 
 @triton.jit
 @no_type_check
 def matched_tiles(
-    images,  # [pair, dim]
-    captions,  # [pair, dim]
+    images, captions,  # [pair, dim]
     scores,  # [pair] float32, out
     pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
@@ -81,14 +99,10 @@ def _negatives(image_ids, rows, columns, row_there, column_there):
 @triton.jit
 @no_type_check
 def hardest_tiles(
-    images,  # [pair, dim]
-    captions,  # [pair, dim]
-    image_ids,  # [pair] int64
+    images, captions, image_ids,  # [pair, dim], [pair, dim], [pair] int64
     matched,  # [pair] float32, out: similarities of the matched pairs
-    row_score,  # [column block, width] float32, out: the best of each row in each tile
-    row_index,  # [column block, width] int32, out: its column
-    column_score,  # [row block, pair] float32, out: the best of each column in each tile
-    column_index,  # [row block, pair] int32, out: its row
+    row_score, row_index,  # [column block, width] float32 and int32, out: the best of each row in each tile, its column
+    column_score, column_index,  # [row block, pair] float32 and int32, out: the best of each column, and its row
     first, width, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
     """The closest negatives of `width` rows from `first` and of all columns, tile by tile."""
@@ -138,10 +152,7 @@ def _hinges(
 @triton.jit
 @no_type_check
 def sum_tiles(
-    images,  # [pair, dim]
-    captions,  # [pair, dim]
-    image_ids,  # [pair] int64
-    matched,  # [pair] float32
+    images, captions, image_ids, matched,  # [pair, dim], [pair, dim], [pair] int64, [pair] float32
     totals,  # [row block, column block] float32, out: the sum of each tile's hinges
     violations,  # [pair] int32, in and out: the hinges in which each pair is the matched one
     margin, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
@@ -163,17 +174,11 @@ def sum_tiles(
 @triton.jit
 @no_type_check
 def weight_tiles(
-    images,  # [pair, dim]
-    captions,  # [pair, dim]
-    image_ids,  # [pair] int64
-    matched,  # [pair] float32
+    images, captions, image_ids, matched,  # [pair, dim], [pair, dim], [pair] int64, [pair] float32
     weights,  # [row, pair], out
     margin, first, pairs, dim, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr,
 ):  # fmt: skip
-    """The active hinges of each image, from row `first` on, and caption: 0, 1 or 2, exact in every type.
-
-    For the order, divided by the norm, as in its gradient.
-    """
+    """The active hinges of each image, from row `first` on, and caption: 0, 1 or 2; for the order, over the norm."""
     place = tl.arange(0, block)
     local = (tl.program_id(0) * block + place).to(tl.int64)
     rows, columns = first + local, (tl.program_id(1) * block + place).to(tl.int64)
@@ -202,17 +207,13 @@ def _gradient(side, other, score, order: tl.constexpr, side_is_image: tl.constex
 @triton.jit
 @no_type_check
 def gather_winners(
-    side,  # [pair, dim]
-    other,  # [pair, dim]
-    matched,  # [pair] float32
-    chosen_score,  # [pair] float32, of the negative that each row chose
-    chosen,  # [pair] int64, its row of `other`; -1 without a violation
+    side, other, matched,  # [pair, dim], [pair, dim], [pair] float32
+    chosen_score, chosen,  # [pair] float32 and int64: the negative of each row, in `other`; -1 without a violation
     hinges,  # [pair] int32, the active hinges of each matched pair: 0, 1 or 2
     chosen_by_score,  # [pair] float32, of the negative that each row of `other` chose
     sorting,  # [pair] int64, the rows of `other` sorted by the row of `side` that they chose
     bounds,  # [pair + 1] int64, where those of each row of `side` start in `sorting`
-    gradient,  # [] float32, of the loss
-    result,  # [pair, dim], out
+    gradient, result,  # [] float32, of the loss; [pair, dim], out
     dim, order: tl.constexpr, side_is_image: tl.constexpr, width: tl.constexpr, at_once: tl.constexpr,
 ):  # fmt: skip
     """The gradient of each row of `side`: see `capbench.kernels.ranking_loss.triton.winners_gradient`."""
@@ -221,9 +222,8 @@ def gather_winners(
     there = inner < dim
     mine = tl.load(side + row * dim + inner, mask=there, other=0.0).to(tl.float32)
     partner = tl.load(other + row * dim + inner, mask=there, other=0.0)
-    total = -tl.load(hinges + row).to(tl.float32) * _gradient(
-        mine, partner, tl.load(matched + row), order, side_is_image
-    )
+    slope = _gradient(mine, partner, tl.load(matched + row), order, side_is_image)
+    total = -tl.load(hinges + row).to(tl.float32) * slope
     choice = tl.load(chosen + row)
     chose = inner < tl.where(choice >= 0, dim, 0)
     wrong = tl.load(other + choice * dim + inner, mask=chose, other=0.0)
@@ -239,3 +239,30 @@ def gather_winners(
         total += tl.sum(tl.where(mask, slope, 0.0), 0)
     total *= tl.load(gradient)
     tl.store(result + row * dim + inner, total.to(result.dtype.element_ty), mask=there)
+
+
+@triton.jit
+@no_type_check
+def add_violations(
+    weights, side, other,  # [other, side] float32, [side, dim], [other, dim]
+    result,  # [side, dim] float32, in and out
+    side_count, other_count, dim, side_is_image: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
+    depth: tl.constexpr,
+):  # fmt: skip
+    """result[o] += sum_t weights[t, o] signed_violation(side[o], other[t]) for `block` rows and `width` coordinates."""
+    rows = (tl.program_id(0) * block + tl.arange(0, block)).to(tl.int64)
+    inner = tl.program_id(1) * width + tl.arange(0, width)
+    row_there, there = rows < side_count, inner < dim
+    both = row_there[:, None] & there[None, :]
+    at = rows[:, None] * dim + inner[None, :]
+    mine = tl.load(side + at, mask=both, other=0.0).to(tl.float32)
+    total = tl.load(result + at, mask=both, other=0.0)
+    for start in tl.range(0, other_count, depth, num_stages=3):
+        others = start + tl.arange(0, depth).to(tl.int64)
+        other_there = (others < other_count)[:, None]
+        theirs = tl.load(other + others[:, None] * dim + inner[None, :], mask=other_there & there[None, :], other=0.0)
+        pair = others[:, None] * side_count + rows[None, :]
+        weight = tl.load(weights + pair, mask=other_there & row_there[None, :], other=0.0)
+        step = signed_violation(mine[None, :, :], theirs.to(tl.float32)[:, None, :], side_is_image)
+        total += tl.sum(weight[:, :, None] * step, 0)
+    tl.store(result + at, total, mask=both)

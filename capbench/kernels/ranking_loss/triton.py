@@ -1,9 +1,8 @@
 """The ranking losses as Triton kernels: similarities, hinges and maxima in one pass over tiles of S.
 
-A tile leaves only its maxima (or counts, and for the sum one number), so memory is linear in the batch but for one
-number a tile; the backward pass of the sum writes the weights of a block of rows. Floating-point sums go through
-partial results in a fixed order, and only integers are added atomically: two runs give the same bits. The kernels'
-float32 products are exact, not TF32; those of the sum's backward pass are torch's, as it is set.
+A tile leaves only its maxima, or its counts and one number, so memory is linear in the batch but for one number a tile;
+the backward pass of the sum writes the weights of a block of rows. Only integers are added atomically: two runs give
+the same bits. Float32 products are exact, not TF32; those of the sum's backward pass are torch's, as it is set.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ import torch
 import triton
 from torch import Tensor
 
-from capbench.kernels._slices import slices
+from capbench.kernels._blocks import slices
 from capbench.kernels._triton import interpreted
 from capbench.kernels.ranking_loss import tiles
-from capbench.kernels.ranking_loss.order import add_violations
+from capbench.kernels.ranking_loss.reference import Best
 
 PARTIAL_BYTES = 2**22  # of the partial maxima of each direction
 WEIGHT_BYTES = 2**26  # of the weights of a block of rows in the sum's backward pass
@@ -35,8 +34,8 @@ def ranking_loss(
     if torch.is_autocast_enabled(device) and not order:
         images, captions = (x.to(torch.get_autocast_dtype(device)) for x in (images, captions))
     operation = _MaxOfHinges if loss == "max_of_hinges" else _SumOfHinges
-    embeddings = images.contiguous(), captions.contiguous()
-    value: Tensor = operation.apply(*embeddings, image_ids.contiguous(), float(margin), order)
+    batch = (x.contiguous() for x in (images, captions, image_ids))
+    value: Tensor = operation.apply(*batch, float(margin), order)
     return value
 
 
@@ -55,13 +54,9 @@ class _MaxOfHinges(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, captions, matched, caption_score, caption, image_score, image = ctx.saved_tensors
-        wrong_captions, wrong_images = (caption_score, caption), (image_score, image)
-        d_images = winners_gradient(
-            images, captions, matched, wrong_captions, wrong_images, gradient, ctx.order, side_is_image=True
-        )
-        d_captions = winners_gradient(
-            captions, images, matched, wrong_images, wrong_captions, gradient, ctx.order, side_is_image=False
-        )
+        by_image, by_caption = (caption_score, caption), (image_score, image)
+        d_images = winners_gradient(images, captions, matched, by_image, by_caption, gradient, ctx.order, True)
+        d_captions = winners_gradient(captions, images, matched, by_caption, by_image, gradient, ctx.order, False)
         return d_images, d_captions, None, None, None
 
 
@@ -69,9 +64,10 @@ class _SumOfHinges(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, captions: Tensor, image_ids: Tensor, margin: float, order: bool) -> Tensor:
         pairs, dim = images.shape
-        matched = matched_similarities(images, captions, order)
         tile = tile_of(images, order)
         blocks = triton.cdiv(pairs, tile["block"])
+        matched = torch.empty(pairs, device=images.device)
+        tiles.matched_tiles[(blocks,)](images, captions, matched, pairs, dim, **tile)
         totals = matched.new_empty(blocks, blocks)
         violations = image_ids.new_zeros(pairs, dtype=torch.int32)
         tiles.sum_tiles[(blocks, blocks)](
@@ -88,7 +84,6 @@ class _SumOfHinges(torch.autograd.Function):
         pairs, dim = images.shape
         tile = tile_of(images, ctx.order)
         kind = torch.float32 if ctx.order else images.dtype
-        add = _add_violations if ctx.order else _add_products
         d_images, d_captions = _matched_gradients(images, captions, matched, -violations.float(), ctx.order)
         height = _multiple(WEIGHT_BYTES // (pairs * kind.itemsize), tile["block"])
         for rows in slices(0, pairs, height):
@@ -97,18 +92,16 @@ class _SumOfHinges(torch.autograd.Function):
             tiles.weight_tiles[grid](
                 images, captions, image_ids, matched, weights, ctx.margin, rows.start, pairs, dim, **tile
             )
-            add(d_images[rows], weights.T, images[rows], captions, True)
-            add(d_captions, weights, captions, images[rows], False)
+            _add_gradient(d_images[rows], weights.T, images[rows], captions, ctx.order, True)
+            _add_gradient(d_captions, weights, captions, images[rows], ctx.order, False)
         return (d_images * gradient).to(images.dtype), (d_captions * gradient).to(images.dtype), None, None, None
 
 
-def hardest_negatives(
-    images: Tensor, captions: Tensor, image_ids: Tensor, order: bool
-) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Score of each matched pair; score and index of each image's closest wrong caption and each caption's wrong image.
+def hardest_negatives(images: Tensor, captions: Tensor, image_ids: Tensor, order: bool) -> tuple[Tensor, Best, Best]:
+    """Score of each matched pair; score and index of each image's closest wrong caption, each caption's wrong image.
 
-    All [pair], scores in float32. The tiles of a block of rows write their maxima by row and by column, which are
-    reduced before the next block. The first of ties wins.
+    All [pair], scores in float32; the first of ties wins. The maxima of the tiles of a block of rows are reduced before
+    the next block.
     """
     pairs, dim = images.shape
     tile = tile_of(images, order)
@@ -137,15 +130,9 @@ def hardest_negatives(
 
 
 def winners_gradient(
-    side: Tensor,
-    other: Tensor,
-    matched: Tensor,
-    chosen: tuple[Tensor, Tensor],
-    chosen_by: tuple[Tensor, Tensor],
-    gradient: Tensor,
-    order: bool,
+    side: Tensor, other: Tensor, matched: Tensor, chosen: Best, chosen_by: Best, gradient: Tensor, order: bool,
     side_is_image: bool,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The gradient [pair, dim] of one side of the pairs, `side`.
 
     Row k adds up the slope of the negative that it chose, minus the slope of its match for each active hinge of the
@@ -165,70 +152,55 @@ def winners_gradient(
     return result
 
 
-def matched_similarities(images: Tensor, captions: Tensor, order: bool) -> Tensor:
-    """The similarity of each matched pair, [pair] in float32, as a tile computes it."""
-    tile = tile_of(captions, order)
-    scores = torch.empty(len(captions), device=captions.device)
-    grid = (triton.cdiv(len(captions), tile["block"]),)
-    tiles.matched_tiles[grid](images, captions, scores, len(captions), captions.shape[1], **tile)
-    return scores
-
-
 def tile_of(embeddings: Tensor, order: bool, precision: str = "ieee") -> dict[str, Any]:
     """The shape, precision and warps of a tile of similarities."""
-    if order:
-        return {"order": True, "precision": "ieee", **_order_tile(embeddings)}
-    wide = len(embeddings) >= WIDE_FROM
-    precision = "widened" if interpreted() else precision
-    shape = {"block": 128 if wide else 32, "depth": 128 // embeddings.element_size(), "num_warps": 8 if wide else 4}
-    return {"order": False, "precision": precision, **shape}
-
-
-def _order_tile(embeddings: Tensor) -> dict[str, Any]:
-    """The shape and warps of a tile of the order: the smaller, the more coordinates fit the registers."""
-    busy = (block for block in ORDER_BLOCKS if triton.cdiv(len(embeddings), block) ** 2 >= BUSY_FROM)
-    block = next(busy, min(ORDER_BLOCKS))
-    return {"block": block, "depth": 512 // block, "num_warps": 8 if block == 64 else 4}
+    if order:  # the smaller a block, the more coordinates fit the registers
+        busy = (block for block in ORDER_BLOCKS if triton.cdiv(len(embeddings), block) ** 2 >= BUSY_FROM)
+        block = next(busy, min(ORDER_BLOCKS))
+        depth, wide, precision = 512 // block, block == 64, "ieee"
+    else:
+        wide = len(embeddings) >= WIDE_FROM
+        block, depth = 128 if wide else 32, 128 // embeddings.element_size()
+        precision = "widened" if interpreted() else precision
+    return {"order": order, "precision": precision, "block": block, "depth": depth, "num_warps": 8 if wide else 4}
 
 
 def _multiple(rows: int, block: int) -> int:
     return max(1, rows // block) * block
 
 
-def _partials(blocks: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _partials(blocks: int, length: int, device: torch.device) -> Best:
     score = torch.empty(blocks, length, device=device)
     return score, torch.empty(blocks, length, dtype=torch.int32, device=device)
 
 
-def _first_maximum(score: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _first_maximum(score: Tensor, index: Tensor) -> Best:
     best, block = score.max(0)
     return best, index.gather(0, block[None])[0].long()
 
 
-def _matched_gradients(
-    images: Tensor, captions: Tensor, matched: Tensor, weight: Tensor, order: bool
-) -> tuple[Tensor, Tensor]:
+def _matched_gradients(images: Tensor, captions: Tensor, matched: Tensor, weight: Tensor, order: bool) -> list[Tensor]:
     """The gradients of sum_k weight[k] s(k, k), in float32."""
     if not order:
-        return captions * weight[:, None], images * weight[:, None]
+        return [captions * weight[:, None], images * weight[:, None]]
     violation = (captions.float() - images.float()).clamp_(min=0).mul_((weight / -matched)[:, None])
-    return violation, -violation
+    return [violation, -violation]
 
 
-def _add_violations(result: Tensor, weights: Tensor, side: Tensor, other: Tensor, side_is_image: bool) -> None:
-    grid = triton.cdiv(len(side), 16), triton.cdiv(side.shape[1], 64)
-    add_violations[grid](
-        weights.contiguous(), side, other, result, len(side), len(other), side.shape[1],
-        side_is_image=side_is_image, block=16, width=64, depth=16,
-    )  # fmt: skip
+def _add_gradient(
+    result: Tensor, weights: Tensor, side: Tensor, other: Tensor, order: bool, side_is_image: bool
+) -> None:
+    """Adds to `result` [side, dim] the gradient by `side` of its similarities by `weights` [other, side], in float32.
 
-
-def _add_products(result: Tensor, weights: Tensor, _side: Tensor, other: Tensor, _side_is_image: bool) -> None:
-    result += _float32_product(weights.T, other)
-
-
-def _float32_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, summed and returned in float32."""
-    if left.is_cuda and left.dtype is not torch.float32:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
+    The weights of the order are divided by the norms.
+    """
+    if order:
+        grid = triton.cdiv(len(side), 16), triton.cdiv(side.shape[1], 64)
+        tiles.add_violations[grid](
+            weights.contiguous(), side, other, result, len(side), len(other), side.shape[1],
+            side_is_image=side_is_image, block=16, width=64, depth=16,
+        )  # fmt: skip
+    elif other.is_cuda and other.dtype is not torch.float32:
+        result += torch.mm(weights.T, other, out_dtype=torch.float32)
+    else:
+        result += weights.T.float() @ other.float()

@@ -1,8 +1,7 @@
 """Ranks of matched images and captions, by counting the scores that are at least as high: no sort, and ties count.
 
-Each tile of scores is made once and counted in the processor's cache; on a GPU a Triton kernel makes, counts and never
-stores it. Ranks of embeddings are those of exact scores: a tile decides the pairs that are clear of its rounding, the
-exact score of a pair the others.
+Each tile of scores is made once and counted in the cache; on a GPU a Triton kernel never stores it. Ranks of embeddings
+are those of exact scores: a tile decides the pairs that are clear of its rounding, exact scores the others.
 """
 
 from __future__ import annotations
@@ -10,24 +9,20 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from capbench.kernels._arguments import Array, tensors
+from capbench.kernels._arguments import Array, embeddings
 from capbench.kernels._triton import runs_triton
-from capbench.kernels.ranks.cpu import Scores, Square, Tiles, images_at_once
+from capbench.kernels.ranks.cpu import Scores, Square, Tiles
 from capbench.kernels.ranks.exact import Contest, refuse_nan
 
 
 def embedding_ranks(
-    images: Float[Array, "image dim"],
-    captions: Float[Array, "caption dim"],
-    image_of_caption: Int[Array, " caption"],
-    order: bool = False,
-    at_once: int | None = None,
-) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
+    images: Float[Array, "image dim"], captions: Float[Array, "caption dim"],
+    image_of_caption: Int[Array, " caption"], order: bool = False, at_once: int | None = None,
+) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:  # fmt: skip
     """Rank of each image's best caption and of each caption's image, from 0, by dot products or the order similarity.
 
-    Every image has a caption; captions come in any order. The ranks are those of the exact scores of
-    `capbench.kernels.ranks.exact`: equal embeddings tie, and no tile, thread count or device changes a rank.
-    A Triton kernel serves a GPU and holds no tile. Elsewhere, in float64, and where too many scores are close, memory
+    Every image has a caption; captions come in any order. Equal embeddings tie, and no tile, thread count or device
+    changes a rank. The Triton kernel holds no tile. Elsewhere, in float64, and where too many scores are close, memory
     is one tile of `at_once` images and as large a share of the captions, halved when memory runs out, some numbers for
     each image and caption, and float64 copies of a tile's embeddings where most scores are nearly equal.
     Raises CapbenchError for wrong types or shapes, NaN, or when one image at a time does not fit in memory.
@@ -39,27 +34,21 @@ def embedding_ranks(
     >>> by_image.tolist(), by_caption.tolist()
     ([0, 1], [0, 1, 0, 1])
     """
-    images, captions, image_of_caption = tensors(
-        images=(images, "float image dim+"), captions=(captions, "float caption dim"),
-        image_of_caption=(image_of_caption, "int caption"),
-    )  # fmt: skip
-    image_of_caption = image_of_caption.to(images.device)
+    images, captions, image_of_caption = embeddings(images, captions, image_of_caption)
     if not len(captions):
         return image_of_caption.new_zeros(len(images)), image_of_caption
-    contest = Contest.of(images.detach(), captions.detach(), image_of_caption, order)
+    contest = Contest.of(images, captions, image_of_caption, order)
     if runs_triton(images) and runs_triton(captions):
         from capbench.kernels.ranks import triton
 
         counted = triton.counted(contest)
         if counted is not None:
             return counted
-    counts = Tiles(contest)
-    counts.add_all(at_once or images_at_once(len(images), len(captions), images.device))
-    return counts.by_image, counts.by_caption
+    return Tiles(contest).counted(at_once)
 
 
 def counted_ranks(
-    scores: Scores, image_of_caption: Int[Tensor, " caption"], images: int, at_once: int
+    scores: Scores, image_of_caption: Int[Tensor, " caption"], images: int, at_once: int | None = None
 ) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
     """The same from any scores, on the device of `image_of_caption`.
 
@@ -78,6 +67,6 @@ def counted_ranks(
     ([1, 0], [0, 1, 1])
     """
     counts = Square(scores, image_of_caption, images)
-    counts.add_all(at_once)
+    ranks = counts.counted(at_once)
     refuse_nan(bool(counts.nan))
-    return counts.by_image, counts.by_caption
+    return ranks

@@ -7,13 +7,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.kernels._scratch import scratch
-from capbench.kernels._slices import slices
+from capbench.kernels._blocks import scratch, slices
 from capbench.kernels.ranks.exact import Band, Contest, pairs_at_once
 
 Scores = Callable[[slice, slice], Tensor]
@@ -22,12 +22,6 @@ CPU_STRIP, GPU_STRIP = 2**18, 2**26  # similarities of a tile that are compared 
 OPEN = 2**15  # pairs that may wait for their exact scores
 CROWDED = 16  # with more than one open pair in so many, a strip is recomputed in float64
 log = logging.getLogger(__name__)
-
-
-def images_at_once(images: int, captions: int, device: torch.device) -> int:
-    """The images of a tile that fits the device and has as large a share of the captions."""
-    tile = CPU_TILE if device.type == "cpu" else GPU_TILE
-    return max(1, math.isqrt(tile * images // max(1, captions)))
 
 
 class _Counts(ABC):
@@ -41,8 +35,13 @@ class _Counts(ABC):
     def add(self, rows: slice) -> None:
         """Count a block of images."""
 
-    def add_all(self, at_once: int) -> None:
-        """Count all images in even blocks of at most `at_once`, or of fewer when memory runs out."""
+    def counted(self, at_once: int | None) -> tuple[Tensor, Tensor]:
+        """The counts, made in even blocks of at most `at_once` images, or of fewer when memory runs out.
+
+        By default a tile of these images and as large a share of the captions fits the device.
+        """
+        tile, captions = CPU_TILE if self.by_image.device.type == "cpu" else GPU_TILE, len(self.by_caption)
+        at_once = at_once or max(1, math.isqrt(tile * self.images // max(1, captions)))
         start = 0
         while start < self.images:
             left = self.images - start
@@ -59,6 +58,7 @@ class _Counts(ABC):
                 self.by_image, self.by_caption = kept
                 at_once = (rows.stop - rows.start) // 2
                 log.warning("out of memory in evaluation: retrying with %d images at a time", at_once)
+        return self.by_image, self.by_caption
 
 
 class Tiles(_Counts):
@@ -68,7 +68,7 @@ class Tiles(_Counts):
         super().__init__(contest.image_of_caption, len(contest.images))
         self.contest, self.dtype = contest, _tile_dtype(contest)
         self.strip = CPU_STRIP if self.image_of_caption.device.type == "cpu" else GPU_STRIP
-        self.bands: dict[torch.dtype, tuple[Band, Band]] = {}
+        self.bands = cache(lambda dtype: contest.bands(dtype, torch.finfo(dtype).eps / 2))
         self.open: tuple[list[Tensor], list[Tensor]] = [], []  # pairs [2, pair]: for their images, for their captions
 
     def add(self, rows: slice) -> None:
@@ -96,7 +96,7 @@ class Tiles(_Counts):
 
     def _count(self, scores: Tensor, rows: slice, columns: slice) -> None:
         """Count the clear pairs of a strip, and collect the open ones."""
-        of_image, of_caption = self._bands(scores.dtype)
+        of_image, of_caption = self.bands(scores.dtype)
         mask = scratch("ranks compared", tuple(scores.shape), scores)
         images, captions = _Side(scores, of_image, rows, mask), _Side(scores.T, of_caption, columns, mask.T)
         crowded = int(images.open.sum() + captions.open.sum()) > scores.numel() // CROWDED
@@ -109,11 +109,6 @@ class Tiles(_Counts):
         self.open[1].append(captions.open_pairs(rows).flip(0))
         if crowded or sum(pairs.shape[1] for pairs in (*self.open[0], *self.open[1])) > OPEN:
             self._settle(repeated=crowded)
-
-    def _bands(self, dtype: torch.dtype) -> tuple[Band, Band]:
-        if dtype not in self.bands:
-            self.bands[dtype] = self.contest.bands(dtype, torch.finfo(dtype).eps / 2)
-        return self.bands[dtype]
 
     def _settle(self, repeated: bool = False) -> None:
         """Count the open pairs by their exact scores."""
@@ -135,7 +130,7 @@ class _Side:
     """
 
     def __init__(self, scores: Tensor, band: Band, lines: slice, mask: Tensor) -> None:
-        self.scores, self.lines, self.low, self.high = scores, lines, band.low[lines, None], band.high[lines, None]
+        self.scores, self.lines, (self.low, self.high) = scores, lines, (bound[lines, None] for bound in band)
         self.ahead = torch.gt(scores, self.high, out=mask).sum(1).long()
         self.open = scores.shape[1] - self.ahead - torch.lt(scores, self.low, out=mask).sum(1).long()
 
@@ -190,13 +185,6 @@ class Square(_Counts):
         """Count the next images and their captions against themselves and all before them."""
         ends = torch.tensor([rows.start, rows.stop], device=self.image_of_caption.device)
         columns = slice(*torch.searchsorted(self.image_of_caption, ends).tolist())
-        block = self._on_the_diagonal(rows, columns)
-        for other in self.blocks:
-            self._count(self.scores(other.rows, columns), other, block)
-            self._count(self.scores(rows, other.columns), block, other)
-        self.blocks.append(block)
-
-    def _on_the_diagonal(self, rows: slice, columns: slice) -> _Block:
         tile, row = self.scores(rows, columns), self.image_of_caption[columns] - rows.start
         matched = tile[row, torch.arange(len(row), device=tile.device)]
         best = tile.new_full((len(tile),), -torch.inf).scatter_reduce(0, row, matched, "amax")
@@ -204,7 +192,10 @@ class Square(_Counts):
         self._count(tile, block, block)
         self.by_image[rows] -= torch.bincount(row[matched >= best[row]], minlength=len(tile))
         self.by_caption[columns] -= 1
-        return block
+        for other in self.blocks:
+            self._count(self.scores(other.rows, columns), other, block)
+            self._count(self.scores(rows, other.columns), block, other)
+        self.blocks.append(block)
 
     def _count(self, tile: Tensor, images: _Block, captions: _Block) -> None:
         self.nan |= tile.amax().isnan()
@@ -215,6 +206,7 @@ class Square(_Counts):
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether torch, on any device, or Python reports that memory ran out."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or any(word in str(error).lower() for word in words)
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error).lower() for words in said
+    )

@@ -1,8 +1,7 @@
 """The exact score of a pair, which ranks are counted from, and how far from it the score in a tile may lie.
 
-The exact score is a pure function of two rows: its terms are float64, added in one order. So equal rows tie in any
-tile, with any number of threads, on any processor. A product of matrices keeps none of that in its last bits; it
-decides where rounding cannot matter, and exact scores decide the rest.
+The terms of an exact score are float64, added in one order: equal rows tie in any tile, with any number of threads, on
+any processor. A product of matrices decides where rounding cannot matter, and exact scores decide the rest.
 """
 
 from __future__ import annotations
@@ -11,30 +10,31 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.kernels._scratch import scratch
+from capbench.kernels._blocks import scratch
 
 CPU_ELEMENTS, GPU_ELEMENTS = 2**16, 2**24  # of [pair, dim] at once: 512 KB of terms stay in a processor's cache
 SLACK = 64  # roundings besides one for each term: of the exact score, of the order's steps, of a band
+Images = Float[Tensor, "image dim"]
+Captions = Float[Tensor, "caption dim"]
+Pairs = Int[Tensor, " pair"]
+Band = tuple[
+    Tensor, Tensor
+]  # low and high of each image or caption: lower scores are behind, higher ahead, others open
 
 
 def exact_scores(
-    images: Float[Tensor, "image dim"],
-    captions: Float[Tensor, "caption dim"],
-    rows: Int[Tensor, " pair"],
-    columns: Int[Tensor, " pair"],
-    order: bool = False,
+    images: Images, captions: Captions, rows: Pairs, columns: Pairs, order: bool = False
 ) -> Float[Tensor, " pair"]:
     """The dot product of images `rows` and captions `columns`, or for the order -||max(0, c - i)||^2, in float64.
 
-    Two rows give the same bits on every processor; a root would not, and the square ranks alike. Memory: a block of
-    pairs, and the scores.
+    A root would not give the same bits on every processor, and the square ranks alike. Memory: a block of pairs, and
+    the scores.
     """
     scores = torch.empty(len(rows), dtype=torch.float64, device=images.device)
     at_once = max(1, min(len(rows), pairs_at_once(images)))
@@ -71,32 +71,19 @@ def refuse_nan(nan: bool) -> None:
         raise CapbenchError("the similarities hold NaN: the model has diverged, or a zero was normalised")
 
 
-class Band(NamedTuple):
-    """The open scores of each image or caption in a tile: lower ones are behind, higher ones ahead."""
-
-    low: Tensor
-    high: Tensor
-
-
 @dataclass(frozen=True, eq=False)
 class Contest:
     """Images, captions, and the exact scores that a wrong candidate has to reach."""
 
-    images: Float[Tensor, "image dim"]
-    captions: Float[Tensor, "caption dim"]
+    images: Images
+    captions: Captions
     image_of_caption: Int[Tensor, " caption"]
     order: bool  # whether the order similarity scores, not the dot product
     best: Float[Tensor, " image"]  # the highest score of its captions
     matched: Float[Tensor, " caption"]  # the score of its image
 
     @classmethod
-    def of(
-        cls,
-        images: Float[Tensor, "image dim"],
-        captions: Float[Tensor, "caption dim"],
-        image_of_caption: Int[Tensor, " caption"],
-        order: bool,
-    ) -> Contest:
+    def of(cls, images: Images, captions: Captions, image_of_caption: Tensor, order: bool) -> Contest:
         """Raises CapbenchError when a matched score is NaN, as one is where any embedding is."""
         each = torch.arange(len(captions), device=captions.device)
         matched = exact_scores(images, captions, image_of_caption, each, order)
@@ -124,25 +111,21 @@ class Contest:
         of_image = _band(best, sizes[0] * share, sizes[0] < most, dtype)
         return of_image, _band(matched, sizes[1] * share, sizes[1] < most, dtype)
 
-    def over(
-        self, rows: Int[Tensor, " pair"], columns: Int[Tensor, " pair"], repeated: bool = False
-    ) -> tuple[Bool[Tensor, " pair"], Bool[Tensor, " pair"]]:
-        """Whether each pair scores as high as the best of its image, and as high as its caption's own image.
+    def over(self, rows: Pairs, columns: Pairs, repeated: bool = False) -> tuple[Tensor, Tensor]:
+        """Whether each pair, [pair], scores as high as the best of its image, and as its caption's own image.
 
         A matched pair does neither. With `repeated`, equal rows are scored once. Raises CapbenchError for NaN.
         """
-        scores = self._scores(rows, columns, repeated)
+        if repeated:
+            images, captions = self._alike
+            distinct, which = (images[rows] * len(captions) + captions[columns]).unique(return_inverse=True)
+            pairs = distinct // len(captions), distinct % len(captions)
+            scores = exact_scores(self.images, self.captions, *pairs, self.order)[which]
+        else:
+            scores = exact_scores(self.images, self.captions, rows, columns, self.order)
         refuse_nan(bool(scores.isnan().any()))
         wrong = self.image_of_caption[columns] != rows
         return wrong & (scores >= self.best[rows]), wrong & (scores >= self.matched[columns])
-
-    def _scores(self, rows: Tensor, columns: Tensor, repeated: bool) -> Tensor:
-        if not repeated:
-            return exact_scores(self.images, self.captions, rows, columns, self.order)
-        images, captions = self._alike
-        distinct, which = (images[rows] * len(self.captions) + captions[columns]).unique(return_inverse=True)
-        rows, columns = distinct // len(self.captions), distinct % len(self.captions)
-        return exact_scores(self.images, self.captions, rows, columns, self.order)[which]
 
     @cached_property
     def _alike(self) -> tuple[Tensor, Tensor]:
@@ -174,4 +157,4 @@ def pairs_at_once(embeddings: Tensor) -> int:
 def _band(score: Tensor, error: Tensor, finite: Tensor, dtype: torch.dtype) -> Band:
     infinity = score.new_tensor(torch.inf, dtype=dtype)
     low = torch.where(finite, score - error, -torch.inf).to(dtype).nextafter(-infinity)
-    return Band(low, torch.where(finite, score + error, torch.inf).to(dtype).nextafter(infinity))
+    return low, torch.where(finite, score + error, torch.inf).to(dtype).nextafter(infinity)

@@ -7,6 +7,7 @@ high x high + high x low + low x high.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import no_type_check
 
 import torch
@@ -32,9 +33,8 @@ def counted(contest: Contest) -> tuple[Tensor, Tensor] | None:
     parts = PARTS if common is torch.float32 and not contest.order else 0.0
     of_image, of_caption = contest.bands(torch.float32, EPSILON if contest.order else 2 * EPSILON, parts)
     room = min(LISTED, len(images) * len(captions))
-    by_image, by_caption, count = (
-        image_of_caption.new_zeros(n, dtype=torch.int32) for n in (len(images), len(captions), 1)
-    )
+    zeros = partial(image_of_caption.new_zeros, dtype=torch.int32)
+    by_image, by_caption, count = zeros(len(images)), zeros(len(captions)), zeros(1)
     listed = image_of_caption.new_empty((room, 2), dtype=torch.int32)
     grid = triton.cdiv(len(captions), tile["block"]), triton.cdiv(len(images), tile["block"])
     _count_tiles[grid](
@@ -54,15 +54,9 @@ def counted(contest: Contest) -> tuple[Tensor, Tensor] | None:
 @triton.jit
 @no_type_check
 def _count_tiles(
-    images,  # [image, dim]
-    captions,  # [caption, dim]
-    image_of_caption,  # [caption] int64
-    image_low,  # [image] float32, the band of its open scores
-    image_high,  # [image] float32
-    caption_low,  # [caption] float32
-    caption_high,  # [caption] float32
-    by_image,  # [image] int32, in and out: the captions clearly ahead
-    by_caption,  # [caption] int32, in and out: the images clearly ahead
+    images, captions, image_of_caption,  # [image, dim], [caption, dim], [caption] int64
+    image_low, image_high, caption_low, caption_high,  # [image] or [caption] float32, the bands of the open scores
+    by_image, by_caption,  # [image], [caption] int32, in and out: the captions, the images clearly ahead
     listed,  # [room, 2] int32, out: image and caption of the open pairs
     count,  # [1] int32, in and out: the open pairs, listed or not
     image_count, caption_count, dim, room, order: tl.constexpr, block: tl.constexpr, depth: tl.constexpr,

@@ -1,4 +1,4 @@
-"""CPU memory for intermediate results that is kept between calls.
+"""Work in blocks: slices of an axis, and CPU memory for a block's results, kept between calls.
 
 The allocator returns blocks of megabytes to the system and gets them back page by page, which can take as long as the
 arithmetic on a tile that fits the cache. On a GPU torch caches memory itself.
@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 MOST_BYTES = 2**25  # kept under one name; larger memory is allocated anew
 _kept = threading.local()
+
+
+def slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    """Consecutive slices of `step`; the last one may be shorter."""
+    yield from (slice(at, min(at + step, stop)) for at in range(start, stop, step))
 
 
 def scratch(name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
