@@ -18,12 +18,6 @@ def novelty(captions: Sequence[str], training_captions: Iterable[str]) -> float:
     return 100.0 * sum(words not in known for words in _words(captions)) / len(captions)
 
 
-def distinct_captions(captions: Sequence[str]) -> float:
-    """Different captions in percent of all of them. Raises CapbenchError when there is none."""
-    words = _words(captions)
-    return 100.0 * len(set(words)) / len(words)
-
-
 def distinct_n(captions: Sequence[str], n: int) -> float:
     """Different n-grams in percent of all words (distinct-n: Li et al. 2016, section 5.1).
 

@@ -57,7 +57,7 @@ def train(
 ) -> TrainingState:
     """Train until the schedule or the patience ends; leave the best snapshot in `folder` and in the model.
 
-    The snapshot is of the epoch with the highest validation `metric`, the first one of equals; the `warmup` epochs,
+    The snapshot is of the epoch with the highest validation `metric`, the first of them in a tie; the `warmup` epochs,
     which are trained with another loss, give none. `identity` says what the run is: a checkpoint in `folder` is resumed
     when it has the same. `report` is called after every step with the state and the number of batches in the epoch, and
     after every validation with 0.
