@@ -346,7 +346,7 @@ from tests.test_features import dataset_of
 
 def press(done, total):
     if done == 8:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
         time.sleep(1)  # so that no other batch begins
 
 try:
@@ -356,11 +356,12 @@ except StoppedError:
 """
 
 
-def test_ctrl_c_keeps_the_batches_that_are_done_and_the_next_call_makes_the_others(
-    dataset, encoder, tmp_path, monkeypatch
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_to_stop_keeps_the_batches_that_are_done_and_the_next_call_makes_the_others(
+    dataset, encoder, tmp_path, monkeypatch, name
 ):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    command = [sys.executable, "-c", STOPPED, str(tmp_path), name]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.stdout == "stopped and saved\n", done.stderr
     asked, seen, read = [], [], ImageFolder.__getitem__

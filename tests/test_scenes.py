@@ -15,27 +15,14 @@ from capbench.base.errors import CapbenchError
 from capbench.data.batches import length_grouped
 from capbench.data.captions import CaptionDataset, Phrase
 from capbench.data.karpathy_split import read_karpathy_split
-from capbench.data.scenes import (
-    COLOURS,
-    PLACES,
-    RELATIONS,
-    SETTINGS,
-    SHAPES,
-    SIZES,
-    THINGS,
-    Dice,
-    Scene,
-    SceneImages,
-    Thing,
-    draw_scene,
-    export,
-    places,
-    relations,
-    render,
-    scenes,
-)
 from capbench.data.scenes import dataset as module
+from capbench.data.scenes import export, scenes
+from capbench.data.scenes.dataset import SceneImages
+from capbench.data.scenes.dice import Dice
+from capbench.data.scenes.drawing import Scene, Thing, draw_scene, render
 from capbench.data.scenes.export import export_scenes
+from capbench.data.scenes.language import places, relations
+from capbench.data.scenes.words import COLOURS, PLACES, RELATIONS, SETTINGS, SHAPES, SIZES, THINGS
 
 NUMBERS = {"a": 1, "an": 1, "the": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 

@@ -11,7 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.data.scenes import COLOURS, SETTINGS, SHAPES, SIZES, Dice, Scene, Thing, draw_scene
+from capbench.data.scenes.dice import Dice
+from capbench.data.scenes.drawing import Scene, Thing, draw_scene
+from capbench.data.scenes.words import COLOURS, SETTINGS, SHAPES, SIZES
 from capbench.vision import scenes_trunk
 from capbench.vision.scenes_trunk import WEIGHTS, ScenesTrunk, load_scenes_trunk, pixels_of, train, truth
 

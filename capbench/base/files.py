@@ -43,6 +43,14 @@ def atomic_write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> 
             temporary.unlink(missing_ok=True)
 
 
+def read_bytes(path: Path, what: object) -> bytes:
+    """The content of a file. Raises CapbenchError "cannot read <what>: <reason>"."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CapbenchError(f"cannot read {what}: {error.strerror or error}") from error
+
+
 def check_writable(folder: Path) -> None:
     """Create `folder` and a file in it, so that a read-only folder is refused before the work starts.
 

@@ -73,8 +73,7 @@ class CaptionDataset:
 
     def __post_init__(self) -> None:
         self._check_lengths()
-        self._check_images()
-        self._check_captions()
+        self._check_values()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -84,15 +83,8 @@ class CaptionDataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all fields that have one entry an image or a caption, without pixels and phrases."""
-        fields = (
-            self.image_names,
-            self.image_ids,
-            self.split_of_image,
-            self.captions,
-            self.tokens,
-            self.caption_ids,
-            self.image_of_caption.tolist(),
-        )
+        images = (self.image_names, self.image_ids, self.split_of_image)
+        fields = (*images, self.captions, self.tokens, self.caption_ids, self.image_of_caption.tolist())
         return hashlib.sha256("".join(fingerprint(value) for value in fields).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
@@ -115,24 +107,17 @@ class CaptionDataset:
         images, captions = len(self.image_names), len(self.captions)
         if images == 0:
             raise CapbenchError(f"{self.name} has no images")
-        lengths: dict[str, tuple[int, int]] = {
-            "images": (len(self.images), images),
-            "image_ids": (len(self.image_ids), images),
-            "split_of_image": (len(self.split_of_image), images),
-            "tokens": (len(self.tokens), captions),
-            "caption_ids": (len(self.caption_ids), captions),
-            "image_of_caption": (len(self.image_of_caption), captions),
-        }
-        if self.phrases is not None:
-            lengths["phrases"] = (len(self.phrases), captions)
-        for what, (length, expected) in lengths.items():
-            if length != expected:
+        an_image = dict.fromkeys(("images", "image_ids", "split_of_image"), images)
+        a_caption = dict.fromkeys(("tokens", "caption_ids", "image_of_caption", "phrases"), captions)
+        for what, expected in (an_image | a_caption).items():
+            values = getattr(self, what)
+            if values is not None and len(values) != expected:
                 raise CapbenchError(
-                    f"{self.name}: {what} has {length} entries, expected {expected} "
+                    f"{self.name}: {what} has {len(values)} entries, expected {expected} "
                     f"({images} images, {captions} captions)"
                 )
 
-    def _check_images(self) -> None:
+    def _check_values(self) -> None:
         _refuse(self.name, "outside the image folder", (n for n in self.image_names if not stays_inside(n)))
         unknown = sorted(set(self.split_of_image) - set(SPLITS))
         _refuse(self.name, f"split names other than {', '.join(SPLITS)}", unknown)
@@ -142,8 +127,6 @@ class CaptionDataset:
                 raise CapbenchError(f"{self.name}: the image {name!r} is in two splits, {splits[name]} and {split}")
         _refuse(self.name, "images listed twice", duplicates(self.image_names))
         _refuse(self.name, "image ids given twice", duplicates(self.image_ids))
-
-    def _check_captions(self) -> None:
         _refuse(self.name, "caption ids given twice", duplicates(self.caption_ids))
         images, count = self.image_of_caption, len(self.image_names)
         if images.dtype != np.int64 or images.ndim != 1:
@@ -204,12 +187,16 @@ def protocol_line(split: Split) -> str:
 
     Uneven counts are a range with the mean. Captions without a word are counted.
     """
+
+    def counted(count: int, noun: str) -> str:
+        return f"{count:,} {noun}{'s' * (count != 1)}"
+
     images, captions = len(split.image_index), len(split.caption_index)
     each = np.bincount(split.image_of_caption, minlength=images)
     low, high = each.min(), each.max()
     spread = f"{low} each" if low == high else f"{low} to {high} each, mean {captions / images:.1f}"
     empty = sum(not any(map(str.isalnum, "".join(tokens))) for tokens in split.tokens)
-    line = f"{images:,} {_plural('image', images)}, {captions:,} {_plural('caption', captions)} ({spread})"
+    line = f"{counted(images, 'image')}, {counted(captions, 'caption')} ({spread})"
     if empty:
         line += f", {empty:,} {'of them' if captions > 1 else 'caption'} without a word"
     return "; ".join([line, *split.dataset.notes])
@@ -254,7 +241,3 @@ def _refuse(dataset: str, fault: str, faulty: Iterable[Any]) -> None:
     if first:
         shown = ", ".join(repr(value) for value in first[:5]) + (", ..." if len(first) > 5 else "")
         raise CapbenchError(f"{dataset}: {fault}: {shown}")
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else noun + "s"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from capbench.base.errors import CapbenchError
+from capbench.base.files import read_bytes
 from capbench.data.captions import one_line
 
 
@@ -31,12 +30,14 @@ def read_json(path: Path, model: type[Model]) -> Model:
 
     Raises CapbenchError naming the file and the line of malformed JSON, or the field that is missing or wrong.
     """
+    content = read_bytes(path, path)
+    enabled = gc.isenabled()
+    gc.disable()  # millions of new objects form no cycles, and the search for cycles would outlast the reading
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CapbenchError(f"cannot read {path}: {error.strerror or error}") from error
-    with _no_collection():
         return parse_json(content, path, model)
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def parse_json(content: bytes, path: Path, model: type[Model]) -> Model:
@@ -59,31 +60,13 @@ def parse_json(content: bytes, path: Path, model: type[Model]) -> Model:
         raise CapbenchError(f"{path}: {_explain(error)}") from error
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Millions of new objects form no cycles, and the search for cycles would take longer than reading them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _explain(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_context=False)
     first = faults[0]
-    value = "" if first["type"] == "missing" else f" (found {_shorten(first['input'])})"
+    text = repr(first["input"])
+    shown = text if len(text) <= 80 else text[:77] + "..."
+    value = "" if first["type"] == "missing" else f" (found {shown})"
     more = f"; and {len(faults) - 1} more such faults" if len(faults) > 1 else ""
-    return f"{_field(first['loc'])}: {first['msg'].removeprefix('Value error, ')}{value}{more}"
-
-
-def _field(location: tuple[int | str, ...]) -> str:
-    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
-    return "".join(steps).lstrip(".") or "the whole file"
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
+    field = "".join(steps).lstrip(".") or "the whole file"
+    return f"{field}: {first['msg'].removeprefix('Value error, ')}{value}{more}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from capbench.base.cache import path_from
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset
 from capbench.data.karpathy_split import Restval, read_karpathy_split
@@ -65,10 +65,12 @@ def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
         return scenes()
     if name not in NAMES:
         raise CapbenchError(f"no data set {name!r}; there is {', '.join(NAMES)}")
-    folder, source = _folder(name, data), SOURCES[_family(name)]
-    if not (folder / source.split_file).is_file():
-        raise CapbenchError(f"{folder / source.split_file} is missing; {_advice(name, folder)}")
-    dataset = read_karpathy_split(folder / source.split_file, folder / "images", name, _restval(name))
+    folder = _folder(name, data)
+    split_file = folder / SOURCES[_family(name)].split_file
+    if not split_file.is_file():
+        raise CapbenchError(f"{split_file} is missing; {_advice(name, folder)}")
+    restval: Restval = "drop" if name == WITHOUT_RESTVAL else "train"
+    dataset = read_karpathy_split(split_file, folder / "images", name, restval)
     differing = departure(dataset)
     if differing:
         fault = f"{NOT_PUBLISHED} ({differing})"
@@ -100,9 +102,16 @@ def departure(dataset: CaptionDataset) -> str:
 
     Empty if it has the published counts and, if known, the published fingerprint.
     """
-    counts = _differing_counts(dataset)
-    if counts or known_fingerprint(dataset.name) in ("", dataset.fingerprint):
-        return counts
+    expected = dict(SOURCES[_family(dataset.name)].counts)
+    rest = expected.pop("restval", 0)
+    if dataset.name != WITHOUT_RESTVAL:
+        expected["train"] += rest
+    counts = Counter(dataset.split_of_image)
+    differing = [split for split in expected if counts[split] != expected[split]]
+    if differing:
+        return "; ".join(f"{split}: {counts[split]:,}, published {expected[split]:,}" for split in differing)
+    if known_fingerprint(dataset.name) in ("", dataset.fingerprint):
+        return ""
     return "its names, ids, captions or tokens are not those of the published file"
 
 
@@ -119,14 +128,11 @@ def known_fingerprint(name: str) -> str:
 
 
 def _folder(name: str, data: Path | None) -> Path:
+    data, family = data or path_from("CAPBENCH_DATA"), _family(name)
     if data is None:
-        if not os.environ.get("CAPBENCH_DATA"):
-            folder = Path(_family(name))
-            raise CapbenchError(
-                f"CAPBENCH_DATA is not set; set it to a folder with {folder}/ in it: {_advice(name, folder)}"
-            )
-        data = Path(os.environ["CAPBENCH_DATA"]).expanduser()
-    return data / _family(name)
+        advice = _advice(name, Path(family))
+        raise CapbenchError(f"CAPBENCH_DATA is not set; set it to a folder with {family}/ in it: {advice}")
+    return data / family
 
 
 def _family(name: str) -> str:
@@ -137,21 +143,3 @@ def _family(name: str) -> str:
 def _advice(name: str, folder: Path) -> str:
     source = SOURCES[_family(name)]
     return f"put {source.split_file} and images/ into {folder} (split file: {SPLIT_FILES}; {source.origin})"
-
-
-def _restval(name: str) -> Restval:
-    return "drop" if name == WITHOUT_RESTVAL else "train"
-
-
-def _differing_counts(dataset: CaptionDataset) -> str:
-    """For example "test: 999, published 1,000"; empty if all counts are the published ones."""
-    expected = dict(SOURCES[_family(dataset.name)].counts)
-    rest = expected.pop("restval", 0)
-    if _restval(dataset.name) == "train":
-        expected["train"] += rest
-    counts = Counter(dataset.split_of_image)
-    return "; ".join(
-        f"{split}: {counts[split]:,}, published {count:,}"
-        for split, count in expected.items()
-        if counts[split] != count
-    )

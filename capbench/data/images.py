@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.base.files import fingerprint, sha256
+from capbench.base.files import fingerprint, read_bytes, sha256
 from capbench.data.captions import Images, stays_inside
 
 MAX_PIXELS = 50_000_000  # a larger picture is refused before its pixels are decoded
@@ -32,32 +32,27 @@ def decode(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     bits, transparent pixels lie on white. Raises CapbenchError naming the file when it is missing, empty, truncated,
     not a picture, or larger than `MAX_PIXELS`.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CapbenchError(f"cannot read the image {printable(path)}: {error.strerror or error}") from error
+    place = f"the image {printable(path)}"
+    content = read_bytes(path, place)
     if not content:
-        raise CapbenchError(f"the image {printable(path)} is an empty file; fetch it again")
+        raise CapbenchError(f"{place} is an empty file; fetch it again")
     try:
         image = Image.open(io.BytesIO(content))
+        size = f"{image.width} x {image.height} pixels"
         if image.width * image.height > MAX_PIXELS:
-            raise CapbenchError(
-                f"the image {printable(path)} has {image.width} x {image.height} pixels, more than the "
-                f"{MAX_PIXELS:,} allowed; shrink it or leave it out"
-            )
+            raise CapbenchError(f"{place} has {size}, more than the {MAX_PIXELS:,} allowed; shrink it or leave it out")
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise CapbenchError(
-                f"the image {printable(path)} of {image.width} x {image.height} pixels is more than {MAX_ASPECT} times "
-                "as long as wide; crop it or leave it out"
+                f"{place} of {size} is more than {MAX_ASPECT} times as long as wide; crop it or leave it out"
             )
         image.load()
         return np.array(_rgb(ImageOps.exif_transpose(image)))
     except CapbenchError:
         raise
     except Image.DecompressionBombError as error:
-        raise CapbenchError(f"the image {printable(path)} is too large: {error}; shrink it or leave it out") from error
+        raise CapbenchError(f"{place} is too large: {error}; shrink it or leave it out") from error
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and more
-        raise CapbenchError(f"the image {printable(path)} {_what(content)} ({error}); fetch it again") from error
+        raise CapbenchError(f"{place} {_what(content)} ({error}); fetch it again") from error
 
 
 def _what(content: bytes) -> str:
@@ -72,9 +67,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
@@ -187,18 +180,20 @@ def _resized(
 
 def _shorter_side(image: NDArray[np.uint8], size: int) -> Tensor:
     """Resize bilinearly, with antialiasing, until the shorter side has size * 256 // 224 pixels."""
-    side = size * 256 // 224
-    height, width = image.shape[:2]
-    if height < width:
-        return _resized(image, width * side // height, side)
-    return _resized(image, side, height * side // width)
+    side, (height, width) = size * 256 // 224, image.shape[:2]
+    return _resized(image, width * side // min(width, height), height * side // min(width, height))
+
+
+def _crops(resized: Tensor, size: int) -> list[Tensor]:
+    """The four corners and the centre."""
+    down, across = resized.shape[1] - size, resized.shape[2] - size
+    places = [(0, 0), (0, across), (down, 0), (down, across), (round(down / 2), round(across / 2))]
+    return [resized[:, top : top + size, left : left + size] for top, left in places]
 
 
 def one_crop(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "3 size size"]:
     """The centre `size` x `size` pixels, the shorter side resized to size * 256 // 224 ("1C")."""
-    resized = _shorter_side(image, size)
-    top, left = round((resized.shape[1] - size) / 2), round((resized.shape[2] - size) / 2)
-    return resized[:, top : top + size, left : left + size]
+    return _crops(_shorter_side(image, size), size)[4]
 
 
 def whole_image(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "3 size size"]:
@@ -209,10 +204,7 @@ def whole_image(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "3 size si
 def ten_crops(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "10 3 size size"]:
     """The four corners and the centre of the resized image, then those of its mirror ("10C")."""
     resized = _shorter_side(image, size)
-    down, across = resized.shape[1] - size, resized.shape[2] - size
-    places = [(0, 0), (0, across), (down, 0), (down, across), (round(down / 2), round(across / 2))]
-    sides = (resized, resized.flip(2))
-    return torch.stack([side[:, top : top + size, left : left + size] for side in sides for top, left in places])
+    return torch.stack([*_crops(resized, size), *_crops(resized.flip(2), size)])
 
 
 def mirrored(image: NDArray[np.uint8], size: int) -> UInt8[Tensor, "2 3 size size"]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import NonNegativeInt
 
 from capbench.base.errors import CapbenchError
-from capbench.base.files import atomic_write, fingerprint
+from capbench.base.files import atomic_write, fingerprint, read_bytes
 from capbench.data.captions import duplicates
 from capbench.data.checked_json import Checked, parse_json
 
@@ -58,13 +58,12 @@ class Vocabulary:
         A token spelled like a special one counts as too rare. Raises CapbenchError if no word remains.
         """
         occurrences = Counter(word for caption in tokens for word in caption)
-        kept = sorted(
-            (-count, word) for word, count in occurrences.items() if count >= min_count and word not in SPECIAL
-        )
-        if not kept:
+        frequent = (word for word, count in occurrences.items() if count >= min_count and word not in SPECIAL)
+        words = tuple(sorted(frequent, key=lambda word: (-occurrences[word], word)))
+        if not words:
             raise CapbenchError(f"no word occurs {min_count} times or more; lower min_count or give more captions")
-        counts = tuple(-count for count, _ in kept)
-        return cls(tuple(word for _, word in kept), counts, occurrences.total() - sum(counts))
+        counts = tuple(occurrences[word] for word in words)
+        return cls(words, counts, occurrences.total() - sum(counts))
 
     def __len__(self) -> int:
         """How many numbers there are, the four special ones included."""
@@ -78,10 +77,7 @@ class Vocabulary:
     @cached_property
     def _spellings(self) -> dict[str, int]:
         """The number of the most frequent word that `tokenize` would spell so: "Red" for "red"."""
-        numbers: dict[str, int] = {}
-        for word, number in self.numbers.items():
-            numbers.setdefault("".join(tokenize(word)), number)
-        return numbers
+        return {"".join(tokenize(word)): number for word, number in reversed(self.numbers.items())}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -125,10 +121,7 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote. Raises CapbenchError for anything else; a pickle is never opened."""
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise CapbenchError(f"cannot read the vocabulary {path}: {error.strerror or error}") from error
+        content = read_bytes(path, f"the vocabulary {path}")
         if _looks_pickled(content):
             raise CapbenchError(
                 f"{path} is a pickle, which could run code when opened, and is refused; export it to JSON in the "

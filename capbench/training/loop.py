@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from capbench.base.errors import CapbenchError, StoppedError
+from capbench.base.signals import stop_requests
 from capbench.evidence.records import Epoch
 from capbench.training import checkpoint
 from capbench.training.experiment import Experiment, Training
-from capbench.training.machine import bf16_where_native, energy_joules, stop_requests
+from capbench.training.machine import bf16_where_native, energy_joules
 
 
 @dataclass

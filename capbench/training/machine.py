@@ -1,14 +1,10 @@
-"""What training asks of the machine: bf16, the signals to stop, energy and memory."""
+"""What training asks of the machine: bf16, energy and memory."""
 
 from __future__ import annotations
 
 import re
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -16,38 +12,12 @@ import torch
 from capbench.base.processor import computes_bf16
 
 ENERGY_OF = "CPU package"  # what `energy_joules` counts
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # cluster schedulers send the last two before a time limit
 
 
 def bf16_where_native(device: torch.device, precision: Literal["auto", "full"]) -> AbstractContextManager[Any]:
     """Autocast to bf16 where the device multiplies in it natively and the recipe allows it; else full precision."""
     native = precision == "auto" and computes_bf16(device)
     return torch.autocast(device.type, torch.bfloat16) if native else nullcontext()
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within it, the first of STOP_SIGNALS only sets what the function returns; a second SIGINT raises.
-
-    In a thread other than the main one, where Python handles no signals, the function returns False.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and signal.SIGINT in received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def energy_joules(device: torch.device) -> float | None:

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from capbench.base.errors import CapbenchError
 from capbench.base.files import fingerprint
 from capbench.base.processor import computes_bf16
-from capbench.vision.scenes_trunk import ScenesTrunk, load_scenes_trunk
+from capbench.vision.scenes_trunk import CHANNELS, ScenesTrunk, load_scenes_trunk
 from capbench.vision.weights import find_weights, hash_tensors, load_state_dict, load_weights
 
 Output = Literal["vector", "grid", "regions"]
@@ -64,14 +64,10 @@ class _ScenesHead(nn.Module):
 def _parts(name: str, model: Any) -> _Parts:
     average = _Average()
     if name == "scenes":
-        with torch.inference_mode():
-            grid = model(torch.zeros(1, 3, 64, 64))
-            dim = model.vector(grid).shape[1]
-        return _Parts(model, _ScenesHead(model), grid.shape[1], dim, ("trunk", "trunk.vector"))
+        return _Parts(model, _ScenesHead(model), CHANNELS, 4 * CHANNELS, ("trunk", "trunk.vector"))
     if name == "alexnet" or name.startswith("vgg"):
-        to_fc7 = model.classifier[:6] if name == "alexnet" else model.classifier[:5]
-        head = nn.Sequential(model.features[-1], model.avgpool, nn.Flatten(), *to_fc7)
-        channels = 256 if name == "alexnet" else 512
+        channels, to_fc7 = (256, 6) if name == "alexnet" else (512, 5)
+        head = nn.Sequential(model.features[-1], model.avgpool, nn.Flatten(), *model.classifier[:to_fc7])
         return _Parts(model.features[:-1], head, channels, 4096, ("last convolution", "fc7"))
     if name.startswith("resnet"):
         stem = (model.conv1, model.bn1, model.relu, model.maxpool)
@@ -81,31 +77,27 @@ def _parts(name: str, model: Any) -> _Parts:
         dim = model.classifier.in_features
         return _Parts(nn.Sequential(*model.features, nn.ReLU()), average, dim, dim, ("norm5", "avgpool"))
     if name == "googlenet":
-        body = nn.Sequential(
-            *(part for part in model.children() if part not in (model.avgpool, model.dropout, model.fc))
-        )
+        body = nn.Sequential(*list(model.children())[:-3])  # without avgpool, dropout and fc
         return _Parts(body, average, 1024, 1024, ("inception5b", "avgpool"))
     dim = {"squeezenet1_0": 512, "mobilenet_v2": 1280}[name]
     return _Parts(model.features, average, dim, dim, ("features", "avgpool"))
 
 
 def _load(name: str, weights: str | Path) -> nn.Module:
-    if name not in ENCODERS:
-        raise CapbenchError(f"there is no encoder {name!r}; known are {', '.join(ENCODERS)}")
+    """A network of `ENCODERS` or `DETECTORS`, frozen and in eval mode."""
+    if name == "scenes" and weights == "auto":
+        return load_scenes_trunk().requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if name == "scenes":
-            model: nn.Module = load_scenes_trunk() if weights == "auto" else ScenesTrunk()
-        else:
-            model = torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {}))
-    if weights == "random" or (name == "scenes" and weights == "auto"):
-        return model
-    path = find_weights(name) if weights == "auto" else Path(weights)
-    state = load_weights(path)
-    if name == "googlenet":
-        state = {key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2."))}
-    load_state_dict(model, state, path)
-    return model
+        options = OPTIONS.get(name, {"weights_backbone": None} if name in DETECTORS else {})
+        model: nn.Module = ScenesTrunk() if name == "scenes" else torchvision.models.get_model(name, **options)
+    if weights != "random":
+        path = find_weights(name) if weights == "auto" else Path(weights)
+        state = load_weights(path)
+        if name == "googlenet":
+            state = {key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2."))}
+        load_state_dict(model, state, path)
+    return model.eval().requires_grad_(False)
 
 
 def load_detector(name: str, weights: str | Path = "auto") -> nn.Module:
@@ -116,17 +108,12 @@ def load_detector(name: str, weights: str | Path = "auto") -> nn.Module:
     """
     if name not in DETECTORS:
         raise CapbenchError(f"there is no detector {name!r}; known are {', '.join(DETECTORS)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    model = _load(name, weights)
     if name == "fasterrcnn_resnet50_fpn":  # its weights were trained without the epsilon of batch norm
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.eps = 0.0
-    if weights != "random":
-        path = find_weights(name) if weights == "auto" else Path(weights)
-        load_state_dict(model, load_weights(path), path)
-    return model.eval().requires_grad_(False)
+    return model
 
 
 class Encoder(nn.Module):
@@ -150,14 +137,15 @@ class Encoder(nn.Module):
 
     mean: Tensor
     std: Tensor
-    _fingerprint: str
+    _fingerprint = ""  # of the original, in a folded copy
 
     def __init__(self, name: str, output: Output = "vector", weights: str | Path = "auto") -> None:
         super().__init__()
         if output not in ("vector", "grid", "regions"):
             raise CapbenchError(f"an encoder gives vector, grid or regions, not {output!r}")
-        model = _load(name, weights).eval().requires_grad_(False)
-        parts = _parts(name, model)
+        if name not in ENCODERS:
+            raise CapbenchError(f"there is no encoder {name!r}; known are {', '.join(ENCODERS)}")
+        parts = _parts(name, _load(name, weights).eval().requires_grad_(False))
         self.name, self.output = name, output
         self.input_size = 64 if name == "scenes" else 224  # side of an image in pixels
         self.body, self.head = parts.body, parts.head
@@ -173,10 +161,7 @@ class Encoder(nn.Module):
     @property
     def fingerprint(self) -> str:
         """A hash of the name, the layer and the present weights; a folded copy keeps its original's."""
-        return self._fingerprint if self.folded else self._hash()
-
-    def _hash(self) -> str:
-        return fingerprint([self.name, self.output, self.layer, hash_tensors(self.state_dict())])
+        return self._fingerprint or fingerprint([self.name, self.output, self.layer, hash_tensors(self.state_dict())])
 
     def grid(self, images: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n channel height width"]:
         """The last convolutional map, in `compute_dtype`."""
@@ -228,7 +213,7 @@ class Encoder(nn.Module):
             raise CapbenchError(f"this device ({where}) has no convolutions in bfloat16: fold in float32, the default")
         folded = copy.deepcopy(self)
         folded.trainable(False)
-        folded.compute_dtype, folded._fingerprint = dtype, self._hash()
+        folded.compute_dtype, folded._fingerprint = dtype, self.fingerprint
         if self.name != "scenes":  # small, and its forward is not traced
             folded.body = _fold_convolutions(folded.body)
         for module in (folded.body, folded.head):
@@ -290,9 +275,8 @@ def _fold_convolutions(body: nn.Module) -> nn.Module:
         traced.set_submodule(node.target, _Convolution(conv, activation))
         if last is not node:
             last.replace_all_uses_with(node)
-            for done in (last, norm if norm and norm is not last else None):
-                if done is not None:
-                    traced.graph.erase_node(done)
+            for done in dict.fromkeys((last, norm or last)):
+                traced.graph.erase_node(done)
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced

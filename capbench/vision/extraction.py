@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float32, UInt8
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from capbench.base.errors import CapbenchError, StoppedError
 from capbench.base.files import atomic_write
 from capbench.base.progress import Report
+from capbench.base.signals import stop_requests
 from capbench.data.captions import Images
 from capbench.data.images import Pictures, mirrored, one_crop, ten_crops, whole_image
 from capbench.vision.encoders import Encoder
@@ -29,7 +30,7 @@ from capbench.vision.regions import Boxes
 
 View = Literal["1C", "10C", "whole", "views", "RC"]
 
-# What an encoder sees of an image: stacks uint8 [view, 3, side, side], a stack for each side.
+# What an encoder sees of an image: stacks uint8 [view, 3, side, side], one for each side in pixels.
 VIEWS: dict[str, Callable[[NDArray[np.uint8], int], tuple[Tensor, ...]]] = {
     "1C": lambda image, size: (one_crop(image, size)[None],),
     "10C": lambda image, size: (ten_crops(image, size),),
@@ -41,25 +42,24 @@ COUNT = {"1C": 1, "10C": 10, "whole": 1, "views": 4, "RC": 1}
 SAVE_SECONDS = 60.0  # between two saves of unfinished work
 
 
-def stacked(
-    pictures: Sequence[NDArray[np.uint8]], size: int, view: View
-) -> list[UInt8[Tensor, "image view 3 side side"]]:
-    """The views of some pictures for an encoder of `size` pixels: a stack for each side, as `encode` takes them."""
-    return [torch.stack(parts) for parts in zip(*(VIEWS[view](image, size) for image in pictures), strict=True)]
-
-
 @torch.inference_mode()
 def encode(
-    encoder: Encoder, stacks: Sequence[Tensor], boxes: Float[Tensor, "image region 4"] | None = None
-) -> Float[Tensor, "image ... dim"]:
+    encoder: Encoder,
+    stacks: Sequence[UInt8[Tensor, "image view 3 side side"]],
+    boxes: Float32[np.ndarray, "image region 4"] | None,
+) -> Float32[np.ndarray, "image ... dim"]:
     """The encoder's regions if there are `boxes`, its grid of a single view, or its mean vector over all views.
 
-    `stacks` come from `stacked`; `boxes` are fractions of the image as in `Boxes`; all on the encoder's device.
+    `stacks` are images in `VIEWS`; `boxes` are fractions of the image as in `Boxes`.
     """
+    stacks = [stack.to(encoder.mean.device) for stack in stacks]
     if boxes is not None:
-        return encoder.regions(stacks[0][:, 0], boxes * stacks[0].shape[-1])
-    vectors = [encoder(stack.flatten(0, 1)).unflatten(0, stack.shape[:2]) for stack in stacks]
-    return torch.cat(vectors, 1).mean(1)
+        places = torch.from_numpy(boxes).to(encoder.mean.device)
+        encoded = encoder.regions(stacks[0][:, 0], places * stacks[0].shape[-1])
+    else:
+        vectors = [encoder(stack.flatten(0, 1)).unflatten(0, stack.shape[:2]) for stack in stacks]
+        encoded = torch.cat(vectors, 1).mean(1)
+    return encoded.cpu().numpy()
 
 
 def extract(
@@ -78,10 +78,9 @@ def extract(
     collapse beside another job. On a GPU the threads decode and the encoder takes turns.
 
     Raises CapbenchError for an undecodable image unless `tolerant`, and if no image can be decoded; StoppedError after
-    Ctrl-C, when the batches in work are finished and saved.
+    Ctrl-C or another signal of `stop_requests`, when the batches in work are finished and saved.
     """
-    total, device, images = len(pictures.images), encoder.mean.device, pictures.images
-    on_cpu = device.type == "cpu"
+    total, on_cpu = len(pictures.images), encoder.mean.device.type == "cpu"
     size = max(1, (8 if on_cpu else 128) // (COUNT[view] if boxes is None else 4))  # a region is a small part of a map
     partial = _Partial(folder, total, size)
     lock, turn = threading.Lock(), nullcontext() if on_cpu else threading.Lock()
@@ -90,14 +89,16 @@ def extract(
 
     def work(first: int) -> None:
         nonlocal looked_at
+        if stop_requested():
+            raise StoppedError
         batch = range(first, min(first + size, total))
-        rows, pixels = _decoded(images, batch, tolerant)
+        rows, pixels = _decoded(pictures.images, batch, tolerant)
         encoded = None
         if rows:
-            stacks = stacked(pixels, encoder.input_size, view)
-            places = None if boxes is None else torch.from_numpy(boxes.array[rows]).to(device)
+            views = [VIEWS[view](image, encoder.input_size) for image in pixels]
+            stacks = [torch.stack(images) for images in zip(*views, strict=True)]
             with turn:
-                encoded = encode(encoder, [stack.to(device) for stack in stacks], places).cpu().numpy()
+                encoded = encode(encoder, stacks, None if boxes is None else boxes.array[rows])
         with lock:
             partial.add(first, rows, encoded, complete=len(rows) == len(batch))
             skipped.extend(set(batch) - set(rows))
@@ -107,12 +108,17 @@ def extract(
     threads = torch.get_num_threads()
     workers = threads if on_cpu else min(16, os.cpu_count() or 1)
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with (
+            stop_requests() as stop_requested,
+            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
             for _ in pool.map(work, partial.to_do()):
                 if time.monotonic() > partial.saved_at + SAVE_SECONDS:
                     with lock:
                         partial.save()
-    except KeyboardInterrupt as error:
+            if stop_requested():
+                raise StoppedError
+    except (KeyboardInterrupt, StoppedError) as error:
         with lock:
             partial.save()
         raise StoppedError from error
@@ -164,7 +170,10 @@ class _Partial:
     def add(self, first: int, rows: list[int], encoded: NDArray[np.float32] | None, complete: bool) -> None:
         if encoded is not None:
             if self.array is None:
-                self.array = _new_array(self.path, (self.total, *encoded.shape[1:]))
+                self.array = open_memmap(self.path, "w+", np.float32, (self.total, *encoded.shape[1:]))
+                if hasattr(os, "posix_fallocate"):  # a full disk would kill the process at a later write to the map
+                    with self.path.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, self.path.stat().st_size)
             self.array[rows] = encoded
         if complete:
             self.done.add(first)
@@ -180,11 +189,3 @@ class _Partial:
         assert self.array is not None
         self.array.flush()  # type: ignore[attr-defined]
         self.state.unlink(missing_ok=True)
-
-
-def _new_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = open_memmap(path, "w+", np.float32, shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk would kill the process at a later write to the map
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array

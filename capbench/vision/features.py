@@ -59,14 +59,14 @@ def features(
 
     Features lie in `<store>/features/<fingerprint>/`, `store` defaulting to the cache folder. The fingerprint covers
     images, weights, layer, view, boxes, number format and code version. Features that fail their SHA-256 are set aside
-    and made again, with a warning. Of two processes one works and the other waits. After Ctrl-C, finished batches are
-    kept and the next call continues.
+    and made again, with a warning. Of two processes one works and the other waits. After Ctrl-C or SIGTERM, finished
+    batches are kept and the next call continues.
 
     `progress` draws a bar (True) or is called with (images done, images). With `tolerant`, undecodable images are left
     out, listed in `skipped` and warned about; boxes from a file or a detector need every image.
 
     Raises CapbenchError for missing or undecodable images, an undefined view, a folder that cannot be written, and a
-    wait longer than `LOCK_SECONDS`; StoppedError after Ctrl-C.
+    wait longer than `LOCK_SECONDS`; StoppedError after Ctrl-C or another signal to stop.
 
     >>> from capbench.data.scenes import scenes
     >>> from tempfile import TemporaryDirectory
@@ -103,13 +103,12 @@ def features(
 
 
 def _check(output: Output, view: str, region_provider: str | None) -> None:
-    if output == "regions":
-        wanted, given, known = "region_provider", region_provider, PROVIDERS
-    else:
-        wanted, given = "view", view
-        known = tuple(name for name, count in COUNT.items() if output == "vector" or count == 1)
+    wanted, given, known = "region_provider", region_provider, PROVIDERS
+    if output != "regions":
         if region_provider is not None:
             raise CapbenchError(f"an encoder of output {output!r} takes a view, not a region_provider")
+        wanted, given = "view", view
+        known = tuple(name for name, count in COUNT.items() if output == "vector" or count == 1)
     if given not in known:
         raise CapbenchError(
             f"features of output {output!r} with {wanted} {given!r} are not defined; take {', '.join(known)}"

@@ -6,10 +6,10 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -57,8 +57,12 @@ class Boxes:
 
     array: Float32[np.ndarray, "image 20 4"]
     provider: str
-    fingerprint: str  # of the provider's name and all values
     count: Int64[np.ndarray, " image"]  # an image's boxes from the provider, the whole image included; then fillers
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the provider's name and all values."""
+        return fingerprint([self.provider, sha256(self.array.tobytes() + self.count.tobytes()).hexdigest()])
 
     def pixels(self, dataset: CaptionDataset, images: Int64[np.ndarray, " some"]) -> Float32[np.ndarray, "some 20 4"]:
         """The boxes of some images of the data set in pixels."""
@@ -85,45 +89,59 @@ def region_boxes(
     Raises CapbenchError for an unknown provider, one that has no boxes for this data set, a bad file, and missing
     weights or images. Source: Karpathy and Fei-Fei (CVPR 2015), section 3.1.1.
     """
-    _check(provider)
+    if provider not in PROVIDERS:
+        raise CapbenchError(f"no provider of regions {provider!r}; there is {', '.join(PROVIDERS)}")
     if provider == "multiscale":
         return _boxes([GRID] * len(dataset.images), provider)
     if provider == "objects":
         return _boxes(_objects(dataset), provider)
     spec = {"images": dataset.images.fingerprint, "provider": provider, "version": VERSION}
     if provider == "file":
-        path = _regions_file(dataset)
-        spec |= {"file": sha256(path.read_bytes()).hexdigest()}
-
-        def propose() -> Iterable[Sequence[Box]]:
-            return read_regions(path, dataset)
+        regions_file = _regions_file(dataset)
+        spec |= {"file": sha256(regions_file.read_bytes()).hexdigest()}
+        proposed: Iterator[Sequence[Box]] = read_regions(regions_file, dataset)
     else:
         detector = _detector(provider)
         device = next(detector.parameters()).device.type
         spec |= {"weights": hash_tensors(detector.state_dict()), "computed_in": f"float32 on {device}"}
+        proposed = (_detect(detector, dataset.images[i]) for i in range(len(dataset.images)))
+    path, total = (store or cache_folder()) / "boxes" / f"{fingerprint(spec)}.npz", len(dataset.images)
+    if boxes := _read(path, provider, total):
+        return boxes
+    check_writable(path.parent)
+    with locked(path.with_suffix(".lock"), LOCK_SECONDS):
+        if boxes := _read(path, provider, total):
+            return boxes
+        dataset.images.check()
+        with reporter(progress, f"regions of {dataset.name}") as report:
+            boxes = _boxes(proposed, provider, lambda done: report(done, total))
+        atomic_write(path, partial(np.savez, array=boxes.array, count=boxes.count))
+        return boxes
 
-        def propose() -> Iterable[Sequence[Box]]:
-            return (_detect(detector, dataset.images[i]) for i in range(len(dataset.images)))
 
-    return _kept(dataset, provider, (store or cache_folder()) / "boxes" / f"{fingerprint(spec)}.npz", propose, progress)
-
-
-def _check(provider: str) -> None:
-    if provider not in PROVIDERS:
-        raise CapbenchError(f"no provider of regions {provider!r}; there is {', '.join(PROVIDERS)}")
-
-
-def _boxes(boxes_of_images: Iterable[Sequence[Box]], provider: str) -> Boxes:
+def _boxes(
+    boxes_of_images: Iterable[Sequence[Box]], provider: str, done: Callable[[int], None] = lambda images: None
+) -> Boxes:
     rows, count = [], []
     for boxes in boxes_of_images:
         rows.append(np.array([WHOLE, *boxes[: REGIONS - 1], *GRID][:REGIONS], np.float32))
         count.append(min(1 + len(boxes), REGIONS))
-    return _named(np.stack(rows), np.array(count, np.int64), provider)
+        done(len(rows))
+    return Boxes(np.stack(rows), provider, np.array(count, np.int64))
 
 
-def _named(array: np.ndarray, count: np.ndarray, provider: str) -> Boxes:
-    values = sha256(array.tobytes() + count.tobytes()).hexdigest()
-    return Boxes(array, provider, fingerprint([provider, values]), count)
+def _read(path: Path, provider: str, images: int) -> Boxes | None:
+    """The stored boxes; None if there are none or damaged ones (a zip archive has checksums)."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            boxes = Boxes(stored["array"], provider, stored["count"])
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError
+        warnings.warn(f"the boxes in {path} are damaged ({error}); they are made again", stacklevel=3)
+        return None
+    intact = boxes.array.shape == (images, REGIONS, 4) and boxes.array.dtype == np.float32
+    return boxes if intact and boxes.count.shape == (images,) else None
 
 
 def _objects(dataset: Pictures) -> Iterator[Sequence[Box]]:
@@ -144,19 +162,14 @@ def _fractions(boxes: Iterable[Box], width: int, height: int) -> list[Box]:
 # ---- a file of boxes ---------------------------------------------------------
 
 
-class _Scored(NamedTuple):
-    box: Box
-    score: float
-
-
 def _number(value: Any, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
         raise ValueError(f"{field} is no finite number of pixels: {value!r}"[:120])
     return float(value)
 
 
-def _scored(value: Any) -> _Scored:
-    """A box of the file in any of its styles. Raises ValueError naming the field."""
+def _scored(value: Any) -> tuple[Box, float]:
+    """A box of the file in any of its styles, and its score. Raises ValueError naming the field."""
     names = ("x0", "y0", "x1", "y1")
     if isinstance(value, list):
         if len(value) != 4:
@@ -178,11 +191,11 @@ def _scored(value: Any) -> _Scored:
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"{names[2] if x1 <= x0 else names[3]} makes the box empty or reversed")
     score = _number(entry["score"], "score") if entry.get("score") is not None else -math.inf
-    return _Scored((x0, y0, x1, y1), score)
+    return (x0, y0, x1, y1), score
 
 
 class _RegionFile(Checked):
-    images: dict[str, list[Annotated[_Scored, PlainValidator(_scored)]]]
+    images: dict[str, list[Annotated[tuple[Box, float], PlainValidator(_scored)]]]
 
     @model_validator(mode="before")
     @classmethod
@@ -209,9 +222,11 @@ def read_regions(path: Path, dataset: Pictures) -> Iterator[list[Box]]:
         )
     for i, name in enumerate(dataset.image_names):
         height, width = dataset.images[i].shape[:2]
-        boxes = [_clipped(entry.box, width, height, f"{path}: {name}[{n}]") for n, entry in enumerate(known[name])]
-        order = sorted(range(len(boxes)), key=lambda n: -known[name][n].score)
-        yield _fractions([boxes[n] for n in order[: REGIONS - 1]], width, height)
+        boxes = [
+            (_clipped(box, width, height, f"{path}: {name}[{n}]"), score) for n, (box, score) in enumerate(known[name])
+        ]
+        boxes.sort(key=lambda scored: -scored[1])
+        yield _fractions((box for box, _ in boxes[: REGIONS - 1]), width, height)
 
 
 def _clipped(box: Box, width: int, height: int, place: str) -> Box:
@@ -253,48 +268,3 @@ def _detect(detector: nn.Module, pixels: UInt8[np.ndarray, "height width 3"]) ->
     y0, y1 = (boxes[:, column].clamp(0, height).tolist() for column in (1, 3))
     kept = [box for box in dict.fromkeys(zip(x0, y0, x1, y1, strict=True)) if box[0] < box[2] and box[1] < box[3]]
     return _fractions(kept[: REGIONS - 1], width, height)
-
-
-# ---- the store ---------------------------------------------------------------
-
-
-def _kept(
-    dataset: Pictures,
-    provider: str,
-    path: Path,
-    propose: Callable[[], Iterable[Sequence[Box]]],
-    progress: Report | bool | None,
-) -> Boxes:
-    """The boxes in `path`, made by `propose` if there are none."""
-    total = len(dataset.images)
-    if boxes := _read(path, provider, total):
-        return boxes
-    check_writable(path.parent)
-    with locked(path.with_suffix(".lock"), LOCK_SECONDS):
-        if boxes := _read(path, provider, total):
-            return boxes
-        dataset.images.check()
-        with reporter(progress, f"regions of {dataset.name}") as report:
-            boxes = _boxes(_counted(propose(), total, report), provider)
-        atomic_write(path, lambda file: np.savez(file, array=boxes.array, count=boxes.count))
-        return boxes
-
-
-def _counted(proposed: Iterable[Sequence[Box]], total: int, report: Report) -> Iterator[Sequence[Box]]:
-    for done, boxes in enumerate(proposed, 1):
-        report(done, total)
-        yield boxes
-
-
-def _read(path: Path, provider: str, images: int) -> Boxes | None:
-    """The stored boxes; None if there are none or damaged ones (a zip archive has checksums)."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            array, count = stored["array"], stored["count"]
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError
-        warnings.warn(f"the boxes in {path} are damaged ({error}); they are made again", stacklevel=4)
-        return None
-    intact = array.shape == (images, REGIONS, 4) and array.dtype == np.float32
-    return _named(array, count, provider) if intact and count.shape == (images,) else None

@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from capbench.base.files import atomic_write
-from capbench.data.scenes import CANVAS, COLOURS, SETTINGS, SHAPES, SIZES, Dice, Scene, draw_scene, render
+from capbench.data.scenes.dice import Dice
+from capbench.data.scenes.drawing import CANVAS, Scene, draw_scene, render
+from capbench.data.scenes.words import COLOURS, SETTINGS, SHAPES, SIZES
 from capbench.vision.weights import load_state_dict, load_weights
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")

@@ -18,34 +18,6 @@ The same seed gives the same bytes everywhere: all geometry is in integers, and 
 
 from __future__ import annotations
 
-from capbench.data.scenes.dataset import SceneImages, scenes
-from capbench.data.scenes.dice import Dice
-from capbench.data.scenes.drawing import CANVAS, RENDER_VERSION, Scene, Thing, draw_scene, render
-from capbench.data.scenes.language import CAPTIONS, LONGEST, SHORTEST, Description, describe, places, relations
-from capbench.data.scenes.words import COLOURS, PLACES, RELATIONS, SETTINGS, SHAPES, SIZES, THINGS
+from capbench.data.scenes.dataset import scenes
 
-__all__ = [
-    "CANVAS",
-    "CAPTIONS",
-    "COLOURS",
-    "LONGEST",
-    "PLACES",
-    "RELATIONS",
-    "RENDER_VERSION",
-    "SETTINGS",
-    "SHAPES",
-    "SHORTEST",
-    "SIZES",
-    "THINGS",
-    "Description",
-    "Dice",
-    "Scene",
-    "SceneImages",
-    "Thing",
-    "describe",
-    "draw_scene",
-    "places",
-    "relations",
-    "render",
-    "scenes",
-]
+__all__ = ["scenes"]

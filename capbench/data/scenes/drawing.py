@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -70,47 +71,37 @@ class Scene:
     things: tuple[Thing, ...]
 
 
+# The sides of a regular pentagon, extended: a point of the star is outside one of them at most.
+_PENTAGON = ((0, 1000), (951, 309), (588, -809), (-588, -809), (-951, 309))
+# Whether a point is inside a shape: u is its distance from the vertical axis, v goes down, the cell is 2000 x 2000.
+_INSIDE: dict[str, Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]] = {
+    "circle": lambda u, v: u * u + v * v <= 1000 * 1000,
+    "triangle": lambda u, v: (u * 1850 <= 1000 * (v + 1000)) & (v <= 850),
+    "star": lambda u, v: sum(a * u + b * (v - 50) > 1000 * 325 for a, b in _PENTAGON) <= 1,
+    "cross": lambda u, v: (u <= 340) | (abs(v) <= 340),
+    "heart": lambda u, v: (
+        ((u - 480) ** 2 + (v + 380) ** 2 <= 510 * 510) | ((u * 1150 <= 930 * (960 - v)) & (v >= -190))
+    ),
+    "diamond": lambda u, v: u * 1350 + abs(v) * 1000 <= 1000 * 1000,
+    "ring": lambda u, v: (u * u + v * v <= 1000 * 1000) & (u * u + v * v >= 560 * 560),
+    "arrow": lambda u, v: ((u <= v + 1000) & (v <= -100)) | ((u <= 300) & (v >= -100)),
+    "moon": lambda u, v: (u * u + v * v <= 1000 * 1000) & (u * u + (v + 620) ** 2 > 900 * 900),
+    "bar": lambda u, v: (u <= 1000) & (abs(v) <= 330),
+    "cup": lambda u, v: (u * 1000 <= 1000 * 1000 - 450 * (v + 500)) & (abs(v) <= 500),
+}
+
+
 @lru_cache(maxsize=256)
 def _coverage(shape: str, radius: int) -> NDArray[np.int64]:
     """How many of the 8 x 8 parts of each pixel of its cell a shape covers: int64 [2 radius, 2 radius]."""
     side = 16 * radius
-    u = (2 * np.arange(side) + 1 - side)[None, :] * 1000 // side  # -1000..1000 rightwards over the cell
-    v = u.T  # downwards
-    if shape == "circle":
-        inside = u * u + v * v <= 1000 * 1000
-    elif shape == "square":
+    across = (2 * np.arange(side) + 1 - side) * 1000 // side  # -1000..1000
+    if shape == "square":
         edge = (7 * radius + 4) // 8 * 1000 // radius  # whole pixels: a sharp edge
-        inside = (abs(u) <= edge) & (abs(v) <= edge)
-    elif shape == "triangle":
-        inside = (abs(u) * 1850 <= 1000 * (v + 1000)) & (v <= 850)
-    elif shape == "cross":
-        inside = (abs(u) <= 340) | (abs(v) <= 340)
-    elif shape == "heart":
-        lobes = (abs(u) - 480) ** 2 + (v + 380) ** 2 <= 510 * 510
-        point = (abs(u) * 1150 <= 930 * (960 - v)) & (v >= -190)
-        inside = lobes | point
-    elif shape == "diamond":
-        inside = abs(u) * 1350 + abs(v) * 1000 <= 1000 * 1000
-    elif shape == "ring":
-        distance = u * u + v * v
-        inside = (distance <= 1000 * 1000) & (distance >= 560 * 560)
-    elif shape == "arrow":
-        head = (abs(u) <= v + 1000) & (v <= -100)
-        inside = head | ((abs(u) <= 300) & (v >= -100))
-    elif shape == "moon":
-        inside = (u * u + v * v <= 1000 * 1000) & (u * u + (v + 620) ** 2 > 900 * 900)
-    elif shape == "bar":
-        inside = (abs(u) <= 1000) & (abs(v) <= 330)
-    elif shape == "cup":
-        inside = (abs(u) * 1000 <= 1000 * 1000 - 450 * (v + 500)) & (abs(v) <= 500)
-    elif shape == "star":
-        # The extended sides of a regular pentagon: a point of the star is outside one of them at most.
-        sides = ((0, 1000), (951, 309), (588, -809), (-588, -809), (-951, 309))
-        inside = np.sum([a * u + b * (v - 50) > 1000 * 325 for a, b in sides], axis=0) <= 1
+        inside = (abs(across) <= edge) & (abs(across[:, None]) <= edge)
     else:
-        raise AssertionError(f"no such shape: {shape}")
-    covered: NDArray[np.int64] = inside.reshape(2 * radius, 8, 2 * radius, 8).sum((1, 3), dtype=np.int64)
-    return covered
+        inside = _INSIDE[shape](abs(across)[None, :], across[:, None])
+    return inside.reshape(2 * radius, 8, 2 * radius, 8).sum((1, 3), dtype=np.int64)
 
 
 @lru_cache(maxsize=256)

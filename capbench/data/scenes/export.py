@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from capbench.base.files import atomic_write
@@ -27,19 +26,14 @@ def export_scenes(folder: Path, images: int | None = None) -> Path:
     """
     dataset = scenes(**{split: size if images is None else min(size, images) for split, size in SIZES.items()})
     for index, name in enumerate(dataset.image_names):
-        atomic_write(folder / "images" / f"{name}.png", _png(dataset.images[index]))
+        picture = Image.fromarray(dataset.images[index])
+        atomic_write(folder / "images" / f"{name}.png", partial(picture.save, format="PNG"))
     entries = [_entry(dataset, image) for image in range(len(dataset.images))]
     tests = [sentence["raw"] for entry in entries if entry["split"] == "test" for sentence in entry["sentences"]]
     atomic_write(folder / "captions.txt", "".join(f"{line}\n" for line in dict.fromkeys(tests)).encode())
     split_file = folder / "dataset_scenes.json"
     atomic_write(split_file, json.dumps({"dataset": "scenes", "images": entries}).encode())
     return split_file
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    content = BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
 
 
 def _entry(dataset: CaptionDataset, image: int) -> dict[str, Any]:

@@ -29,26 +29,26 @@ class Group(NamedTuple):
     colour: str | None
     shape: str | None
     members: tuple[Thing, ...]
-    odds: int
+    odds: int = 0
 
 
 def _groups(things: Sequence[Thing]) -> list[Group]:
     """Every description that the things allow; large things have better odds."""
-    groups: dict[tuple[str | None, str | None, str | None], Group] = {}
+    groups: dict[Group, int] = {}
     for thing in things:
         for says_size, says_colour, says_shape, odds in _DETAILS:
             size = thing.size if says_size and SIZES[thing.size] else None
             colour = thing.colour if says_colour else None
             shape = thing.shape if says_shape else None
-            if not (size or colour or shape):
-                continue
-            members = tuple(
-                t for t in things if size in (None, t.size) and colour in (None, t.colour) and shape in (None, t.shape)
-            )
-            before = groups[size, colour, shape].odds if (size, colour, shape) in groups else 0
-            weight = before + odds * thing.radius // len(members)
-            groups[size, colour, shape] = Group(size, colour, shape, members, weight)
-    return list(groups.values())
+            if size or colour or shape:
+                members = tuple(
+                    t
+                    for t in things
+                    if size in (None, t.size) and colour in (None, t.colour) and shape in (None, t.shape)
+                )
+                group = Group(size, colour, shape, members)
+                groups[group] = groups.get(group, 0) + odds * thing.radius // len(members)
+    return [group._replace(odds=odds) for group, odds in groups.items()]
 
 
 def relations(subject: Sequence[Thing], other: Sequence[Thing]) -> list[str]:
@@ -57,20 +57,17 @@ def relations(subject: Sequence[Thing], other: Sequence[Thing]) -> list[str]:
     A direction needs disjoint cells along its axis, and the larger part of the centres' distance; near is at most 6
     pixels between cells, far at least 36 pixels between centres.
     """
-    holding = set(RELATIONS)
-    for a in subject:
-        for b in other:
-            dx, dy, reach = b.x - a.x, b.y - a.y, a.radius + b.radius
-            across, down = abs(dx) >= max(reach, abs(dy) + 1), abs(dy) >= max(reach, abs(dx) + 1)
-            holding &= {
-                *(["left"] if across and dx > 0 else []),
-                *(["right"] if across and dx < 0 else []),
-                *(["above"] if down and dy > 0 else []),
-                *(["below"] if down and dy < 0 else []),
-                *(["near"] if max(abs(dx), abs(dy)) - reach <= 6 else []),
-                *(["far"] if dx * dx + dy * dy >= 36 * 36 else []),
-            }
-    return [name for name in RELATIONS if name in holding]
+    return [name for name in RELATIONS if all(_holds(name, a, b) for a in subject for b in other)]
+
+
+def _holds(relation: str, a: Thing, b: Thing) -> bool:
+    dx, dy, reach = b.x - a.x, b.y - a.y, a.radius + b.radius
+    if relation == "near":
+        return max(abs(dx), abs(dy)) - reach <= 6
+    if relation == "far":
+        return dx * dx + dy * dy >= 36 * 36
+    along, aside = {"left": (dx, dy), "right": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
+    return along >= max(reach, abs(aside) + 1)
 
 
 def places(things: Sequence[Thing]) -> list[str]:
@@ -210,7 +207,7 @@ def _place(line: _Sentence, things: Sequence[Thing], groups: Sequence[Group]) ->
 
 def _count(line: _Sentence, things: Sequence[Thing], groups: Sequence[Group]) -> bool:
     """ "There are three shapes", with "including a star" or "with a star above a disc" behind."""
-    everything = Group(None, None, None, tuple(things), 0)
+    everything = Group(None, None, None, tuple(things))
     line.open(everything)
     line.name(everything)
     chosen = _choose(line.dice, groups, 2)
