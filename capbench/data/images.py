@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import fingerprint, read_bytes, sha256
-from capbench.data.captions import Images, stays_inside
+from capbench.data.captions import Box, CaptionDataset, stays_inside
 
 MAX_PIXELS = 50_000_000  # a larger picture is refused before its pixels are decoded
 MAX_ASPECT = 200  # a thinner one would need gigabytes once its shorter side has the encoder's size
@@ -71,20 +70,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-@runtime_checkable
-class Pictures(Protocol):
-    """Named images: a data set, or the pictures of a folder."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def images(self) -> Images: ...
-
-    @property
-    def image_names(self) -> tuple[str, ...]: ...
-
-
 class PictureFiles:
     """Pictures and images of no data set: files anywhere on the disk, decoded on access."""
 
@@ -115,6 +100,9 @@ class PictureFiles:
 
     def check(self) -> None:
         """A missing file fails where it is read."""
+
+
+Pictures = CaptionDataset | PictureFiles  # named images
 
 
 class ImageFolder:
@@ -171,9 +159,7 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= LISTED else f"{shown} and {len(names) - LISTED:,} more"
 
 
-def _resized(
-    image: NDArray[np.uint8], width: int, height: int, box: tuple[float, float, float, float] | None = None
-) -> Tensor:
+def _resized(image: NDArray[np.uint8], width: int, height: int, box: Box | None = None) -> Tensor:
     picture = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 

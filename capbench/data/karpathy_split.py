@@ -93,9 +93,8 @@ class _Image(Checked):
     def _consistent(self) -> _Image:
         for sentence in self.sentences:
             if sentence.imgid not in (None, self.imgid):
-                raise ValueError(
-                    f"imgid {self.imgid} holds sentid {sentence.sentid}, which says imgid {sentence.imgid}"
-                )
+                where = f"imgid {self.imgid} holds sentid {sentence.sentid}"
+                raise ValueError(f"{where}, which says imgid {sentence.imgid}")
         ids = [sentence.sentid for sentence in self.sentences]
         if self.sentids is not None and sorted(self.sentids) != sorted(ids):
             raise ValueError(f"imgid {self.imgid} lists the sentids {self.sentids} and holds {ids}")

@@ -131,13 +131,13 @@ def _floats(values: bytes, dimension: int, binary: bool, place: str, word: str) 
     if binary:
         vector = torch.from_numpy(np.frombuffer(values, "<f4").astype(np.float32))
     else:
-        parts = values.split()
+        numbers = values.split()
+        if len(numbers) > dimension and not _number(numbers[0]):
+            return None
+        if len(numbers) != dimension:
+            raise CapbenchError(f"{place}: {len(numbers)} numbers for {word!r}, and {dimension} are needed")
         try:
-            if len(parts) > dimension and not _number(parts[0]):
-                return None
-            if len(parts) != dimension:
-                raise CapbenchError(f"{place}: {len(parts)} numbers for {word!r}, and {dimension} are needed")
-            vector = torch.tensor([float(part) for part in parts])
+            vector = torch.tensor([float(number) for number in numbers])
         except ValueError as error:
             raise CapbenchError(f"{place}: {word!r} has something else than numbers: {error}") from error
     if not bool(vector.isfinite().all()):

@@ -104,10 +104,10 @@ def align(trained: Trained, picture: Path, caption: str, beta: float | None = No
 
 def as_text(aligned: Aligned) -> list[str]:
     """A line for each snippet: score, words, and the region's box in percent of the picture."""
-    texts = [aligned.text(snippet) for snippet in aligned.snippets]
-    width = max(map(len, texts))
+    texts = {snippet: aligned.text(snippet) for snippet in aligned.snippets}
+    width = max(map(len, texts.values()))
     lines = []
-    for snippet, text in zip(aligned.snippets, texts, strict=True):
+    for snippet, text in texts.items():
         x0, y0, x1, y1 = (round(100 * side) for side in aligned.boxes[snippet.region].tolist())
         where = f"region {snippet.region:2d}: {x0}-{x1} % across, {y0}-{y1} % down"
         lines.append(f"{snippet.score:8.3f}  {text:{width}}  {'whole picture' if snippet.region == WHOLE else where}")
@@ -118,12 +118,11 @@ def as_text(aligned: Aligned) -> list[str]:
 
 def as_json(aligned: Aligned) -> dict[str, Any]:
     """The alignment as JSON values; boxes are fractions of the picture's width and height."""
-    scores = aligned.scores[np.arange(len(aligned.words)), aligned.labels].tolist()
-    words = zip(aligned.words, aligned.labels.tolist(), scores, strict=True)
+    words = zip(aligned.words, aligned.labels.tolist(), aligned.scores.tolist(), strict=True)
     return {
         "picture": printable(aligned.picture),
         "beta": aligned.beta,
-        "words": [{"word": word, "region": region, "score": score} for word, region, score in words],
+        "words": [{"word": word, "region": region, "score": scores[region]} for word, region, scores in words],
         "snippets": [
             {"text": aligned.text(snippet), "box": aligned.boxes[snippet.region].tolist(), **snippet._asdict()}
             for snippet in aligned.snippets
@@ -175,11 +174,8 @@ def _colour(hue: float) -> Colour:
 
 def _draw_regions(draw: ImageDraw.ImageDraw, aligned: Aligned, colours: dict[int, Colour], height: int) -> None:
     """A frame for each region, and a label with its snippets and scores that covers no other label."""
-    boxes = {
-        region: cast(Box, tuple((aligned.boxes[region] * (WIDTH, height, WIDTH, height)).round().astype(int).tolist()))
-        for region in colours
-        if region != WHOLE
-    }
+    pixels = (aligned.boxes * (WIDTH, height, WIDTH, height)).round().astype(int).tolist()
+    boxes: dict[int, Box] = {region: tuple(pixels[region]) for region in colours if region != WHOLE}
     for region, (x0, y0, x1, y1) in boxes.items():
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colours[region], width=FRAME)
     labels: list[Box] = []

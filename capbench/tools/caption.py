@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,7 +21,7 @@ from capbench.captioners.experiment import Captioner, caption_images
 from capbench.data.images import decode, one_crop
 from capbench.data.vocabulary import END
 from capbench.runs.loaded import Trained, find_run
-from capbench.tools.drawing import GAP, MARGIN, font, resampling, save_drawing, stacked_rows, wrapped
+from capbench.tools.drawing import GAP, MARGIN, fitted, font, save_drawing, stacked_rows, wrapped
 from capbench.tools.pictures import Seen
 
 BATCH = 32
@@ -49,22 +49,19 @@ def captioner(run: Path | None, runs: Path) -> Trained:
 @torch.no_grad()
 def captions_of(trained: Trained, pictures: Seen, beam_size: int, n_best: int) -> list[Captioned]:
     """The `n_best` captions of each picture, by beam search."""
-    starts = range(0, len(pictures.paths), BATCH)
-    return [captioned for start in starts for captioned in _captioned(trained, pictures, start, beam_size, n_best)]
-
-
-def _captioned(trained: Trained, pictures: Seen, start: int, beam_size: int, n_best: int) -> Iterator[Captioned]:
-    images = pictures.features(start, start + BATCH)
-    model = cast(Captioner, trained.model)
-    trace = [name for name in model.start(images) if name.endswith("attention_weights")]
-    decoded = caption_images(model, images, beam_size, n_best, trace)
-    for place, picture in enumerate(pictures.paths[start : start + BATCH]):
-        texts = tuple(" ".join(trained.vocabulary.decode(words)) for words in decoded.words[place].tolist())
-        best = decoded.words[place, 0].tolist()
-        length = best.index(END) + 1 if END in best else len(best)
-        weights = [decoded.traces[name][place, 0, :length].float().cpu().numpy() for name in trace]
-        attention = np.mean(weights, axis=0) if weights else None
-        yield Captioned(picture, trained.recipe.view, texts, tuple(decoded.log_probs[place].tolist()), attention)
+    model, captioned = cast(Captioner, trained.model), []
+    for start in range(0, len(pictures.paths), BATCH):
+        images = pictures.features(start, start + BATCH)
+        trace = [name for name in model.start(images) if name.endswith("attention_weights")]
+        decoded = caption_images(model, images, beam_size, n_best, trace)
+        for place, picture in enumerate(pictures.paths[start : start + BATCH]):
+            words, log_probs = decoded.words[place].tolist(), tuple(decoded.log_probs[place].tolist())
+            texts = tuple(" ".join(trained.vocabulary.decode(numbers)) for numbers in words)
+            length = [*words[0], END].index(END) + 1
+            weights = [decoded.traces[name][place, 0, :length].float().cpu().numpy() for name in trace]
+            attention = np.mean(weights, axis=0) if weights else None
+            captioned.append(Captioned(picture, trained.recipe.view, texts, log_probs, attention))
+    return captioned
 
 
 def write_results(captioned: Sequence[Captioned], out: Path) -> None:
@@ -100,14 +97,12 @@ def draw_attention(captioned: Captioned, out: Path) -> None:
     pixels = decode(captioned.picture)
     if captioned.view in ("1C", "RC"):
         pixels = one_crop(pixels, 224).permute(1, 2, 0).numpy()
-    scale = PANEL / max(pixels.shape[:2])
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    picture = Image.fromarray(pixels).resize(size, resampling(scale))
+    picture = fitted(pixels, PANEL)
     highest = float(captioned.attention.max())
     panels = [(f"log p = {captioned.log_probs[0]:.1f}", picture)]
     for word, weights in zip([*captioned.captions[0].split(), "(end)"], captioned.attention, strict=False):
         panels.append((word, _lit(picture, weights / highest)))
-    rows = [_row(panels[start : start + COLUMNS], size[1]) for start in range(0, len(panels), COLUMNS)]
+    rows = [_row(panels[start : start + COLUMNS]) for start in range(0, len(panels), COLUMNS)]
     save_drawing(stacked_rows([*rows, _scale(rows[0].width, highest)]), out)
 
 
@@ -118,15 +113,15 @@ def _lit(picture: Image.Image, weights: Float[np.ndarray, " location"]) -> Image
     return Image.fromarray(((1 - DIMMED) * np.asarray(picture) + DIMMED * light).astype(np.uint8))
 
 
-def _row(panels: Sequence[tuple[str, Image.Image]], height: int) -> Image.Image:
+def _row(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     face = font(17)
-    line = sum(face.getmetrics())
-    row = Image.new("RGB", (COLUMNS * (PANEL + MARGIN) + MARGIN, MARGIN + line + GAP + height), "white")
+    top = MARGIN + sum(face.getmetrics()) + GAP
+    row = Image.new("RGB", (COLUMNS * (PANEL + MARGIN) + MARGIN, top + panels[0][1].height), "white")
     draw = ImageDraw.Draw(row)
     for column, (title, panel) in enumerate(panels):
         middle = MARGIN + column * (PANEL + MARGIN) + PANEL // 2
         draw.text((middle, MARGIN), wrapped(title, PANEL, face)[0], "black", face, anchor="ma")
-        row.paste(panel, (middle - panel.width // 2, MARGIN + line + GAP))
+        row.paste(panel, (middle - panel.width // 2, top))
     return row
 
 
@@ -135,13 +130,10 @@ def _scale(width: int, highest: float) -> Image.Image:
     face = font(17)
     row = Image.new("RGB", (width, 2 * MARGIN + sum(face.getmetrics())), "white")
     draw = ImageDraw.Draw(row)
-    middle, x, bar = row.height // 2, float(MARGIN), PANEL
-    for text in ("attention weight of a location: 0", "", f"{highest:.3f} (the weights of a word sum to 1)"):
-        if text:
-            draw.text((x, middle), text, "black", face, anchor="lm")
-            x += face.getlength(text) + MARGIN
-        else:
-            row.paste(Image.linear_gradient("L").rotate(90).resize((bar, 18)), (round(x), middle - 9))
-            draw.rectangle((x, middle - 9, x + bar, middle + 9), outline="grey")
-            x += bar + MARGIN
+    left, right = "attention weight of a location: 0", f"{highest:.3f} (the weights of a word sum to 1)"
+    middle, x = row.height // 2, 2 * MARGIN + face.getlength(left)
+    draw.text((MARGIN, middle), left, "black", face, anchor="lm")
+    row.paste(Image.linear_gradient("L").rotate(90).resize((PANEL, 18)), (round(x), middle - 9))
+    draw.rectangle((x, middle - 9, x + PANEL, middle + 9), outline="grey")
+    draw.text((x + PANEL + MARGIN, middle), right, "black", face, anchor="lm")
     return row

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
-from io import BytesIO
+from functools import cache, partial
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from capbench.base.errors import CapbenchError
@@ -30,18 +31,13 @@ def check_drawable(out: Path | None) -> None:
 def save_drawing(drawing: Image.Image, out: Path) -> None:
     """Write a drawing in the format of the file's suffix. Raises CapbenchError when it cannot be written."""
     check_drawable(out)
-    buffer = BytesIO()
-    drawing.save(buffer, FORMATS[out.suffix.lower()], quality=92)
-    atomic_write(out, buffer.getvalue())
+    atomic_write(out, partial(drawing.save, format=FORMATS[out.suffix.lower()], quality=92))
 
 
 @cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The font of all drawings, DejaVu Sans, which comes with matplotlib; `size` in pixels."""
-    package = find_spec("matplotlib")
-    assert package is not None
-    assert package.origin is not None
-    fonts = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"
+    fonts = files("matplotlib") / "mpl-data" / "fonts" / "ttf"
     return ImageFont.truetype(str(fonts / f"DejaVuSans{'-Bold' * bold}.ttf"), size)
 
 
@@ -74,7 +70,7 @@ def draw_sheet(pictures: Sequence[Path], labels: Sequence[str], out: Path) -> No
     height = sum(face.getmetrics())
     rows = []
     for start in range(0, len(pictures), columns):
-        thumbnails = [_thumbnail(path) for path in pictures[start : start + columns]]
+        thumbnails = [fitted(decode(path), TILE) for path in pictures[start : start + columns]]
         texts = [wrapped(label, TILE, face) for label in labels[start : start + columns]]
         upper, lower = max(tile.height for tile in thumbnails), height * max(map(len, texts))
         row = Image.new("RGB", (columns * (TILE + MARGIN) + MARGIN, MARGIN + upper + GAP + lower), "white")
@@ -99,11 +95,12 @@ def stacked_rows(rows: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _thumbnail(path: Path) -> Image.Image:
-    picture = Image.fromarray(decode(path))
-    scale = TILE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, resampling(scale))
+def fitted(pixels: UInt8[np.ndarray, "height width 3"], side: int) -> Image.Image:
+    """A picture whose longer side has `side` pixels."""
+    height, width, _ = pixels.shape
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return Image.fromarray(pixels).resize(size, resampling(scale))
 
 
 def resampling(scale: float) -> Image.Resampling:

@@ -44,8 +44,8 @@ def look_at(trained: Trained, place: Path) -> Seen:
     paths, passed_over = pictures_in(place)
     array = trained.features(paths, tolerant=True, progress=True)
     rows = tuple(row for row in range(len(paths)) if not np.isnan(array[row].flat[0]))
-    undecodable = [path for row, path in enumerate(paths) if row not in set(rows)]
-    return Seen(tuple(paths[row] for row in rows), array, rows, tuple(sorted(passed_over + undecodable)))
+    seen = tuple(paths[row] for row in rows)
+    return Seen(seen, array, rows, tuple(sorted({*passed_over, *paths} - {*seen})))
 
 
 def pictures_in(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -59,5 +59,4 @@ def pictures_in(folder: Path) -> tuple[list[Path], list[Path]]:
     files = [path for path in named if path.is_file() and not path.name.startswith("._")]
     if not files:
         raise CapbenchError(f"no picture in {printable(folder)}; looked for {', '.join(SUFFIXES)}")
-    kept = set(files)
-    return files, [path for path in named if path not in kept]
+    return files, sorted({*named} - {*files})

@@ -23,7 +23,6 @@ from capbench.base.errors import CapbenchError, StoppedError
 from capbench.base.files import atomic_write
 from capbench.base.progress import Report
 from capbench.base.signals import stop_requests
-from capbench.data.captions import Images
 from capbench.data.images import Pictures, mirrored, one_crop, ten_crops, whole_image
 from capbench.vision.encoders import Encoder
 from capbench.vision.regions import Boxes
@@ -45,7 +44,7 @@ SAVE_SECONDS = 60.0  # between two saves of unfinished work
 @torch.inference_mode()
 def encode(
     encoder: Encoder,
-    stacks: Sequence[UInt8[Tensor, "image view 3 side side"]],
+    stacks: Sequence[UInt8[Tensor, "image view 3 _ _"]],
     boxes: Float32[np.ndarray, "image region 4"] | None,
 ) -> Float32[np.ndarray, "image ... dim"]:
     """The encoder's regions if there are `boxes`, its grid of a single view, or its mean vector over all views.
@@ -92,16 +91,21 @@ def extract(
         if stop_requested():
             raise StoppedError
         batch = range(first, min(first + size, total))
-        rows, pixels = _decoded(pictures.images, batch, tolerant)
+        views = {}  # of each decodable image
+        for row in batch:
+            try:
+                views[row] = VIEWS[view](pictures.images[row], encoder.input_size)
+            except CapbenchError:
+                if not tolerant:
+                    raise
         encoded = None
-        if rows:
-            views = [VIEWS[view](image, encoder.input_size) for image in pixels]
-            stacks = [torch.stack(images) for images in zip(*views, strict=True)]
+        if views:
+            stacks = [torch.stack(images) for images in zip(*views.values(), strict=True)]
             with turn:
-                encoded = encode(encoder, stacks, None if boxes is None else boxes.array[rows])
+                encoded = encode(encoder, stacks, None if boxes is None else boxes.array[list(views)])
         with lock:
-            partial.add(first, rows, encoded, complete=len(rows) == len(batch))
-            skipped.extend(set(batch) - set(rows))
+            partial.add(first, list(views), encoded, complete=len(views) == len(batch))
+            skipped.extend(set(batch) - set(views))
             looked_at += len(batch)
             report(looked_at, total)
 
@@ -130,20 +134,6 @@ def extract(
     partial.array[skipped] = np.nan
     partial.finish()
     return list(partial.array.shape), [pictures.image_names[i] for i in skipped]
-
-
-def _decoded(images: Images, batch: range, tolerant: bool) -> tuple[list[int], list[NDArray[np.uint8]]]:
-    """The rows of a batch that can be decoded, and their pixels."""
-    rows, pixels = [], []
-    for i in batch:
-        try:
-            pixels.append(images[i])
-        except CapbenchError:
-            if not tolerant:
-                raise
-            continue
-        rows.append(i)
-    return rows, pixels
 
 
 class _Partial:

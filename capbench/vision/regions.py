@@ -170,27 +170,26 @@ def _number(value: Any, field: str) -> float:
 
 def _scored(value: Any) -> tuple[Box, float]:
     """A box of the file in any of its styles, and its score. Raises ValueError naming the field."""
-    names = ("x0", "y0", "x1", "y1")
     if isinstance(value, list):
+        names = ("x0", "y0", "x1", "y1")
         if len(value) != 4:
             raise ValueError(f"a box is [x0, y0, x1, y1], found {len(value)} values")
-        entry = dict(zip(names, value, strict=True))
-    elif isinstance(value, dict):
-        entry = value
-        sized = "x" in value or "y" in value
-        wide, high = ("w" if "w" in value else "width", "h" if "h" in value else "height")
-        names = ("x", "y", wide, high) if sized else ("xmin", "ymin", "xmax", "ymax")
-    else:
+        value = dict(zip(names, value, strict=True))
+    elif not isinstance(value, dict):
         raise ValueError("a box is a list of four numbers or an object")
-    missing = [name for name in names if name not in entry]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing; a box has x, y, width, height or xmin, ymin, xmax, ymax")
-    x0, y0, x1, y1 = (_number(entry[name], name) for name in names)
+    elif "x" in value or "y" in value:
+        names = ("x", "y", "w" if "w" in value else "width", "h" if "h" in value else "height")
+    else:
+        names = ("xmin", "ymin", "xmax", "ymax")
+    for name in names:
+        if name not in value:
+            raise ValueError(f"{name} is missing; a box has x, y, width, height or xmin, ymin, xmax, ymax")
+    x0, y0, x1, y1 = (_number(value[name], name) for name in names)
     if names[0] == "x":
         x1, y1 = x0 + x1, y0 + y1
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"{names[2] if x1 <= x0 else names[3]} makes the box empty or reversed")
-    score = _number(entry["score"], "score") if entry.get("score") is not None else -math.inf
+    score = -math.inf if value.get("score") is None else _number(value["score"], "score")
     return (x0, y0, x1, y1), score
 
 

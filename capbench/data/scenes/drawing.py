@@ -77,7 +77,7 @@ _PENTAGON = ((0, 1000), (951, 309), (588, -809), (-588, -809), (-951, 309))
 _INSIDE: dict[str, Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]] = {
     "circle": lambda u, v: u * u + v * v <= 1000 * 1000,
     "triangle": lambda u, v: (u * 1850 <= 1000 * (v + 1000)) & (v <= 850),
-    "star": lambda u, v: sum(a * u + b * (v - 50) > 1000 * 325 for a, b in _PENTAGON) <= 1,
+    "star": lambda u, v: np.sum([a * u + b * (v - 50) > 1000 * 325 for a, b in _PENTAGON], axis=0) <= 1,
     "cross": lambda u, v: (u <= 340) | (abs(v) <= 340),
     "heart": lambda u, v: (
         ((u - 480) ** 2 + (v + 380) ** 2 <= 510 * 510) | ((u * 1150 <= 930 * (960 - v)) & (v >= -190))
