@@ -31,7 +31,13 @@ def read_karpathy_split(path: Path, image_folder: Path, name: str, restval: Rest
     file = read_json(path, _File)
     _refuse_twice(path, "imgid", (image.imgid for image in file.images))
     _refuse_twice(path, "sentid", (sentence.sentid for image in file.images for sentence in image.sentences))
-    notes = _restval_notes(path, file, restval)
+    rest = sum(image.split == "restval" for image in file.images)
+    if rest and restval == "error":
+        raise CapbenchError(
+            f"{path}: {rest:,} images are in the split 'restval'; choose restval='train' to train on them too, "
+            "or restval='drop' to leave them out"
+        )
+    note = f"{rest:,} restval images {'in train' if restval == 'train' else 'left out'}"
     images = [image for image in file.images if image.split != "restval" or restval == "train"]
     sentences = [(index, sentence) for index, image in enumerate(images) for sentence in image.sentences]
     names = tuple(image.path for image in images)
@@ -46,7 +52,7 @@ def read_karpathy_split(path: Path, image_folder: Path, name: str, restval: Rest
             tokens=tuple(tuple(sentence.tokens) for _, sentence in sentences),
             caption_ids=tuple(sentence.sentid for _, sentence in sentences),
             image_of_caption=np.array([index for index, _ in sentences], dtype=np.int64),
-            notes=notes,
+            notes=(note,) if rest else (),
         )
     except CapbenchError as error:
         raise CapbenchError(f"{path}: {error}") from error
@@ -109,15 +115,3 @@ def _refuse_twice(path: Path, field: str, values: Iterable[int | str]) -> None:
     twice = duplicates(list(values))
     if twice:
         raise CapbenchError(f"{path}: {field} {twice[0]} is given twice ({len(twice):,} such); correct the file")
-
-
-def _restval_notes(path: Path, file: _File, restval: Restval) -> tuple[str, ...]:
-    count = sum(image.split == "restval" for image in file.images)
-    if count == 0:
-        return ()
-    if restval == "error":
-        raise CapbenchError(
-            f"{path}: {count:,} images are in the split 'restval'; choose restval='train' to train on them too, "
-            "or restval='drop' to leave them out"
-        )
-    return (f"{count:,} restval images {'in train' if restval == 'train' else 'left out'}",)

@@ -122,7 +122,9 @@ class Vocabulary:
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote. Raises CapbenchError for anything else; a pickle is never opened."""
         content = read_bytes(path, f"the vocabulary {path}")
-        if _looks_pickled(content):
+        # Pickles of protocol 2 and above start with 0x80; older ones often with "(", and end with a dot.
+        old_pickle = content.rstrip()[-1:] == b"." and content.lstrip()[:1] not in b"{[\xef"
+        if old_pickle or content[:1] in (b"\x80", b"("):
             raise CapbenchError(
                 f"{path} is a pickle, which could run code when opened, and is refused; export it to JSON in the "
                 'project that made it: {"words": [...], "counts": [...]}'
@@ -138,8 +140,3 @@ class _VocabularyFile(Checked):
     words: list[str]
     counts: list[NonNegativeInt]
     unknown_count: NonNegativeInt = 0
-
-
-def _looks_pickled(content: bytes) -> bool:
-    """Pickles of protocol 2 and above start with 0x80; older ones often with "(", and end with a dot."""
-    return content[:1] in (b"\x80", b"(") or (content.rstrip()[-1:] == b"." and content.lstrip()[:1] not in b"{[\xef")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torchvision
@@ -27,10 +27,13 @@ ENCODERS = (
     *("googlenet", "squeezenet1_0", "mobilenet_v2", "scenes"),
 )
 OPTIONS = {"googlenet": {"aux_logits": False, "init_weights": False}}  # of torchvision's constructors
-DETECTORS = (
-    *("fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn"),
+Detector = Literal[
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
     "retinanet_resnet50_fpn_v2",
-)
+]
+DETECTORS: tuple[str, ...] = get_args(Detector)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of pixels in 0..1
 PIXELS = {  # of the encoders that were trained on other values; torchvision's `transform_input` gives googlenet's
     "googlenet": ((0.5,) * 3, (0.5,) * 3),
@@ -141,7 +144,7 @@ class Encoder(nn.Module):
 
     def __init__(self, name: str, output: Output = "vector", weights: str | Path = "auto") -> None:
         super().__init__()
-        if output not in ("vector", "grid", "regions"):
+        if output not in get_args(Output):
             raise CapbenchError(f"an encoder gives vector, grid or regions, not {output!r}")
         if name not in ENCODERS:
             raise CapbenchError(f"there is no encoder {name!r}; known are {', '.join(ENCODERS)}")
@@ -259,13 +262,15 @@ def _fold_convolutions(body: nn.Module) -> nn.Module:
     traced = torch.fx.symbolic_trace(body)
     modules = dict(traced.named_modules())
 
+    def kind(node: torch.fx.Node) -> type[nn.Module] | None:
+        return type(modules[str(node.target)]) if node.op == "call_module" else None
+
     def only_user(node: torch.fx.Node, *kinds: type[nn.Module]) -> torch.fx.Node | None:
-        user = next(iter(node.users)) if len(node.users) == 1 else None
-        called = user is not None and user.op == "call_module"
-        return user if user and called and type(modules[str(user.target)]) in kinds else None
+        users = list(node.users)
+        return users[0] if len(users) == 1 and kind(users[0]) in kinds else None
 
     for node in list(traced.graph.nodes):
-        if node.op != "call_module" or type(modules[node.target]) is not nn.Conv2d:
+        if kind(node) is not nn.Conv2d:
             continue
         conv, last, activation = modules[node.target], node, None
         if norm := only_user(node, nn.BatchNorm2d):

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -132,7 +132,8 @@ def extract(
         raise CapbenchError(f"no image of {pictures.name} could be decoded; check the image folder")
     skipped.sort()
     partial.array[skipped] = np.nan
-    partial.finish()
+    partial.array.flush()  # type: ignore[attr-defined]
+    partial.state.unlink(missing_ok=True)
     return list(partial.array.shape), [pictures.image_names[i] for i in skipped]
 
 
@@ -146,13 +147,11 @@ class _Partial:
         self.total, self.size = total, size
         self.done: set[int] = set()  # the first image of each complete batch
         self.saved_at = time.monotonic()
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # then there is nothing to continue
             saved = json.loads(self.state.read_text())
             if saved["size"] == size:
                 self.array = open_memmap(self.path, "r+")
                 self.done = set(saved["done"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # there is nothing to continue
 
     def to_do(self) -> list[int]:
         return [first for first in range(0, self.total, self.size) if first not in self.done]
@@ -174,8 +173,3 @@ class _Partial:
             self.array.flush()  # type: ignore[attr-defined]
             atomic_write(self.state, json.dumps({"size": self.size, "done": sorted(self.done)}).encode())
         self.saved_at = time.monotonic()
-
-    def finish(self) -> None:
-        assert self.array is not None
-        self.array.flush()  # type: ignore[attr-defined]
-        self.state.unlink(missing_ok=True)

@@ -24,19 +24,10 @@ from capbench.base.progress import Report, reporter
 from capbench.data.captions import Box, CaptionDataset
 from capbench.data.checked_json import Checked, read_json
 from capbench.data.images import ImageFolder, Pictures
-from capbench.vision.encoders import load_detector
+from capbench.vision.encoders import Detector, load_detector
 from capbench.vision.weights import hash_tensors
 
-Provider = Literal[
-    "multiscale",
-    "objects",
-    "file",
-    "fasterrcnn_resnet50_fpn_v2",
-    "fasterrcnn_resnet50_fpn",
-    "fasterrcnn_mobilenet_v3_large_fpn",
-    "retinanet_resnet50_fpn_v2",
-]
-
+Provider = Literal["multiscale", "objects", "file", Detector]
 PROVIDERS: tuple[str, ...] = get_args(Provider)
 REGIONS = 20
 FILE = "regions.json"
@@ -159,9 +150,6 @@ def _fractions(boxes: Iterable[Box], width: int, height: int) -> list[Box]:
     return [(x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in boxes]
 
 
-# ---- a file of boxes ---------------------------------------------------------
-
-
 def _number(value: Any, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
         raise ValueError(f"{field} is no finite number of pixels: {value!r}"[:120])
@@ -230,12 +218,13 @@ def read_regions(path: Path, dataset: Pictures) -> Iterator[list[Box]]:
 
 def _clipped(box: Box, width: int, height: int, place: str) -> Box:
     limits = (width, height, width, height)
+    size = f"the image of {width} x {height} pixels"
     for field, value, limit in zip(("x0", "y0", "x1", "y1"), box, limits, strict=True):
         if not -1 <= value <= limit + 1:
-            raise CapbenchError(f"{place}: {field} is {value:g}, outside the image of {width} x {height} pixels")
+            raise CapbenchError(f"{place}: {field} is {value:g}, outside {size}")
     x0, y0, x1, y1 = (min(max(value, 0.0), float(limit)) for value, limit in zip(box, limits, strict=True))
     if x1 <= x0 or y1 <= y0:
-        raise CapbenchError(f"{place}: the box lies outside the image of {width} x {height} pixels")
+        raise CapbenchError(f"{place}: the box lies outside {size}")
     return x0, y0, x1, y1
 
 
@@ -246,9 +235,6 @@ def _regions_file(dataset: Pictures) -> Path:
     if not path.is_file():
         raise CapbenchError(f"{path} is missing; put a JSON object from image names to lists of boxes there")
     return path
-
-
-# ---- a detector --------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)
@@ -263,7 +249,6 @@ def _detect(detector: nn.Module, pixels: UInt8[np.ndarray, "height width 3"]) ->
     image = torch.tensor(pixels, device=next(detector.parameters()).device).permute(2, 0, 1).float() / 255
     (detected,) = detector([image])
     boxes = detected["boxes"][detected["scores"].argsort(descending=True, stable=True)].double().cpu()
-    x0, x1 = (boxes[:, column].clamp(0, width).tolist() for column in (0, 2))
-    y0, y1 = (boxes[:, column].clamp(0, height).tolist() for column in (1, 3))
-    kept = [box for box in dict.fromkeys(zip(x0, y0, x1, y1, strict=True)) if box[0] < box[2] and box[1] < box[3]]
+    clamped = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height, width, height))).tolist()
+    kept = [box for box in dict.fromkeys(map(tuple, clamped)) if box[0] < box[2] and box[1] < box[3]]
     return _fractions(kept[: REGIONS - 1], width, height)

@@ -7,6 +7,8 @@ import http.client
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
@@ -87,17 +89,31 @@ def download(address: str, path: Path) -> Path:
 
 
 class _BadAnswerError(Exception):
-    """What is wrong with an answer; a `final` one is not asked for again."""
+    """What is wrong with an answer; after a `final` one there is no other try."""
 
     def __init__(self, fault: str, final: bool = False) -> None:
         super().__init__(fault)
         self.final = final
 
 
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turns the network's errors into _BadAnswerError."""
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise _BadAnswerError(f"the server answers {error.code} {error.reason}", final=error.code < 500) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _BadAnswerError(f"no whole answer ({getattr(error, 'reason', error)})") from error
+
+
 def _fetch(address: str, file: IO[bytes], expected: str) -> None:
     """Write the answer into `file`. Raises _BadAnswerError unless it is whole and its hash starts with `expected`."""
     digest, size = hashlib.sha256(), 0
-    with _asked(address) as answer:
+    with _answering():
+        answer = cast(http.client.HTTPResponse, urllib.request.urlopen(address, timeout=TIMEOUT))
+    with answer:
         total = int(answer.headers.get("Content-Length") or 0)
         with wrap_file(answer, total, description=address.rsplit("/", 1)[1], console=Console(stderr=True)) as shown:
             while chunk := _read(shown):
@@ -113,21 +129,9 @@ def _fetch(address: str, file: IO[bytes], expected: str) -> None:
         )
 
 
-def _asked(address: str) -> http.client.HTTPResponse:
-    try:
-        return cast(http.client.HTTPResponse, urllib.request.urlopen(address, timeout=TIMEOUT))
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise _BadAnswerError(f"the server answers {error.code} {error.reason}", final=error.code < 500) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _BadAnswerError(f"no whole answer ({getattr(error, 'reason', error)})") from error
-
-
 def _read(answer: BinaryIO) -> bytes:
-    try:
+    with _answering():
         return answer.read(CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise _BadAnswerError(f"no whole answer ({error})") from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
