@@ -15,9 +15,7 @@ from capbench.base.errors import CapbenchError
 from capbench.data.batches import length_grouped
 from capbench.data.captions import CaptionDataset, Phrase
 from capbench.data.karpathy_split import read_karpathy_split
-from capbench.data.scenes import dataset as module
-from capbench.data.scenes import export, scenes
-from capbench.data.scenes.dataset import SceneImages
+from capbench.data.scenes import SceneImages, export, scenes
 from capbench.data.scenes.dice import Dice
 from capbench.data.scenes.drawing import Scene, Thing, draw_scene, render
 from capbench.data.scenes.export import export_scenes
@@ -329,7 +327,7 @@ def test_drawing_waits_until_an_image_is_asked_for(monkeypatch: pytest.MonkeyPat
         asked_for.append(scene)
         return np.zeros((64, 64, 3), np.uint8)
 
-    monkeypatch.setattr(module, "render", blank)
+    monkeypatch.setattr("capbench.data.scenes.render", blank)
     data = scenes(train=2, val=1, test=1)
     assert not asked_for
     data.images[3]

@@ -19,8 +19,6 @@ def length_grouped(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch
     Captions are shuffled, stably sorted by length, and cut into batches, which are shuffled: a batch is a random draw
     among captions of its length. `lengths` [caption] count words.
 
-    >>> import numpy as np
-    >>> from capbench.data.batches import length_grouped
     >>> lengths = np.array([3, 9, 3, 9])
     >>> sorted(lengths[batch].tolist() for batch in length_grouped(lengths, 2, seed=0, epoch=0))
     [[3, 3], [9, 9]]
@@ -51,7 +49,6 @@ def _cut(order: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
 def padded(captions: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "caption length"], Int[Tensor, " caption"]]:
     """Word ids padded at the end with PAD, and the length of each caption.
 
-    >>> from capbench.data.batches import padded
     >>> padded([[1, 5, 2], [1, 2]])
     (tensor([[1, 5, 2],
             [1, 2, 0]]), tensor([3, 2]))
@@ -67,7 +64,6 @@ def distinct(captions: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDAr
 
     Whatever is computed for the distinct captions alone has the same bits for equal captions.
 
-    >>> from capbench.data.batches import distinct
     >>> [numbers.tolist() for numbers in distinct([[3, 1], [2], [3, 1]])]
     [[0, 1], [0, 1, 0]]
     """

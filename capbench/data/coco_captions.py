@@ -20,9 +20,8 @@ def read_coco_captions(path: Path, image_folder: Path, split: str, name: str = "
 
         val = read_coco_captions(Path("captions_val2014.json"), Path("val2014"), "val").split("val")
 
-    Images keep the order of the file; captions are grouped by image, then in the order of the file. Tokens are those of
-    `tokenize`; line breaks in captions become spaces. Raises CapbenchError naming file and field when the file is
-    missing, malformed or contradicts itself.
+    Images keep the file's order; captions are grouped by image. Tokens are those of `tokenize`; line breaks become
+    spaces. Raises CapbenchError naming file and field when the file is missing, malformed or contradicts itself.
     """
     file = read_json(path, _File)
     index = {image.id: position for position, image in enumerate(file.images)}

@@ -54,9 +54,8 @@ def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
     """A data set by name: "scenes", or one with files under `data` (default CAPBENCH_DATA).
 
     The files are `<data>/<name>/dataset_<name>.json` and the folder `<data>/<name>/images`. "coco" trains on COCO's
-    restval images too, "coco-norestval" leaves them out. Another split than the published one (`departure`) is warned
-    about and noted in `notes`. Raises CapbenchError that says what is missing, images counted and listed, and where to
-    put it.
+    restval images too, "coco-norestval" leaves them out. A `departure` from the published split is warned about and
+    noted in `notes`. Raises CapbenchError that names missing files and where to put them.
 
     >>> load_dataset("scenes").splits
     ('train', 'val', 'test')

@@ -116,7 +116,7 @@ class ImageFolder:
         self.names = tuple(names)
         outside = [name for name in self.names if not stays_inside(name)]
         if outside:
-            raise CapbenchError(f"image names that lead out of {root}: {_listed(outside)}; correct the split file")
+            raise CapbenchError(f"image names that lead out of {root}: {listed(outside)}; correct the split file")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -141,7 +141,7 @@ class ImageFolder:
         missing = [name for name in self.names if not (self.root / name).is_file()]
         if missing:
             raise CapbenchError(
-                f"{len(missing):,} of {len(self):,} images are missing from {self.root}: {_listed(missing)}"
+                f"{len(missing):,} of {len(self):,} images are missing from {self.root}: {listed(missing)}"
             )
 
 
@@ -154,7 +154,8 @@ def printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first `LISTED` names, and how many more there are."""
     shown = ", ".join(names[:LISTED])
     return shown if len(names) <= LISTED else f"{shown} and {len(names) - LISTED:,} more"
 

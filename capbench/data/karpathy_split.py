@@ -20,11 +20,10 @@ Restval = Literal["train", "drop", "error"]
 def read_karpathy_split(path: Path, image_folder: Path, name: str, restval: Restval) -> CaptionDataset:
     """The data set of a split file, in its order and with its tokens.
 
-    Images lie in `image_folder`, in the subfolder that COCO's `filepath` names. An image's id is its `cocoid`, or else
-    its `imgid`. `restval` decides on COCO's 30,504 validation images outside the published val and test: "train" adds
-    them to the training split, as most papers do, "drop" leaves them out, "error" refuses them; `notes` records it. A
-    caption may be empty; line breaks become spaces. Raises CapbenchError naming the file, and the line or field, when
-    it is missing, malformed or contradictory.
+    Images lie in `image_folder`, in the subfolder that COCO's `filepath` names; an id is a `cocoid` or else an `imgid`.
+    `restval` decides on COCO's 30,504 validation images outside the published val and test: "train" trains on them, as
+    most papers do, "drop" leaves them out, "error" refuses them; `notes` records it. A caption may be empty; line
+    breaks become spaces. Raises CapbenchError naming file and field when it is missing, malformed or contradictory.
     """
     if restval not in get_args(Restval):
         raise CapbenchError(f"restval is {restval!r}; choose one of {', '.join(get_args(Restval))}")

@@ -201,8 +201,10 @@ def _free_place(box: Box, size: tuple[int, int], taken: list[Box], height: int) 
     first = y1 - FRAME - size[1] if low else y0 + FRAME
     places = [first + step * (-GAP if low else GAP) for step in range(height // GAP)]
     tops = [min(max(y, 0), max(height - size[1], 0)) for y in places]
-    for y in tops:
-        label = (x, y, x + size[0], y + size[1])
-        if not any(x < b[2] + 2 and b[0] < label[2] + 2 and y < b[3] + 2 and b[1] < label[3] + 2 for b in taken):
-            return label
-    return (x, tops[0], x + size[0], tops[0] + size[1])
+    labels = [(x, y, x + size[0], y + size[1]) for y in tops]
+    return next((label for label in labels if not any(_overlap(label, other) for other in taken)), labels[0])
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    """Whether there are less than two pixels between the boxes."""
+    return a[0] < b[2] + 2 and b[0] < a[2] + 2 and a[1] < b[3] + 2 and b[1] < a[3] + 2

@@ -18,14 +18,13 @@ from capbench.base.cache import cache_folder
 from capbench.base.errors import CapbenchError, StoppedError
 from capbench.base.files import check_writable, fingerprint, locked, sha256
 from capbench.base.progress import Report, reporter
-from capbench.data.images import Pictures
+from capbench.data.images import Pictures, listed
 from capbench.vision.encoders import Encoder, Output
 from capbench.vision.extraction import COUNT, View, extract
 from capbench.vision.regions import PROVIDERS, Boxes, Provider, region_boxes
 
 VERSION = 1  # of the path from pixels to features and of the folder's layout: a change makes new features
 LOCK_SECONDS = 1800.0  # longest wait for another process that makes the same features
-LISTED = 20  # names spelled out in a message
 
 
 @dataclass(frozen=True)
@@ -50,23 +49,20 @@ def features(
     progress: Report | bool | None = None,
     tolerant: bool = False,
 ) -> Features:
-    """Open the features of `dataset`, or make and keep them.
+    """The features of `dataset` in `<store>/features/<fingerprint>/` (default: the cache folder), made if absent.
 
     `view`: "1C" is the centre crop (so is "RC", whose random crops only training sees), "10C" the mean vector of ten
     crops, "whole" the image squeezed to a square, "views" the mean vector of "whole" at two sizes, plain and mirrored.
-    An encoder of regions takes a `region_provider` instead (see `capbench.vision.regions.region_boxes`) and gives
-    [image, 20, dim]: the whole image and 19 boxes, from one map of the squeezed image.
+    An encoder of regions takes a `region_provider` instead (see `region_boxes`) and gives [image, 20, dim]: the whole
+    image and 19 boxes, from one map of the squeezed image.
 
-    Features lie in `<store>/features/<fingerprint>/`, `store` defaulting to the cache folder. The fingerprint covers
-    images, weights, layer, view, boxes, number format and code version. Features that fail their SHA-256 are set aside
-    and made again, with a warning. Of two processes one works and the other waits. After Ctrl-C or SIGTERM, finished
-    batches are kept and the next call continues.
-
-    `progress` draws a bar (True) or is called with (images done, images). With `tolerant`, undecodable images are left
-    out, listed in `skipped` and warned about; boxes from a file or a detector need every image.
+    The fingerprint covers images, weights, layer, view, boxes, number format and code version. Features that fail their
+    SHA-256 are set aside and made again, with a warning. Of two processes one works and the other waits. `progress`
+    draws a bar (True) or is called with (images done, images). With `tolerant`, undecodable images are left out, listed
+    in `skipped` and warned about; boxes from a file or a detector need every image.
 
     Raises CapbenchError for missing or undecodable images, an undefined view, a folder that cannot be written, and a
-    wait longer than `LOCK_SECONDS`; StoppedError after Ctrl-C or another signal to stop.
+    wait longer than `LOCK_SECONDS`; StoppedError after a signal to stop: the next call continues.
 
     >>> from capbench.data.scenes import scenes
     >>> from tempfile import TemporaryDirectory
@@ -133,8 +129,8 @@ def _spec(dataset: Pictures, encoder: Encoder, crop: str, boxes: Boxes | None) -
 
 
 def _undecodable(dataset: Pictures, stored: Features) -> str:
-    listed = ", ".join(stored.skipped[:LISTED])
-    return f"{len(stored.skipped)} images of {dataset.name} could not be decoded and have no features: {listed}"
+    fault = f"{len(stored.skipped)} images of {dataset.name} could not be decoded and have no features"
+    return f"{fault}: {listed(stored.skipped)}"
 
 
 def _open(folder: Path, set_aside: bool = False) -> Features | None:

@@ -23,7 +23,7 @@ from capbench.base.files import atomic_write, check_writable, fingerprint, locke
 from capbench.base.progress import Report, reporter
 from capbench.data.captions import Box, CaptionDataset
 from capbench.data.checked_json import Checked, read_json
-from capbench.data.images import ImageFolder, Pictures
+from capbench.data.images import ImageFolder, Pictures, listed
 from capbench.vision.encoders import Detector, load_detector
 from capbench.vision.weights import hash_tensors
 
@@ -74,11 +74,10 @@ def region_boxes(
     - a name of `capbench.vision.encoders.DETECTORS`: the distinct boxes with the highest scores of those that
       torchvision's detector with COCO weights reports by default.
 
-    Boxes from a file or a detector are kept in `<store>/boxes/<fingerprint>.npz` (`store` as for features), keyed by
-    images, file or weights, kind of device and code version; damaged ones are made again, with a warning. Of two
-    processes one works and the other waits. `progress` draws a bar (True) or is called with (images done, images).
-    Raises CapbenchError for an unknown provider, one that has no boxes for this data set, a bad file, and missing
-    weights or images. Source: Karpathy and Fei-Fei (CVPR 2015), section 3.1.1.
+    Boxes from a file or a detector are kept in `<store>/boxes/<fingerprint>.npz`, keyed by images, file or weights,
+    kind of device and code version; `store`, `progress`, damage and two processes are as for `features`. Raises
+    CapbenchError for an unknown provider, one that has no boxes for this data set, a bad file, and missing weights or
+    images. Source: Karpathy and Fei-Fei (CVPR 2015), section 3.1.1.
     """
     if provider not in PROVIDERS:
         raise CapbenchError(f"no provider of regions {provider!r}; there is {', '.join(PROVIDERS)}")
@@ -204,8 +203,8 @@ def read_regions(path: Path, dataset: Pictures) -> Iterator[list[Box]]:
     missing = [name for name in dataset.image_names if name not in known]
     if missing:
         raise CapbenchError(
-            f"{path} has no entry for {len(missing):,} of {len(dataset.image_names):,} images: {', '.join(missing[:5])}"
-            f"{', ...' if len(missing) > 5 else ''}; add them, with an empty list where there is no box"
+            f"{path} has no entry for {len(missing):,} of {len(dataset.image_names):,} images: {listed(missing)}; "
+            "add them, with an empty list where there is no box"
         )
     for i, name in enumerate(dataset.image_names):
         height, width = dataset.images[i].shape[:2]

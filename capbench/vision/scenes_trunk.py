@@ -80,10 +80,6 @@ class Truth(NamedTuple):
     kinds: Float[Tensor, "n kind 4"]  # of each of 108 pairs of shape and colour: present, mean x, y and size in -1..1
     setting: Int[Tensor, " n"]  # number in SETTINGS
 
-    def rows(self, chosen: Tensor) -> Truth:
-        """The targets of some scenes."""
-        return Truth(self.cells[chosen], self.kinds[chosen], self.setting[chosen])
-
 
 def truth(scenes: list[Scene]) -> Truth:
     """The targets of some scenes; a cell shows a thing if its centre lies in the thing's square."""
@@ -142,7 +138,8 @@ def train(seed: int = 0, count: int = SCENES, epochs: int = EPOCHS) -> ScenesTru
                 grid = trunk(pixels[chosen].float() / 255)
                 vector = trunk.vector(grid)
                 kinds = kinds_head(vector).view(-1, _KINDS, 4)
-                loss = loss_of(cells_head(grid), kinds, setting_head(vector), target.rows(chosen))
+                answers = Truth(*(values[chosen] for values in target))
+                loss = loss_of(cells_head(grid), kinds, setting_head(vector), answers)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from capbench.base.files import atomic_write
 from capbench.data.captions import CaptionDataset
-from capbench.data.scenes.dataset import scenes
+from capbench.data.scenes import scenes
 
 SIZES = {"train": 3000, "val": 250, "test": 500}  # those of `scenes()`
 
