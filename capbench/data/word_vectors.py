@@ -27,8 +27,7 @@ CHUNK = 1 << 20  # bytes read at a time
 _HEADER = re.compile(rb"(\d{1,18})\s+(\d{1,9})\s*$")
 _COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04")
 
-# A word, its numbers (text, or bytes of float32) and their place in the file.
-Entry = tuple[bytes, bytes, str]
+Entry = tuple[bytes, bytes, str]  # a word, its numbers (text, or bytes of float32) and their place in the file
 
 
 def file_of(variable: str, dimension: int) -> Path:
@@ -52,18 +51,16 @@ def word_vectors(vocabulary: Vocabulary, dimension: int, path: Path) -> tuple[Fl
     """
     vectors = 0.02 * torch.randn(len(vocabulary), dimension)
     wanted = {word.encode(): number for word, number in vocabulary.numbers.items()}
-    count = 0
     try:
         with path.open("rb") as file:
             for word, values, place in _entries(file, dimension, path):
-                if word not in wanted:
-                    continue
-                vector = _floats(values, dimension, path.suffix == ".bin", f"{path}, {place}", word.decode())
-                if vector is not None:
-                    vectors[wanted.pop(word)] = vector
-                    count += 1
+                if word in wanted:
+                    vector = _floats(values, dimension, path.suffix == ".bin", f"{path}, {place}", word.decode())
+                    if vector is not None:
+                        vectors[wanted.pop(word)] = vector
     except OSError as error:
         raise CapbenchError(f"cannot read the word vectors {path}: {error.strerror or error}") from error
+    count = len(vocabulary.numbers) - len(wanted)
     if not count:
         raise CapbenchError(f"no word of the vocabulary is in {path}; is it a file of word vectors in this language?")
     return vectors, f"word vectors of {count:,} words from {path.name}, SHA-256 {sha256(path)}"
@@ -76,9 +73,9 @@ def _entries(file: IO[bytes], dimension: int, path: Path) -> Iterator[Entry]:
         raise CapbenchError(f"{path} is compressed; unpack it first")
     header = _HEADER.match(first)
     binary = path.suffix == ".bin"
+    if header is None and binary:
+        raise CapbenchError(f"{path} does not begin with 'count dimension', as a binary file of word2vec does")
     if header is None:
-        if binary:
-            raise CapbenchError(f"{path} does not begin with 'count dimension', as a binary file of word2vec does")
         file.seek(3 if first.startswith(b"\xef\xbb\xbf") else 0)
         yield from _text(file, path, 1, None)
         return
