@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -95,13 +95,7 @@ class CaptionDataset:
         inside = np.array([split == name for split in self.split_of_image])
         position = np.cumsum(inside) - 1
         captions = np.flatnonzero(inside[self.image_of_caption])
-        return Split(
-            dataset=self,
-            name=name,
-            image_index=np.flatnonzero(inside).astype(np.int64),
-            caption_index=captions.astype(np.int64),
-            image_of_caption=position[self.image_of_caption[captions]].astype(np.int64),
-        )
+        return Split(self, name, np.flatnonzero(inside), captions, position[self.image_of_caption[captions]])
 
     def _check_lengths(self) -> None:
         images, captions = len(self.image_names), len(self.captions)
@@ -170,16 +164,12 @@ class Split:
         """
         if len(self.image_index) < images:
             raise CapbenchError(f"the {self.name} split has {len(self.image_index):,} images, not {images:,}")
-        chosen = np.flatnonzero(self.image_of_caption < images)
-        if not np.array_equal(chosen, np.arange(len(chosen))):
+        inside = self.image_of_caption < images
+        count = int(inside.sum())
+        if not inside[:count].all():
             raise CapbenchError(f"the captions of {self.dataset.name} are not in the order of its images; sort them")
-        kept = slice(len(chosen))
-        return replace(
-            self,
-            image_index=self.image_index[:images],
-            caption_index=self.caption_index[kept],
-            image_of_caption=self.image_of_caption[kept],
-        )
+        kept = (self.image_index[:images], self.caption_index[:count], self.image_of_caption[:count])
+        return Split(self.dataset, self.name, *kept)
 
 
 def protocol_line(split: Split) -> str:
