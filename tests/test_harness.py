@@ -19,6 +19,7 @@ from capbench import leaderboard
 from capbench.base.errors import CapbenchError, StoppedError
 from capbench.base.processor import blas, computes_bf16, instruction_set
 from capbench.cli.leaderboard import leaderboard as leaderboard_command
+from capbench.cli.records import add as add_record
 from capbench.cli.run import run as run_command
 from capbench.data import datasets
 from capbench.data.scenes import scenes
@@ -363,7 +364,8 @@ def test_own_records_never_touch_the_committed_ones_and_are_added_on_request(rep
     assert "this machine" in (folder / "vsepp.md").read_text(encoding="utf-8")
     with pytest.raises(CapbenchError, match="has no record"):
         leaderboard_command(leaderboards=folder)
-    leaderboard_command(add=list(places(tmp_path).records.glob("*.json")), leaderboards=folder)
+    add_record(runs=places(tmp_path).runs, leaderboards=folder)
+    leaderboard_command(leaderboards=folder)
     page = (folder / "vsepp.md").read_text(encoding="utf-8")
     assert "this machine" not in page
     assert "| scenes, whole | `vse0-ours`" in page
