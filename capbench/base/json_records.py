@@ -72,7 +72,7 @@ def load_records(
     folder: Path,
     kind: str = "record",
     blanks: Mapping[str, Any] | None = None,
-    upgrade: Upgrade = lambda document: document,
+    upgrade: Upgrade = dict,
 ) -> list[AnyRecord]:
     """Every readable record in `folder`, by file name; an absent folder has none.
 
@@ -94,37 +94,36 @@ def read_record(
     path: Path,
     kind: str = "record",
     blanks: Mapping[str, Any] | None = None,
-    upgrade: Upgrade = lambda document: document,
+    upgrade: Upgrade = dict,
 ) -> AnyRecord:
     """One record, as `load_records` reads it. Raises CapbenchError naming the file and what is wrong with it."""
     try:
-        return _read(model, path, _defaults(model) if blanks is None else blanks, upgrade)
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(document, dict):
+            raise ValueError("it holds no JSON object")
+        return _validated(model, path.name, upgrade(document), blanks)
     except (OSError, ValueError) as error:
         reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
         raise CapbenchError(f"{path} is not a {kind}: {reason}") from error
 
 
-def _defaults(model: type[JsonRecord]) -> dict[str, Any]:
-    optional = ((name, field) for name, field in model.model_fields.items() if not field.is_required())
-    return {name: field.get_default(call_default_factory=True) for name, field in optional if not field.exclude}
-
-
-def _read(model: type[AnyRecord], path: Path, blanks: Mapping[str, Any], upgrade: Upgrade) -> AnyRecord:
-    document = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(document, dict):
-        raise ValueError("it holds no JSON object")
-    document = upgrade(document)
+def _validated(
+    model: type[AnyRecord], file: str, document: dict[str, Any], blanks: Mapping[str, Any] | None
+) -> AnyRecord:
+    written = {name: field for name, field in model.model_fields.items() if not field.exclude}
+    if blanks is None:
+        optional = ((name, field) for name, field in written.items() if not field.is_required())
+        blanks = {name: field.get_default(call_default_factory=True) for name, field in optional}
     version, marks = document.get("schema_version", 0), []
-    unknown = sorted(set(document) - {name for name, field in model.model_fields.items() if not field.exclude})
     if version != model.model_fields["schema_version"].default:
         missing = [name for name in blanks if name not in document and name != "schema_version"]
         document = {**blanks, **document}
         marks.append(f"schema {version}" + (f": no {', '.join(missing)}" if missing else ""))
-    if unknown:
+    if unknown := sorted(document.keys() - written.keys()):
         marks.append(f"unknown fields: {', '.join(unknown)}")
     if document.get("dirty"):
         marks.append("dirty tree")
-    return model.model_validate(document | {"schema_version": version, "file": path.name, "marks": tuple(marks)})
+    return model.model_validate(document | {"schema_version": version, "file": file, "marks": tuple(marks)})
 
 
 def _reasons(error: ValidationError) -> str:
