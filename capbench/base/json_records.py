@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,14 +23,20 @@ class JsonRecord(BaseModel):
 
     model_config = RECORD_CONFIG
 
+    kind: ClassVar[str] = "record"  # in messages
+    blanks: ClassVar[Mapping[str, Any] | None] = None  # of fields missing in other schemas; None: the defaults
     schema_version: int
     # Set by the reader and never written: the file's name, and what a page must say about the record
     # ("dirty tree", "schema 0: no threads", "unknown fields: mood").
     file: str = Field(default="", exclude=True)
     marks: tuple[str, ...] = Field(default=(), exclude=True)
 
+    @classmethod
+    def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
+        """The JSON object of an older schema in its present form."""
+        return document
 
-Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+
 AnyRecord = TypeVar("AnyRecord", bound=JsonRecord)
 
 
@@ -67,50 +73,36 @@ def _claimed(folder: Path, prefix: str) -> tuple[str, Path]:
     raise CapbenchError(f"no free record name for {prefix} in {folder} after 100 tries; choose another folder")
 
 
-def load_records(
-    model: type[AnyRecord],
-    folder: Path,
-    kind: str = "record",
-    blanks: Mapping[str, Any] | None = None,
-    upgrade: Upgrade = dict,
-) -> list[AnyRecord]:
+def load_records(model: type[AnyRecord], folder: Path) -> list[AnyRecord]:
     """Every readable record in `folder`, by file name; an absent folder has none.
 
     A file that is not a record is skipped with a warning that names it. A record of another schema is kept: a field
-    that it lacks takes its value in `blanks` (default: the model's own defaults), and `marks` names it. `upgrade` first
-    gives a JSON object of an older schema its present form.
+    that it lacks takes its value in the model's `blanks`, and `marks` names it.
     """
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
-            records.append(read_record(model, path, kind, blanks, upgrade))
+            records.append(read_record(model, path))
         except CapbenchError as error:
             warnings.warn(f"left out: {error}", stacklevel=3)
     return records
 
 
-def read_record(
-    model: type[AnyRecord],
-    path: Path,
-    kind: str = "record",
-    blanks: Mapping[str, Any] | None = None,
-    upgrade: Upgrade = dict,
-) -> AnyRecord:
+def read_record(model: type[AnyRecord], path: Path) -> AnyRecord:
     """One record, as `load_records` reads it. Raises CapbenchError naming the file and what is wrong with it."""
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(document, dict):
             raise ValueError("it holds no JSON object")
-        return _validated(model, path.name, upgrade(document), blanks)
+        return _validated(model, path.name, model.upgraded(document))
     except (OSError, ValueError) as error:
         reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
-        raise CapbenchError(f"{path} is not a {kind}: {reason}") from error
+        raise CapbenchError(f"{path} is not a {model.kind}: {reason}") from error
 
 
-def _validated(
-    model: type[AnyRecord], file: str, document: dict[str, Any], blanks: Mapping[str, Any] | None
-) -> AnyRecord:
+def _validated(model: type[AnyRecord], file: str, document: dict[str, Any]) -> AnyRecord:
     written = {name: field for name, field in model.model_fields.items() if not field.exclude}
+    blanks = model.blanks
     if blanks is None:
         optional = ((name, field) for name, field in written.items() if not field.is_required())
         blanks = {name: field.get_default(call_default_factory=True) for name, field in optional}

@@ -151,7 +151,7 @@ def ceilings(device: torch.device | str) -> Ceilings:
         product = {name: _best_product(device, getattr(torch, name)) / 1e12 for name in names}
     finally:
         torch.set_float32_matmul_precision(precision)
-    return Ceilings(copy=max(_copied(size, device) for size in _COPY_BYTES[device.type]) / 1e9, product=product)
+    return Ceilings(max(_copied(size, device) for size in _COPY_BYTES[device.type]) / 1e9, product)
 
 
 def roofline_share(flop: float, bytes: float, seconds: float, ceilings: Ceilings, dtype: str) -> float:

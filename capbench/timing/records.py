@@ -49,6 +49,7 @@ class TimingEntry(BaseModel):
 class TimingRecord(JsonRecord):
     """One benchmark run on one device."""
 
+    kind = "timing record"
     schema_version: int = SCHEMA_VERSION
     device: str
     threads: int = 0
@@ -109,7 +110,7 @@ def save_timings(record: TimingRecord, folder: Path) -> Path:
 
 def load_timings(folder: Path) -> list[TimingRecord]:
     """Every readable timing record in `folder`; see `load_records` for damaged files and other schemas."""
-    return load_records(TimingRecord, folder, "timing record")
+    return load_records(TimingRecord, folder)
 
 
 def _one_line_a_list(text: str) -> str:
