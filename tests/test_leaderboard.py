@@ -226,19 +226,20 @@ def test_another_protocol_is_not_comparable_and_says_why(tmp_path):
     assert "our runs are under whole test" in shown
 
 
-def test_a_number_from_memory_is_marked_and_context_is_not_judged(tmp_path):
+def test_a_number_from_memory_is_marked_and_context_stands_in_the_csv_alone(tmp_path):
     numbers = (
         reported(confidence="memory"),
         reported(system="Other", preset="", role="context", confidence="one-source", value="39.0"),
     )
     shown = text(fake(tmp_path / "p", *numbers), saved(tmp_path, record()))
     assert "| 41.5† |" in shown
-    assert "| 39.0° | context |" in shown
+    assert "39.0" not in shown
+    assert "Numbers for context stand there alone and are not judged: 1." in shown
 
 
 def test_a_page_without_numbers_to_compare_with_says_so(tmp_path):
     shown = text(fake(tmp_path / "p", reported(preset="", role="context")), saved(tmp_path, record()))
-    assert "**The paper has no number that our runs can be compared with** (1 are shown for context)." in shown
+    assert "**The paper has no number that our runs can be compared with** (for context: 1)." in shown
 
 
 def test_numbers_of_one_column_share_a_cell(tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,14 +23,20 @@ class JsonRecord(BaseModel):
 
     model_config = RECORD_CONFIG
 
+    kind: ClassVar[str] = "record"  # in messages
+    blanks: ClassVar[Mapping[str, Any] | None] = None  # of fields missing in other schemas; None: the defaults
     schema_version: int
     # Set by the reader and never written: the file's name, and what a page must say about the record
     # ("dirty tree", "schema 0: no threads", "unknown fields: mood").
     file: str = Field(default="", exclude=True)
     marks: tuple[str, ...] = Field(default=(), exclude=True)
 
+    @classmethod
+    def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
+        """The JSON object of an older schema in its present form."""
+        return document
 
-Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+
 AnyRecord = TypeVar("AnyRecord", bound=JsonRecord)
 
 
@@ -67,64 +73,49 @@ def _claimed(folder: Path, prefix: str) -> tuple[str, Path]:
     raise CapbenchError(f"no free record name for {prefix} in {folder} after 100 tries; choose another folder")
 
 
-def load_records(
-    model: type[AnyRecord],
-    folder: Path,
-    kind: str = "record",
-    blanks: Mapping[str, Any] | None = None,
-    upgrade: Upgrade = lambda document: document,
-) -> list[AnyRecord]:
+def load_records(model: type[AnyRecord], folder: Path) -> list[AnyRecord]:
     """Every readable record in `folder`, by file name; an absent folder has none.
 
     A file that is not a record is skipped with a warning that names it. A record of another schema is kept: a field
-    that it lacks takes its value in `blanks` (default: the model's own defaults), and `marks` names it. `upgrade` first
-    gives a JSON object of an older schema its present form.
+    that it lacks takes its value in the model's `blanks`, and `marks` names it.
     """
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
-            records.append(read_record(model, path, kind, blanks, upgrade))
+            records.append(read_record(model, path))
         except CapbenchError as error:
             warnings.warn(f"left out: {error}", stacklevel=3)
     return records
 
 
-def read_record(
-    model: type[AnyRecord],
-    path: Path,
-    kind: str = "record",
-    blanks: Mapping[str, Any] | None = None,
-    upgrade: Upgrade = lambda document: document,
-) -> AnyRecord:
+def read_record(model: type[AnyRecord], path: Path) -> AnyRecord:
     """One record, as `load_records` reads it. Raises CapbenchError naming the file and what is wrong with it."""
     try:
-        return _read(model, path, _defaults(model) if blanks is None else blanks, upgrade)
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(document, dict):
+            raise ValueError("it holds no JSON object")
+        return _validated(model, path.name, model.upgraded(document))
     except (OSError, ValueError) as error:
         reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
-        raise CapbenchError(f"{path} is not a {kind}: {reason}") from error
+        raise CapbenchError(f"{path} is not a {model.kind}: {reason}") from error
 
 
-def _defaults(model: type[JsonRecord]) -> dict[str, Any]:
-    optional = ((name, field) for name, field in model.model_fields.items() if not field.is_required())
-    return {name: field.get_default(call_default_factory=True) for name, field in optional if not field.exclude}
-
-
-def _read(model: type[AnyRecord], path: Path, blanks: Mapping[str, Any], upgrade: Upgrade) -> AnyRecord:
-    document = json.loads(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(document, dict):
-        raise ValueError("it holds no JSON object")
-    document = upgrade(document)
+def _validated(model: type[AnyRecord], file: str, document: dict[str, Any]) -> AnyRecord:
+    written = {name: field for name, field in model.model_fields.items() if not field.exclude}
+    blanks = model.blanks
+    if blanks is None:
+        optional = ((name, field) for name, field in written.items() if not field.is_required())
+        blanks = {name: field.get_default(call_default_factory=True) for name, field in optional}
     version, marks = document.get("schema_version", 0), []
-    unknown = sorted(set(document) - {name for name, field in model.model_fields.items() if not field.exclude})
     if version != model.model_fields["schema_version"].default:
         missing = [name for name in blanks if name not in document and name != "schema_version"]
         document = {**blanks, **document}
         marks.append(f"schema {version}" + (f": no {', '.join(missing)}" if missing else ""))
-    if unknown:
+    if unknown := sorted(document.keys() - written.keys()):
         marks.append(f"unknown fields: {', '.join(unknown)}")
     if document.get("dirty"):
         marks.append("dirty tree")
-    return model.model_validate(document | {"schema_version": version, "file": path.name, "marks": tuple(marks)})
+    return model.model_validate(document | {"schema_version": version, "file": file, "marks": tuple(marks)})
 
 
 def _reasons(error: ValidationError) -> str:

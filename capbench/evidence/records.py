@@ -54,6 +54,7 @@ class Result(JsonRecord):
     Fields with a default are blank in records from before there were such fields.
     """
 
+    blanks = _BLANKS
     schema_version: int = SCHEMA_VERSION
     paper: str
     preset: str
@@ -93,6 +94,14 @@ class Result(JsonRecord):
     arrays: str | None = None  # name of the file of arrays
     arrays_sha256: str | None = None
 
+    @classmethod
+    def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
+        """An older document under the present names; schema 1 differs from 2 in nothing else."""
+        version = document.get("schema_version", 0)
+        if version not in (0, 1):
+            return document
+        return renamed.record(document) | ({"schema_version": SCHEMA_VERSION} if version == 1 else {})
+
     @property
     def sees(self) -> str:
         """What the model sees of an image, in one word: the provider of its regions, or the view."""
@@ -130,8 +139,7 @@ def load_results(folder: Path, paper: str | None = None) -> list[Result]:
     A file that is no record is left out with a warning that names it. A record of another schema is kept:
     fields that it lacks are blank, fields unknown here stay on it, and `marks` says both.
     """
-    results = load_records(Result, folder, blanks=_BLANKS, upgrade=_upgraded)
-    return [result for result in results if paper in (None, result.paper)]
+    return [result for result in load_records(Result, folder) if paper in (None, result.paper)]
 
 
 def add_records(records: Iterable[Path], folder: Path) -> list[Path]:
@@ -142,7 +150,7 @@ def add_records(records: Iterable[Path], folder: Path) -> list[Path]:
     """
     copies = []
     for path in records:
-        result = read_record(Result, path, blanks=_BLANKS, upgrade=_upgraded)
+        result = read_record(Result, path)
         load_arrays(result, path.parent)
         for name in filter(None, (result.arrays, path.name)):  # the record last: it names the arrays
             content = (path.parent / name).read_bytes()
@@ -191,14 +199,6 @@ def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
             entry.create_system = 3
             bundle.writestr(entry, member.getvalue(), zipfile.ZIP_DEFLATED, 6)
     return buffer.getvalue()
-
-
-def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
-    """An older document under the present names; schema 1 differs from 2 in nothing else."""
-    version = document.get("schema_version", 0)
-    if version not in (0, 1):
-        return document
-    return renamed.record(document) | ({"schema_version": SCHEMA_VERSION} if version == 1 else {})
 
 
 def _without_secrets(value: Any) -> Any:

@@ -12,61 +12,36 @@ from capbench.vision.regions import PROVIDERS
 
 PRESETS: Mapping[str, Mapping[str, str]] = {
     "karpathy": {
-        "brnn-published": "brnn",
-        "brnn": "brnn-ours",
-        "sum-form": "sum-form-ours",
-        "bag": "bag-ours",
-        "window": "window-ours",
-        "brnn-vectors": "brnn-vectors-ours",
-        "brnn-detector": "brnn-detector-ours",
-        "brnn-file": "brnn-file-ours",
-        "rnn-published": "rnn",
-        "rnn": "rnn-ours",
-        "rnn-regions": "rnn-regions-ours",
+        "brnn-published": "brnn", "brnn": "brnn-ours", "sum-form": "sum-form-ours", "bag": "bag-ours",
+        "window": "window-ours", "brnn-vectors": "brnn-vectors-ours", "brnn-detector": "brnn-detector-ours",
+        "brnn-file": "brnn-file-ours", "rnn-published": "rnn", "rnn": "rnn-ours", "rnn-regions": "rnn-regions-ours",
         "lstm": "lstm-ours",
     },
     "show_and_tell": {"sgd": "nic", "adam": "nic-ours", "adam-ensemble": "nic-ensemble-ours"},
     "show_attend_tell": {
-        "soft-rmsprop": "soft",
-        "hard-rmsprop": "hard",
-        "soft": "soft-ours",
-        "hard": "hard-ours",
-        "none": "none-ours",
+        "soft-rmsprop": "soft", "hard-rmsprop": "hard", "soft": "soft-ours", "hard": "hard-ours", "none": "none-ours",
     },
     "vsepp": {
-        "vse0-small": "vse0-ours",
-        "vsepp-small": "vsepp-ours",
+        "vse0-small": "vse0-ours", "vsepp-small": "vsepp-ours",
         **{f"vsepp-negatives-{size}": f"vsepp-negatives-{size}-ours" for size in (1, 4, 16, 64)},
     },
-}
+}  # fmt: skip
 
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "training": {
-        "average": "ema_decay",
-        "plateau": "lr_patience",
-        "decay_every": "lr_step_epochs",
-        "decay": "lr_decay",
+        "average": "ema_decay", "plateau": "lr_patience", "decay_every": "lr_step_epochs", "decay": "lr_decay",
     },
     "any paper": {
-        "start_from": "init_from",
-        "members": "ensemble_size",
-        "embedding": "embedding_dim",
-        "hidden": "hidden_dim",
+        "start_from": "init_from", "members": "ensemble_size", "embedding": "embedding_dim", "hidden": "hidden_dim",
         "word": "word_dim",
     },
     "karpathy": {"keep": "recurrent_init", "vectors": "word_vectors"},
     "show_and_tell": {"keep_bias": "forget_gate_bias"},
     "vsepp": {"keep_bias": "update_gate_bias"},
-}
+}  # fmt: skip
 
 # Fields that every recipe has since schema 2, with what they were before.
-ADDED: Mapping[str, Any] = {
-    "region_provider": None,
-    "ensemble_size": 1,
-    "warmup": 0,
-    "metric": None,
-    "finetune": False,
-}
+ADDED: Mapping[str, Any] = {"region_provider": None, "ensemble_size": 1, "warmup": 0, "metric": None, "finetune": False}
 
 
 def preset(paper: str, name: str) -> str:
@@ -83,12 +58,9 @@ def recipe(paper: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     if not fields:
         return {}
     names = {**FIELDS["any paper"], **FIELDS.get(paper, {})}
-    renamed = {names.get(name, name): value for name, value in fields.items() if name != "crop"}
-    if "crop" in fields:
-        renamed |= crop(fields["crop"])
+    renamed = _renamed(names, fields)
     if isinstance(renamed.get("training"), Mapping):
-        training = renamed["training"]
-        renamed["training"] = {FIELDS["training"].get(name, name): value for name, value in training.items()}
+        renamed["training"] = _renamed(FIELDS["training"], renamed["training"])
     if renamed.get("init_from"):
         renamed["init_from"] = preset(paper, renamed["init_from"])
     return {**ADDED, **renamed}
@@ -97,9 +69,7 @@ def recipe(paper: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 def record(document: Mapping[str, Any]) -> dict[str, Any]:
     """A record of schema 1 under today's names."""
     paper = document.get("paper", "")
-    renamed = {name: value for name, value in document.items() if name != "crop"}
-    if "crop" in document:
-        renamed |= crop(document["crop"])
+    renamed = _renamed({}, document)
     if "preset" in document:
         renamed["preset"] = preset(paper, document["preset"])
     if isinstance(document.get("recipe"), Mapping):
@@ -107,6 +77,11 @@ def record(document: Mapping[str, Any]) -> dict[str, Any]:
     if document.get("energy_joules") is not None:
         renamed["energy_of"] = "CPU package"  # no other was counted
     return renamed
+
+
+def _renamed(names: Mapping[str, str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {names.get(name, name): value for name, value in fields.items() if name != "crop"}
+    return renamed | (crop(fields["crop"]) if "crop" in fields else {})
 
 
 def crop(name: str) -> dict[str, str | None]:

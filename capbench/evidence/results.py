@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,29 +33,25 @@ class Results:
 
     def select(self, **wanted: object) -> Results:
         """The records whose named fields have these values: `select(preset="vsepp", dataset="flickr8k")`."""
-        for name in wanted:
-            if name not in Result.model_fields:
-                known = ", ".join(Result.model_fields)
-                raise CapbenchError(f"records have no field {name!r}; they have {known}")
-        kept = (record for record in self.records if all(getattr(record, n) == v for n, v in wanted.items()))
-        return Results(self.folder, tuple(kept))
+        if unknown := [name for name in wanted if name not in Result.model_fields]:
+            raise CapbenchError(f"records have no field {unknown[0]!r}; they have {', '.join(Result.model_fields)}")
+        return self._where(lambda record: all(getattr(record, name) == value for name, value in wanted.items()))
 
     def without(self, others: Results) -> Results:
         """The records that are not among others, by file name, which no two records share."""
         names = {record.file for record in others.records}
-        return Results(self.folder, tuple(record for record in self.records if record.file not in names))
+        return self._where(lambda record: record.file not in names)
 
     @property
     def canonical(self) -> Results:
         """The records of published splits and of the present scenes; see `is_canonical`."""
-        return Results(self.folder, tuple(record for record in self.records if is_canonical(record)))
+        return self._where(is_canonical)
 
     @cached_property
     def latest(self) -> Results:
         """Of records of one setting, seed and data, the one started last."""
-        last: dict[tuple[str, ...], Result] = {}
-        for record in sorted(self.records, key=lambda record: (record.started, record.file)):
-            last[_identity(record)] = record
+        by_age = sorted(self.records, key=lambda record: (record.started, record.file))
+        last = {_identity(record): record for record in by_age}
         return Results(self.folder, tuple(last[key] for key in sorted(last)))
 
     @property
@@ -121,6 +118,9 @@ class Results:
             return bootstrap_corpus(self.counts(metric)[0], entry.compute)
         queries, groups = self.queries(metric)
         return bootstrap(queries[0], groups=groups)
+
+    def _where(self, kept: Callable[[Result], bool]) -> Results:
+        return Results(self.folder, tuple(filter(kept, self.records)))
 
     def _of_one_setting(self) -> tuple[Result, ...]:
         settings = {_identity(record)[:-1] for record in self.records}

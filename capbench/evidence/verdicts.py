@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from capbench.metrics.captioning import paired_bootstrap_corpus
 from capbench.metrics.significance import Interval, paired_bootstrap, seed_interval
 
 Status = Literal["exceeds", "reproduced", "close", "short", "pending", "not comparable"]
+ClaimStatus = Literal["holds", "fails", "undecided", "pending"]
 Role = Literal["target", "baseline", "context"]
 
 
@@ -58,8 +60,8 @@ class Measured:
     """Our mean against a reported number, counted so that more is better."""
 
     advantage: float  # how much better our mean is
-    low: float | None  # the worse end of our interval's advantage, the better end; None without an interval
-    high: float | None
+    low: float  # the worse end of our interval's advantage; NaN, which no comparison holds for, without an interval
+    high: float  # the better end, likewise
     tolerance: float
 
 
@@ -75,28 +77,13 @@ class Rule:
 
 # The first rule that applies decides. leaderboards/README.md shows these words.
 RULES = (
-    Rule(
-        "exceeds",
-        "▲",
-        "the whole 95 % interval is better than the reported number",
-        lambda ours: ours.low is not None and ours.low > 0,
-    ),
-    Rule(
-        "short",
-        "▼",
-        "our mean is worse by more than the tolerance, whether or not the interval holds the reported number",
-        lambda ours: ours.advantage < -ours.tolerance - 1e-9,
-    ),
-    Rule(
-        "reproduced",
-        "=",
-        "our mean is as good or better, or the interval holds the reported number",
-        lambda ours: (
-            ours.advantage >= 0 or (ours.low is not None and ours.high is not None and ours.low <= 0 <= ours.high)
-        ),
-    ),
+    Rule("exceeds", "▲", "the whole 95 % interval is better than the reported number", lambda ours: ours.low > 0),
+    Rule("short", "▼", "our mean is worse by more than the tolerance, whether or not the interval holds the reported "
+         "number", lambda ours: ours.advantage < -ours.tolerance - 1e-9),
+    Rule("reproduced", "=", "our mean is as good or better, or the interval holds the reported number",
+         lambda ours: ours.advantage >= 0 or ours.low <= 0 <= ours.high),
     Rule("close", "≈", "our mean is worse, by the tolerance at most, and the interval is worse too", lambda ours: True),
-)
+)  # fmt: skip
 BEST_TO_WORST: tuple[Status, ...] = ("exceeds", "reproduced", "close", "short")
 TOLERANCES = (
     f"{registry.RECALL_TOLERANCE:g} points of a recall, BLEU or the like (as far as the VSE++ author's re-run lies), "
@@ -121,7 +108,7 @@ class Verdict:
 class Outcome:
     """What a claim's test gave."""
 
-    status: Literal["holds", "fails", "undecided", "pending"]
+    status: ClaimStatus
     statement: str  # on which data, and the numbers
     interval: Interval | None = None  # of the difference that the claim says is above 0
     detail: str = ""  # the metric and the test
@@ -176,8 +163,9 @@ def verdict(reported: Reported, values: Mapping[int, float], one_seed: Interval 
     interval = seed_interval(list(values.values())) if len(values) > 1 else one_seed
     mean = sum(values.values()) / len(values)
     advantage = sign * (mean - reported.number)
-    ends = sorted(sign * (end - reported.number) for end in (interval.low, interval.high)) if interval else (None, None)
-    ours = Measured(advantage, ends[0], ends[1], metric.allowed(reported.number))
+    ends = (interval.low, interval.high) if interval else (math.nan, math.nan)
+    low, high = sorted(sign * (end - reported.number) for end in ends)
+    ours = Measured(advantage, low, high, metric.allowed(reported.number))
     status = next(rule.status for rule in RULES if rule.applies(ours))
     return Verdict(status, mean, interval, advantage, interval.test if interval else "1 seed, no interval")
 
@@ -188,16 +176,16 @@ def difference(results: Results, better: str, worse: str, metric: str) -> Outcom
     Pending where a side has no run. Raises CapbenchError where the two sides are of different data or encoders.
     """
     sides = [results.select(preset=name) for name in (better, worse)]
-    missing = [name for name, side in zip((better, worse), sides, strict=True) if not side.records]
-    if missing:
+    if missing := [name for name, side in zip((better, worse), sides, strict=True) if not side.records]:
         return Outcome("pending", f"no run of {' and '.join(missing)}")
     both = Results(results.folder, sides[0].latest.records + sides[1].latest.records)
     settings = both.settings("dataset", "split", "protocol", "encoder", "dataset_fingerprint")
     if len(settings) > 1:
         raise CapbenchError(f"{better} and {worse} are not of the same data and encoder: {settings[:3]}")
-    interval = advantage(sides[0], sides[1], metric)
-    means = [_mean(side, metric) for side in sides]
-    return decided(interval, f"{better} {means[0]:.1f}, {worse} {means[1]:.1f}", metric)
+    statement = ", ".join(
+        f"{name} {_mean(side, metric):.1f}" for name, side in zip((better, worse), sides, strict=True)
+    )
+    return decided(advantage(sides[0], sides[1], metric), statement, metric)
 
 
 def on_most_telling(better: str, worse: str, test: Callable[[Results], Outcome]) -> Callable[[Results], Outcome]:
@@ -251,9 +239,7 @@ def advantage(ours: Results, theirs: Results, metric: str, their_metric: str | N
 
 def decided(interval: Interval, statement: str, metric: str) -> Outcome:
     """holds where the whole interval is above 0, fails where it is below, else undecided."""
-    status: Literal["holds", "fails", "undecided"] = "undecided"
-    if interval.low > 0 or interval.high < 0:
-        status = "holds" if interval.low > 0 else "fails"
+    status: ClaimStatus = "holds" if interval.low > 0 else "fails" if interval.high < 0 else "undecided"
     return Outcome(status, statement, interval, f"{metric}, {interval.test}")
 
 

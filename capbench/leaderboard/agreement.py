@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from capbench.base.grouping import grouped
 from capbench.evidence.records import Result
 from capbench.evidence.results import Results
 from capbench.leaderboard.cells import seeds
@@ -41,13 +42,8 @@ def compare(new: Iterable[Result], committed: Iterable[Result]) -> list[Agreemen
 
     Committed records count with the same setting and recipe, the latest of each seed.
     """
-    made: dict[tuple[str, ...], list[Result]] = {}
-    for record in new:
-        made.setdefault(setting(record), []).append(record)
-    there: dict[tuple[str, ...], list[Result]] = {}
-    for record in committed:
-        there.setdefault(setting(record), []).append(record)
-    return [_agreement(_latest(records), there.get(key, [])) for key, records in made.items()]
+    there = grouped(committed, setting)
+    return [_agreement(_latest(made), there.get(key, [])) for key, made in grouped(new, setting).items()]
 
 
 def margin(key: str, here: Sequence[float], there: Sequence[float]) -> float:
@@ -67,13 +63,10 @@ def sentences(agreements: Sequence[Agreement]) -> Iterator[str]:
     """A line for each setting that was compared, and one for all that have nothing to compare with."""
     alone = []
     for each in agreements:
-        name = _name(each, agreements)
         if each.status == "alone":
-            alone.append(name)
-        elif each.status == "changed":
-            yield f"{name}: not compared with the committed records: the recipe has changed since"
+            alone.append(_name(each, agreements))
         else:
-            yield f"{name}: {_compared(each)}"
+            yield f"{_name(each, agreements)}: {_compared(each)}"
     if alone:
         which = f": {'; '.join(alone)}" if len(alone) < len(agreements) else ""
         yield f"no committed record to compare with{which}"
@@ -98,7 +91,8 @@ def _agreement(new: tuple[Result, ...], committed: Sequence[Result]) -> Agreemen
 
 
 def _compared(agreement: Agreement) -> str:
-    assert agreement.metric is not None
+    if agreement.metric is None:
+        return "not compared with the committed records: the recipe has changed since"
     digits = agreement.metric.digits
     there = f"{agreement.metric.heading} {agreement.there:.{digits}f} ± {agreement.margin:.{digits}f}"
     if agreement.status == "agrees":

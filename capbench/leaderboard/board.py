@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from capbench.base.grouping import grouped
 from capbench.evidence.results import Results
 from capbench.evidence.verdicts import BEST_TO_WORST, Claim, Outcome, Reported, Role, Verdict, outcome, verdict
 from capbench.leaderboard.pooled import EMBEDDED, SETTING, Runs, gather, marks
 from capbench.runs.paper import Paper
+
+_EMBEDDED = "an embedded data set, which no paper reports"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +25,15 @@ class Match:
     preset: str  # empty for a number that is compared with no preset
     verdict: Verdict
     runs: Runs | None = None
+
+
+def verdicts(matches: Iterable[Match]) -> dict[Runs, dict[str, Verdict]]:
+    """The verdicts of our runs, by metric."""
+    by_runs: dict[Runs, dict[str, Verdict]] = {}
+    for match in matches:
+        if match.runs is not None:
+            by_runs.setdefault(match.runs, {})[match.reported.metric] = match.verdict
+    return by_runs
 
 
 @dataclass(frozen=True)
@@ -78,12 +90,10 @@ class Board:
 
         A target counts once, by the best of the runs beside it. A baseline counts once for each run beside it.
         """
-        verdicts: dict[object, list[str]] = {}
-        for match in self.matches:
-            if match.reported.role == role:
-                key = match.reported if role == "target" or match.runs is None else (match.reported, match.runs)
-                verdicts.setdefault(key, []).append(match.verdict.status)
-        return Counter(next((name for name in BEST_TO_WORST if name in each), "not run") for each in verdicts.values())
+        matches = (match for match in self.matches if match.reported.role == role)
+        counted = grouped(matches, lambda match: (match.reported, None if role == "target" else match.runs))
+        verdicts = ({match.verdict.status for match in group} for group in counted.values())
+        return Counter(next((name for name in BEST_TO_WORST if name in each), "not run") for each in verdicts)
 
     def _of_match(self, match: Match) -> Row:
         number = match.reported
@@ -103,17 +113,15 @@ class Board:
     def _of_ours(self, runs: Runs, metric: str, **theirs: Any) -> Row:
         estimate = runs.estimate(metric)
         interval = estimate.interval if estimate else None
-        reason = "an embedded data set, which no paper reports" if runs.embedded else ""
         ours: dict[str, Any] = {
             **{name: getattr(runs.first, name) for name in SETTING},
             "seeds": tuple(sorted(estimate.values)) if estimate else (),
             "mean": estimate.mean if estimate else None,
-            "ci_low": interval.low if interval else None,
-            "ci_high": interval.high if interval else None,
-            "test": interval.test if interval else "",
             "marks": tuple(dict.fromkeys(mark for record in runs.records for mark in marks(record, self.paper))),
-            "reason": reason if runs.canonical else runs.data,
+            "reason": runs.data if not runs.canonical else _EMBEDDED if runs.embedded else "",
         }
+        if interval:
+            ours |= {"ci_low": interval.low, "ci_high": interval.high, "test": interval.test}
         return Row(paper=self.paper.name, metric=metric, **(ours | theirs))
 
 
@@ -130,32 +138,23 @@ def _matches(number: Reported, groups: Sequence[Runs]) -> Iterator[Match]:
 
     Runs on data that are not canonical are never among them.
     """
-    if number.role == "context":
-        yield Match(number, "", Verdict("not comparable", reason="shown for context"))
+    if number.role == "context" or number.dataset in EMBEDDED:
+        reason = "shown for context" if number.role == "context" else _EMBEDDED
+        yield Match(number, "", Verdict("not comparable", reason=reason))
         return
-    if number.dataset in EMBEDDED:
-        yield Match(number, "", Verdict("not comparable", reason="an embedded data set, which no paper reports"))
-        return
-    on_dataset = [
-        runs
-        for runs in groups
-        if runs.canonical and runs.first.dataset == number.dataset and runs.first.preset in number.presets
-    ]
+    on_dataset = [r for r in groups if r.canonical and r.first.dataset == number.dataset]
+    on_dataset = [r for r in on_dataset if r.first.preset in number.presets]
     same = [r for r in on_dataset if (r.first.protocol, r.first.split) == (number.protocol, number.split)]
     for runs in same:
-        estimate = runs.estimate(number.metric)
-        if estimate is None:
-            judged = Verdict("not comparable", reason=runs.why_missing(number.metric))
-        else:
+        if estimate := runs.estimate(number.metric):
             judged = verdict(number, estimate.values, estimate.interval)
-        yield Match(number, runs.first.preset, judged, runs)
-    for preset in number.presets:
-        if any(runs.first.preset == preset for runs in same):
-            continue
-        other = [f"{r.first.protocol} {r.first.split}" for r in on_dataset if r.first.preset == preset]
-        if other:
-            reason = f"our runs are under {', '.join(sorted(set(other)))}"
-            yield Match(number, preset, Verdict("not comparable", reason=reason))
         else:
-            reason = f"no run of {preset} on {number.dataset}"
-            yield Match(number, preset, Verdict("pending", reason=reason))
+            judged = Verdict("not comparable", reason=runs.why_missing(number.metric))
+        yield Match(number, runs.first.preset, judged, runs)
+    have = {runs.first.preset for runs in same}
+    for preset in (name for name in number.presets if name not in have):
+        if other := {f"{r.first.protocol} {r.first.split}" for r in on_dataset if r.first.preset == preset}:
+            judged = Verdict("not comparable", reason=f"our runs are under {', '.join(sorted(other))}")
+        else:
+            judged = Verdict("pending", reason=f"no run of {preset} on {number.dataset}")
+        yield Match(number, preset, judged)

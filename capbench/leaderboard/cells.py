@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import attrgetter, itemgetter
 
-from capbench.evidence.verdicts import BEST_TO_WORST, RULES, Verdict
+from capbench.base.grouping import grouped
+from capbench.evidence.verdicts import RULES, Verdict
 from capbench.leaderboard.markdown import DASH, Notes, code, escape
 from capbench.leaderboard.pooled import Runs, marks
 from capbench.metrics.registry import Metric
@@ -31,7 +33,7 @@ def ours(
 ) -> str:
     """The means of metrics that share a column, each with half of its 95 % interval and the sign of its verdict.
 
-    A metric that no record has is a dash with its reason; a column of nothing else is one dash.
+    A metric that no record has is a dash with its reason; a column of such metrics is one dash.
     """
     if all(runs.estimate(entry.key) is None for entry in members):
         return DASH + notes.mark(runs.why_missing(members[0].key))
@@ -61,20 +63,13 @@ def model(runs: Runs) -> str:
 
 def preset(runs: Runs, paper: Paper, notes: Notes) -> str:
     """The name of the preset, with a raised letter where its records need a caution."""
-    return f"{code(runs.first.preset)}{_caution(runs, paper, notes)}"
-
-
-def _caution(runs: Runs, paper: Paper, notes: Notes) -> str:
-    seeds_of: dict[str, list[int]] = {}
-    for record in runs.records:
-        for mark in marks(record, paper):
-            seeds_of.setdefault(mark, []).append(record.seed)
-    cautions = [f"{mark} (seed {', '.join(map(str, numbers))})" for mark, numbers in seeds_of.items()]
+    marked = grouped(((mark, r.seed) for r in runs.records for mark in marks(r, paper)), itemgetter(0))
+    cautions = [f"{mark} (seed {', '.join(str(seed) for _, seed in pairs)})" for mark, pairs in marked.items()]
     for name in ("recipe", "features_fingerprint"):
         if any(getattr(record, name) != getattr(runs.first, name) for record in runs.records):
             cautions.append(f"the seeds differ in their {name.replace('_', ' ')}")
     cautions += filter(None, (_differing(runs, name, words) for name, words in COMPUTED_WITH.items()))
-    return notes.mark("Caution: " + "; ".join(cautions)) if cautions else ""
+    return code(runs.first.preset) + (notes.mark("Caution: " + "; ".join(cautions)) if cautions else "")
 
 
 def _differing(runs: Runs, name: str, words: str) -> str:
@@ -82,12 +77,9 @@ def _differing(runs: Runs, name: str, words: str) -> str:
 
     A blank field is unknown, and no difference.
     """
-    seeds_of: dict[str, list[int]] = {}
-    for record in runs.records:
-        if value := getattr(record, name):
-            seeds_of.setdefault(str(value), []).append(record.seed)
-    values = (f"{value} ({seeds(numbers)})" for value, numbers in seeds_of.items())
-    return f"the seeds differ in their {words}: {', '.join(values)}" if len(seeds_of) > 1 else ""
+    by_value = grouped((record for record in runs.records if getattr(record, name)), attrgetter(name))
+    values = (f"{value} ({seeds([record.seed for record in records])})" for value, records in by_value.items())
+    return f"the seeds differ in their {words}: {', '.join(values)}" if len(by_value) > 1 else ""
 
 
 def seeds(numbers: Sequence[int]) -> str:
@@ -95,16 +87,10 @@ def seeds(numbers: Sequence[int]) -> str:
     return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
-def counts(tally: Counter[str], not_run: bool = True) -> str:
+def counts(tally: Counter[str]) -> str:
     """ "3 matched or better, 1 close, 2 short, 4 not run"."""
     words = [f"{tally['exceeds'] + tally['reproduced']} matched or better"]
-    words += [f"{tally[status]} {status}" for status in ("close", "short")]
-    return ", ".join(words + [f"{tally['not run']} not run"] * not_run)
-
-
-def signs(statuses: Counter[str]) -> str:
-    """ "▲ 6, ≈ 2"."""
-    return ", ".join(f"{SIGNS[status]}{_SPACE}{statuses[status]}" for status in BEST_TO_WORST if statuses[status])
+    return ", ".join(words + [f"{tally[status]} {status}" for status in ("close", "short", "not run")])
 
 
 def duration(seconds: float) -> str:

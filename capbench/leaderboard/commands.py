@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 
+from capbench.base.grouping import grouped
 from capbench.data.datasets import NAMES
 from capbench.evidence.verdicts import Reported
 from capbench.leaderboard.board import Board
@@ -57,18 +58,14 @@ def encoder(name: str) -> str:
 
 def _again(paper: Paper, group: Sequence[Runs]) -> Iterator[str]:
     dataset, network = group[0].first.dataset, group[0].first.encoder
-    seeds_of: dict[str, set[int]] = {}
-    for runs in group:
-        if _exists(paper, runs.first.preset, dataset) and network in ENCODERS:
-            seeds_of.setdefault(runs.first.preset, set()).update(record.seed for record in runs.records)
     together: dict[str, list[str]] = {}
-    for preset, seeds in seeds_of.items():
-        ensemble = paper.recipe(preset, dataset).ensemble_size > 1  # --seeds counts the models that it joins
-        if seeds == set(range(len(seeds))) and not ensemble:
-            together.setdefault(f"--seeds {len(seeds)}", []).append(preset)
-        else:
-            for seed in sorted(seeds):
-                together.setdefault(f"--seed {seed}", []).append(preset)
+    for preset, settings in grouped(group, lambda runs: runs.first.preset).items():
+        if _exists(paper, preset, dataset) and network in ENCODERS:
+            seeds = sorted({record.seed for runs in settings for record in runs.records})
+            ensemble = paper.recipe(preset, dataset).ensemble_size > 1  # --seeds counts the models that it joins
+            whole = seeds == list(range(len(seeds))) and not ensemble
+            for words in [f"--seeds {len(seeds)}"] if whole else [f"--seed {seed}" for seed in seeds]:
+                together.setdefault(words, []).append(preset)
     for words, presets in together.items():
         yield f"{_command(paper, presets, dataset, network)} {words}"
 

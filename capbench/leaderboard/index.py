@@ -16,14 +16,8 @@ from capbench.timing.records import TimingRecord
 def page(boards: Sequence[Board], results: Results, timings: Sequence[TimingRecord] = ()) -> str:
     """The index as markdown."""
     devices = ", ".join(escape(name) for name in sorted({record.device for record in timings}))
-    head = [
-        "paper",
-        "data sets",
-        "seeds run",
-        "the paper's own numbers",
-        "other systems' numbers (baselines)",
-        "claims",
-    ]
+    own, others = "the paper's own numbers", "other systems' numbers (baselines)"
+    head = ["paper", "data sets", "seeds run", own, others, "claims"]
     blocks = [
         f"<!-- {GENERATED} -->",
         "# Leaderboards",
@@ -38,8 +32,7 @@ def page(boards: Sequence[Board], results: Results, timings: Sequence[TimingReco
         code_block(["capbench leaderboard", "capbench leaderboard --check", "capbench leaderboard --json"]),
     ]
     known = {board.paper.name for board in boards}
-    strangers = Counter(record.paper for record in results.records if record.paper not in known)
-    if strangers:
+    if strangers := Counter(record.paper for record in results.records if record.paper not in known):
         names = ", ".join(f"{escape(name)} ({count})" for name, count in sorted(strangers.items()))
         blocks.append(f"Records of unknown papers: {names}.")
     return "\n\n".join(blocks) + "\n"

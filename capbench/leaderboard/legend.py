@@ -45,7 +45,8 @@ def blocks() -> Iterator[str]:
     yield (
         "**The paper's own numbers** are its targets, each counted once, by the best of our runs beside it. Numbers of "
         "**other systems** are baselines, counted apart, once for each run beside them: = says as good as that system, "
-        "no more. *Context* is shown and not judged. *Not run* has no verdict: we have no run under that protocol."
+        "no more. Numbers for context are not judged; they stand in a paper's reported.csv alone. *Not run* has no "
+        "verdict: we have no run under that protocol."
     )
     yield (
         "**Only the published split is judged**, known by its fingerprint. Runs on other data under the same name "

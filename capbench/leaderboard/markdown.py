@@ -19,8 +19,8 @@ _DIRECTION_MARKS = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u
 def plain(text: object, longest: int = 400) -> str:
     """One printable line: line ends become spaces, control characters and surrogates a replacement mark."""
     line = " ".join(str(text).split())
-    kept = ("\ufffd" if _unprintable(character) else character for character in line)
-    line = "".join(kept)
+    hidden = {c for c in line if unicodedata.category(c) in ("Cc", "Cs") or c in _DIRECTION_MARKS}
+    line = "".join("\ufffd" if character in hidden else character for character in line)
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
@@ -93,7 +93,3 @@ def _letters(number: int) -> str:
         number, place = divmod(number - 1, 26)
         letters = chr(ord("a") + place) + letters
     return letters
-
-
-def _unprintable(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs") or character in _DIRECTION_MARKS

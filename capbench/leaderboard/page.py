@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from capbench.base.grouping import grouped
 from capbench.evidence.records import Result
-from capbench.evidence.verdicts import Outcome, Reported, Verdict
+from capbench.evidence.verdicts import Reported, Verdict
 from capbench.leaderboard import cells, legend, provenance, reported
-from capbench.leaderboard.board import Board
+from capbench.leaderboard.board import Board, verdicts
 from capbench.leaderboard.commands import missing
 from capbench.leaderboard.markdown import DASH, Notes, code_block, details, escape, table
 from capbench.leaderboard.pooled import Runs, by_metric, parts
@@ -27,6 +28,9 @@ PLOTS_EXPLAINED = {
     "Grid": "BLEU-4 at the recipe's beam, mean over seeds; a white cell has no run.",
 }
 FIRST_PICTURE = ("Grid", "Recall at K", "Learning curves", "Sweeps")  # the first of these that real data have
+
+
+Shown = Sequence[tuple[str, Sequence[Metric]]]  # the headings of a table's columns and the metrics that share them
 
 
 @dataclass(frozen=True)
@@ -48,20 +52,20 @@ def page(board: Board, pictures: Sequence[Picture], local: Board | None = None) 
     real = [each for each in runs if not each.embedded]
     embedded = [each for each in runs if each.embedded]
     order = [p for heading in FIRST_PICTURE for p in pictures if p.heading == heading and not p.embedded]
-    rows = systems(board)
-    own, others = ([row for row in rows if (row.any.role == "baseline") == other] for other in (False, True))
+    rows, commands = systems(board), missing(board)
+    own, others = ([row for row in rows if row.any.role == role] for role in ("target", "baseline"))
     blocks = [
         f"<!-- {GENERATED} -->",
         f"# {escape(board.paper.title)}",
         _links(board),
         "\n".join(summary(board)),
-        *_results(board, local, real),
+        *_results(board, local, real, own),
         *_claims(board),
         *map(str, order[:1]),
         *_folded("All metrics, with intervals", _full_tables(board, real)),
         *_folded("The paper's own tables", _own_tables(board, own)),
         *_folded("Other systems, as baselines", reported.tables(board, others)),
-        *_folded("Missing runs", [code_block(missing(board))] if missing(board) else []),
+        *_folded("Missing runs", [code_block(commands)] if commands else []),
         *_folded("Scenes, drawn by capbench, which no paper reports", _full_tables(board, embedded)),
         *_folded("More pictures", _pictures([p for p in pictures if p not in order[:1]])),
         *_folded("How the claims were tested", _tests(board)),
@@ -73,11 +77,10 @@ def page(board: Board, pictures: Sequence[Picture], local: Board | None = None) 
 def summary(board: Board) -> Iterator[str]:
     """The counts: of the paper's own numbers, of other systems' numbers, of its claims."""
     own, others = board.tally("target"), board.tally("baseline")
-    context = sum(number.role == "context" for number in board.paper.reported)
     if own:
         yield f"**The paper's own numbers: {cells.counts(own)}.**  "
     else:
-        yield f"**The paper has no number that our runs can be compared with** ({context} are shown for context).  "
+        yield f"**The paper has no number that our runs can be compared with** (for context: {_context(board):,}).  "
     if others:
         yield f"Other systems' numbers, as baselines and counted apart: {cells.counts(others)}.  "
     yield f"Claims: {claims(board)}." if board.outcomes else "No claim of this paper is tested yet."
@@ -101,49 +104,54 @@ def _links(board: Board) -> str:
     return f"{escape(citation)}. " + " · ".join([*links, f"[how to read this page]({legend.LINK})"])
 
 
-def _results(board: Board, local: Board | None, real: Sequence[Runs]) -> Iterator[str]:
+def _by_data(runs: Sequence[Runs]) -> Iterator[tuple[str, list[Runs]]]:
+    for (data, split, protocol), group in parts(runs, "data", "split", "protocol").items():
+        yield f"{escape(data)}, {escape(split) or DASH} split, protocol {escape(protocol) or DASH}", group
+
+
+def _results(board: Board, local: Board | None, real: Sequence[Runs], rows: Sequence[System]) -> Iterator[str]:
     """The first screen's tables: one for each data set and protocol, and there for each kind of model."""
     if not real:
         yield "No record on a real data set yet."
     matches = [*board.matches, *(local.matches if local else ())]
-    verdicts: dict[Runs, dict[str, Verdict]] = {}
-    for match in matches:
-        if match.runs is not None and match.reported.role == "target":
-            verdicts.setdefault(match.runs, {})[match.reported.metric] = match.verdict
-    rows = [row for row in systems(board) if row.any.role == "target"]
-    for (data, split, protocol), group in parts(real, "data", "split", "protocol").items():
-        yield f"## {escape(data)}, {escape(split) or DASH} split, protocol {escape(protocol) or DASH}"
+    judged = verdicts(match for match in matches if match.reported.role == "target")
+    for heading, group in _by_data(real):
+        yield f"## {heading}"
         for kind in by_metric(board.paper, group).values():
-            yield from _first_table(board, kind, verdicts, rows)
+            keys = {key for runs in kind for key in runs.metrics}
+            shown = families(_first_metrics(keys, {key for row in rows for key in row.numbers}))
+            notes, lines = Notes(), []
+            for of_preset in parts(kind, "preset").values():
+                lines += [_line(board, runs, shown, notes, judged.get(runs, {}), brief=True) for runs in of_preset]
+                if of_preset[0].canonical:
+                    lines += _of_paper([row for row in rows if _where(row.any) == _where(of_preset[0].first)], shown)
+            yield _table(shown, lines)
+            if str(notes):
+                yield str(notes)
 
 
-def _first_table(
-    board: Board, kind: Sequence[Runs], verdicts: dict[Runs, dict[str, Verdict]], rows: Sequence[System]
-) -> Iterator[str]:
-    keys = {key for runs in kind for key in runs.metrics}
-    shown = families(_first_metrics(keys, {key for row in rows for key in row.numbers}))
-    notes, lines = Notes(), []
-    for of_preset in parts(kind, "preset").values():
-        for runs in of_preset:
-            line = [cells.model(runs), cells.preset(runs, board.paper, notes), str(len(runs.records))]
-            judged = verdicts.get(runs, {})
-            means = (cells.ours(runs, members, notes, judged, halves=len(members) == 1) for _, members in shown)
-            lines.append([*line, *means])
-        if of_preset[0].canonical:
-            lines += _of_paper([row for row in rows if _where(row.any) == _where(of_preset[0].first)], shown)
-    heads = ["model", "recipe", "seeds", *(heading for heading, _ in shown)]
-    yield table(heads, lines, "llr" + "r" * len(shown))
-    if str(notes):
-        yield str(notes)
+def _table(shown: Shown, lines: list[list[str]]) -> str:
+    return table(["model", "recipe", "seeds", *(heading for heading, _ in shown)], lines, "llr" + "r" * len(shown))
 
 
-def _of_paper(rows: Sequence[System], shown: Sequence[tuple[str, Sequence[Metric]]]) -> Iterator[list[str]]:
+def _line(
+    board: Board,
+    runs: Runs,
+    shown: Shown,
+    notes: Notes,
+    judged: Mapping[str, Verdict] | None = None,
+    brief: bool = False,
+) -> list[str]:
+    """Our means of a setting; a brief line leaves out the intervals of columns that several metrics share."""
+    means = (cells.ours(runs, of, notes, judged, halves=not brief or len(of) == 1) for _, of in shown)
+    return [cells.model(runs), cells.preset(runs, board.paper, notes), str(len(runs.records)), *means]
+
+
+def _of_paper(rows: Sequence[System], shown: Shown) -> Iterator[list[str]]:
     """The paper's numbers, one line for each of its systems, though they may stand in several tables."""
-    merged: dict[tuple[str, str], System] = {}
-    for row in rows:
-        merged.setdefault((row.any.system, row.any.encoder), System("", "")).numbers.update(row.numbers)
-    for (system, encoder), row in merged.items():
-        numbers = [reported.values(row, members) for _, members in shown]
+    for (system, encoder), same in grouped(rows, lambda row: (row.any.system, row.any.encoder)).items():
+        merged = System("", "", {key: number for row in same for key, number in row.numbers.items()})
+        numbers = [reported.values(merged, members) for _, members in shown]
         if any(number != DASH for number in numbers):
             words = [f"the paper, {escape(encoder) or DASH}", escape(system), "", *numbers]
             yield [f"*{word}*" if word not in ("", DASH) else word for word in words]
@@ -165,20 +173,15 @@ def _first_metrics(keys: set[str], reported_keys: set[str]) -> list[Metric]:
 
 
 def _claims(board: Board) -> Iterator[str]:
-    if not board.outcomes:
-        return
     lines = []
     for claim, outcome in board.outcomes:
+        status = escape(" ".join(filter(None, (outcome.status, outcome.qualifier))))
         effect = cells.difference(outcome.interval) if outcome.interval else DASH
         sentence = f"{escape(claim.sentence)} ({escape(claim.source)})"
-        lines.append([sentence, f"**{status(outcome)}**", effect, escape(outcome.statement)])
-    yield "## Claims"
-    yield table(["claim", "outcome", "effect [95\u00a0%]", "tested"], lines, "llrl")
-
-
-def status(outcome: Outcome) -> str:
-    """ "holds", or "holds at its ends, not monotone: ..."."""
-    return " ".join(filter(None, (outcome.status, escape(outcome.qualifier))))
+        lines.append([sentence, f"**{status}**", effect, escape(outcome.statement)])
+    if lines:
+        yield "## Claims"
+        yield table(["claim", "outcome", "effect [95\u00a0%]", "tested"], lines, "llrl")
 
 
 def _tests(board: Board) -> Iterator[str]:
@@ -188,28 +191,30 @@ def _tests(board: Board) -> Iterator[str]:
 
 
 def _full_tables(board: Board, groups: Sequence[Runs]) -> Iterator[str]:
-    for (data, split, protocol), group in parts(groups, "data", "split", "protocol").items():
-        yield f"**{escape(data)}, {escape(split) or DASH} split, protocol {escape(protocol) or DASH}**"
+    for heading, group in _by_data(groups):
+        yield f"**{heading}**"
         for kind in by_metric(board.paper, group).values():
             keys = {key for runs in kind for key in runs.metrics}
             shown = families(columns(keys | ({"meteor"} if "bleu4" in keys else set())))
-            notes, lines = Notes(), []
-            for runs in kind:
-                line = [cells.model(runs), cells.preset(runs, board.paper, notes), str(len(runs.records))]
-                lines.append([*line, *(cells.ours(runs, members, notes) for _, members in shown)])
-            head = ["model", "recipe", "seeds", *(heading for heading, _ in shown)]
-            yield table(head, lines, "llr" + "r" * len(shown))
+            notes = Notes()
+            yield _table(shown, [_line(board, runs, shown, notes) for runs in kind])
             remarks = dict.fromkeys(note for runs in kind for record in runs.records for note in record.notes)
-            below = [str(notes)] * bool(str(notes)) + [f"- {escape(remark)}" for remark in remarks]
-            if below:
+            if below := [*filter(None, [str(notes)]), *(f"- {escape(remark)}" for remark in remarks)]:
                 yield "\n".join(below)
 
 
 def _own_tables(board: Board, rows: Sequence[System]) -> Iterator[str]:
-    if rows:
+    """The rows of role "target"; those of role "context" stand in reported.csv alone."""
+    if board.paper.reported:
         path = f"../reproductions/{board.paper.name}/reported.csv"
-        yield f"Each number's setting, source and confidence are in [reported.csv]({path})."
+        context = _context(board)
+        others = f" Numbers for context stand there alone and are not judged: {context:,}." if context else ""
+        yield f"Each number's setting, source and confidence are in [reported.csv]({path}).{others}"
         yield from reported.tables(board, rows)
+
+
+def _context(board: Board) -> int:
+    return sum(number.role == "context" for number in board.paper.reported)
 
 
 def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 
 from capbench.base.errors import CapbenchError
+from capbench.base.grouping import grouped
 from capbench.evidence.records import Result, load_arrays
 from capbench.leaderboard.page import Picture
 from capbench.leaderboard.plots import SWEEPS, Line, heat_map, learning_curves, recall_curves, slug, sweep_curves
@@ -27,7 +29,7 @@ def _learning_curves(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[Pic
         title = f"{paper.name} on {dataset}, encoder {encoder}"
         trained = [runs for runs in _once_a_training(group) if any(record.curve for record in runs.records)]
         for metric, kind in by_metric(paper, trained).items():
-            lines = [Line(_label(runs, group), runs.records) for runs in kind]
+            lines = _lines(kind, group)
             which = () if metric == paper.metric else (metric,)
             path = f"plots/{slug(paper.name, dataset, encoder, *which)}-curves.svg"
             words = " by ".join((f"Learning curves of {title}", *which))
@@ -39,8 +41,7 @@ def _recall_curves(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[Pictu
     for values, group in parts(groups, "data", "split", "protocol", "encoder").items():
         dataset, split, protocol, encoder = values
         title = f"{paper.name} on {dataset}, {split} split, protocol {protocol}, encoder {encoder}"
-        lines = [Line(_label(runs, group), runs.records) for runs in group]
-        drawn = recall_curves(title, lines, partial(_ranks, group))
+        drawn = recall_curves(title, _lines(group, group), partial(_ranks, group))
         if drawn is not None:
             path = f"plots/{slug(paper.name, *values)}-recall.svg"
             yield Picture("Recall at K", path, f"Recall at K of {title}", group[0].embedded), drawn
@@ -51,7 +52,7 @@ def _sweeps(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[Picture, byt
     for (dataset, encoder), group in parts(groups, "data", "encoder").items():
         title = f"{paper.name} on {dataset}, encoder {encoder}"
         for sweep in SWEEPS:
-            drawn = sweep_curves(title, [Line(_label(runs, group), runs.records) for runs in group], sweep)
+            drawn = sweep_curves(title, _lines(group, group), sweep)
             if drawn is not None:
                 path = f"plots/{slug(paper.name, dataset, encoder)}-{sweep.name}.svg"
                 words = f"{sweep.metric} by {sweep.setting}: {title}"
@@ -76,12 +77,15 @@ def _once_a_training(group: Sequence[Runs]) -> list[Runs]:
     return list(alike.values())[::-1]
 
 
-def _label(runs: Runs, group: Sequence[Runs]) -> str:
-    """The preset, its crop where that tells two settings apart, and where the records are from unless committed."""
-    record = runs.first
-    seen = {other.first.sees for other in group if other.first.preset == record.preset}
-    words = (record.preset, record.sees if len(seen) > 1 else "", runs.origin)
-    return ", ".join(filter(None, words))
+def _lines(chosen: Sequence[Runs], group: Sequence[Runs]) -> list[Line]:
+    """Labels: the preset, its crop where `group` has several of one preset, where the records are from if not here."""
+    crops = grouped({(runs.first.preset, runs.first.sees) for runs in group}, itemgetter(0))
+    lines = []
+    for runs in chosen:
+        preset, sees = runs.first.preset, runs.first.sees
+        words = (preset, sees if len(crops[preset]) > 1 else "", runs.origin)
+        lines.append(Line(", ".join(filter(None, words)), runs.records))
+    return lines
 
 
 def _ranks(group: Sequence[Runs], record: Result) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -39,26 +39,17 @@ _DASHES: tuple[Dashes, ...] = (None, (0.0, (4.0, 1.5)), (0.0, (1.0, 1.2)), (0.0,
 _MARKERS = "osD^vP*X"
 _COLLAPSED: Any = {"color": "black", "linestyle": (0, (1, 3)), "linewidth": 1}
 _STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "capbench",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
+    "svg.fonttype": "none", "svg.hashsalt": "capbench", "text.parse_math": False,
+    "font.family": "sans-serif", "font.size": 10,
     "font.sans-serif": ["DejaVu Sans"],  # it comes with matplotlib, so labels are measured alike everywhere
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.linewidth": 0.8,
-    "legend.frameon": False,
-    "legend.handlelength": 3.0,
-}
+    "axes.titlesize": 10, "axes.titlelocation": "left", "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6,
+    "legend.frameon": False, "legend.handlelength": 3.0,
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
     """One entry of the legend."""
 
@@ -79,12 +70,13 @@ def learning_curves(title: str, lines: Sequence[Line], metric: str) -> bytes:
         top.set_title(f"validation: {shown.name}" + (f" ({shown.unit})" if shown.unit else ""))
         bottom.set(title="training: mean loss of a batch" + (", log scale" if logarithmic else ""), xlabel="epoch")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes, values_of in ((top, _validation(metric)), (bottom, _loss)):
-            for line, style in _styled(lines):
-                curves = [values_of(record) for record in line.records]
-                _draw(axes, [curve for curve in curves if curve], style)
         for line, style in _styled(lines):
-            _mark_best(top, line, metric, style["color"])
+            _draw(top, [_validation(record, metric) for record in line.records], style)
+            _draw(bottom, [_loss(record) for record in line.records], style)
+        for line, style in _styled(lines):
+            for curve, best in ((_validation(record, metric), record.best_epoch + 1) for record in line.records):
+                if best in curve:
+                    top.plot([best], [curve[best]], "o", color=style["color"], markersize=4)
         levels = sorted({level for line in lines for r in line.records if (level := collapsed_loss(r)) is not None})
         for level in levels:
             bottom.axhline(level, **_COLLAPSED)
@@ -102,8 +94,8 @@ def recall_curves(
     title: str, lines: Sequence[Line], ranks: Callable[[Result], Mapping[str, np.ndarray]]
 ) -> bytes | None:
     """Recall at K against K in both directions, as SVG; None where no record has (0-based) ranks."""
-    arrays = {id(record): ranks(record) for line in lines for record in line.records}
-    drawn = [line for line in lines if any(name in arrays[id(r)] for r in line.records for name in DIRECTIONS)]
+    arrays = {line: [ranks(record) for record in line.records] for line in lines}
+    drawn = [line for line in lines if any(name in each for each in arrays[line] for name in DIRECTIONS)]
     if not drawn:
         return None
     with _figure(title, 2) as (figure, panels, save):
@@ -111,9 +103,8 @@ def recall_curves(
             axes.set(title=f"{name}: recall at K (%)", xscale="log", ylim=(0, 100), xlim=(1, 100))
             _ticks(axes.xaxis, [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0])
             for line, style in _styled(drawn):
-                found = [arrays[id(r)][direction] for r in line.records if direction in arrays[id(r)]]
-                curves = [dict(zip(DEPTHS.tolist(), recall_at(array).tolist(), strict=True)) for array in found]
-                _draw(axes, curves, style)
+                recalls = (recall_at(each[direction]).tolist() for each in arrays[line] if direction in each)
+                _draw(axes, [dict(zip(DEPTHS.tolist(), recall, strict=True)) for recall in recalls], style)
         panels[-1].set_xlabel("K, the number of items looked at (log scale)")
         _legend(figure, _handles(drawn))
         return save()
@@ -145,8 +136,7 @@ SWEEPS = (
 
 def sweep_curves(title: str, lines: Sequence[Line], sweep: Sweep) -> bytes | None:
     """A metric against a setting, as SVG; None where no record was scored with several values of it."""
-    curves = {id(record): sweep.of(record) for line in lines for record in line.records}
-    drawn = [line for line in lines if any(len(curves[id(record)]) > 1 for record in line.records)]
+    drawn = [line for line in lines if any(len(sweep.of(record)) > 1 for record in line.records)]
     if not drawn:
         return None
     with _figure(title, 1) as (figure, (axes,), save):
@@ -155,7 +145,7 @@ def sweep_curves(title: str, lines: Sequence[Line], sweep: Sweep) -> bytes | Non
             axes.set_xscale("symlog", linthresh=sweep.log_above, base=2)
         _ticks(axes.xaxis, sweep.values)
         for line, style in _styled(drawn):
-            _draw(axes, [curves[id(record)] for record in line.records], style | {"marker": "o", "markersize": 3})
+            _draw(axes, [sweep.of(record) for record in line.records], style | {"marker": "o", "markersize": 3})
         _legend(figure, _handles(drawn))
         return save()
 
@@ -202,14 +192,12 @@ def roofline(title: str, copy: float, product: Mapping[str, float], points: Sequ
         for (dtype, rate), dashes in zip(sorted(product.items()), _DASHES * len(product), strict=False):
             (ceiling,) = axes.plot(span, np.minimum(span * copy / 1e3, rate), "black", linestyle=dashes, linewidth=1)
             handles.append((f"ceiling, {dtype}: {rate:.3g} TFLOP/s, {copy:.3g} GB/s", ceiling))
-        labels = list(dict.fromkeys(point.label for point in points))
-        styles: dict[str, Any] = {
-            label: {"color": _COLOURS[place % 8], "marker": _MARKERS[place % 8], "linestyle": ""}
-            for place, label in enumerate(labels)
-        }
+        styles: dict[str, dict[str, Any]] = {}
         for point in points:
-            face = styles[point.label]["color"] if point.ours else "none"
-            axes.plot(point.intensity, point.rate, markersize=5.5, markerfacecolor=face, **styles[point.label])
+            new = {"color": _COLOURS[len(styles) % 8], "marker": _MARKERS[len(styles) % 8], "linestyle": ""}
+            style = styles.setdefault(point.label, new)
+            face = style["color"] if point.ours else "none"
+            axes.plot(point.intensity, point.rate, markersize=5.5, markerfacecolor=face, **style)
         for axis in (axes.xaxis, axes.yaxis):
             _log_axis(axis)
         _legend(figure, [*handles, *((label, Line2D([], [], **style)) for label, style in styles.items())])
@@ -225,22 +213,22 @@ class Series:
     peak: Mapping[int, int]  # bytes, likewise
 
 
+Drawn = TypeVar("Drawn", Line, Series)
+
+
 def scaling(title: str, series: Sequence[Series]) -> bytes:
     """Time and peak memory against the number of pairs, all on log scales, as SVG."""
     with _figure(title, 2) as (figure, (top, bottom), save):
         top.set_title("time (log scale)")
         bottom.set(title="peak memory beyond the inputs (log scale)", xlabel="images x captions (log scale)")
-        handles = []
-        for place, variant in enumerate(series):
-            style = _style(place)
+        for variant, style in _styled(series):
             for axes, values in ((top, variant.seconds), (bottom, variant.peak)):
                 axes.plot(list(values), list(values.values()), marker="o", markersize=4, **style)
-            handles.append((variant.label, Line2D([], [], **style)))
         for axes, unit in ((top, "s"), (bottom, "B")):
             axes.set(xscale="log", yscale="log")
             _log_axis(axes.xaxis, EngFormatter(sep="\u00a0"))
             _log_axis(axes.yaxis, EngFormatter(unit, sep="\u00a0"))
-        _legend(figure, handles)
+        _legend(figure, _handles(series))
         return save()
 
 
@@ -267,12 +255,10 @@ def collapsed_loss(record: Result) -> float | None:
 
     None where the recipe names another loss. The published VSE++ recipe starts on this plateau.
     """
-    training = record.recipe.get("training")
+    training, margin = record.recipe.get("training"), record.recipe.get("margin")
     size = training.get("batch_size") if isinstance(training, dict) else None
-    margin = record.recipe.get("margin")
-    if record.recipe.get("loss") != "max_of_hinges":
-        return None
-    if not isinstance(margin, int | float) or not isinstance(size, int | float):
+    known = record.recipe.get("loss") == "max_of_hinges"
+    if not known or not isinstance(margin, int | float) or not isinstance(size, int | float):
         return None
     return round(2.0 * margin * size, 6)
 
@@ -305,16 +291,17 @@ def _style(place: int) -> dict[str, Any]:
     return {"color": _COLOURS[place % 8], "linestyle": _DASHES[place % 4], "linewidth": 1.8}
 
 
-def _styled(lines: Sequence[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
+def _styled(lines: Sequence[Drawn]) -> Iterator[tuple[Drawn, dict[str, Any]]]:
     return ((line, _style(place)) for place, line in enumerate(lines))
 
 
-def _handles(lines: Sequence[Line]) -> list[tuple[str, Line2D]]:
+def _handles(lines: Sequence[Drawn]) -> list[tuple[str, Line2D]]:
     return [(line.label, Line2D([], [], **style)) for line, style in _styled(lines)]
 
 
 def _draw(axes: Axes, curves: Sequence[Mapping[Any, float]], style: Mapping[str, Any]) -> None:
     """Thin lines, and their mean as far as all of them go."""
+    curves = [curve for curve in curves if curve]
     for curve in curves if len(curves) > 1 else ():
         axes.plot(list(curve), list(curve.values()), color=style["color"], linewidth=0.6, alpha=0.5)
     shared = [step for step in (curves[0] if curves else ()) if all(step in curve for curve in curves)]
@@ -323,16 +310,9 @@ def _draw(axes: Axes, curves: Sequence[Mapping[Any, float]], style: Mapping[str,
     axes.plot(shared, means, **{**style, **lone})
 
 
-def _mark_best(axes: Axes, line: Line, metric: str, colour: str) -> None:
-    for record in line.records:
-        curve = _validation(metric)(record)
-        if record.best_epoch + 1 in curve:
-            axes.plot([record.best_epoch + 1], [curve[record.best_epoch + 1]], "o", color=colour, markersize=4)
-
-
-def _validation(metric: str) -> Callable[[Result], dict[int, float]]:
+def _validation(record: Result, metric: str) -> dict[int, float]:
     """By epoch, the first being 1."""
-    return lambda record: {e.epoch + 1: e.validation[metric] for e in record.curve if metric in e.validation}
+    return {epoch.epoch + 1: epoch.validation[metric] for epoch in record.curve if metric in epoch.validation}
 
 
 def _loss(record: Result) -> dict[int, float]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from capbench.base.errors import CapbenchError
+from capbench.base.grouping import grouped
 from capbench.evidence.records import SCHEMA_VERSION, Result
 from capbench.evidence.results import Results, data_name, is_canonical
 from capbench.metrics import registry
@@ -72,27 +73,23 @@ class Runs:
         """None where no record has the metric."""
         if metric not in self._estimates:
             values = self.results.values(metric)
-            self._estimates[metric] = (
-                Estimate(sum(values.values()) / len(values), values, self._interval(metric, values)) if values else None
-            )
+            mean = sum(values.values()) / max(1, len(values))
+            self._estimates[metric] = Estimate(mean, values, self._interval(metric, values)) if values else None
         return self._estimates[metric]
 
     def _interval(self, metric: str, values: Mapping[int, float]) -> Interval | None:
         if len(values) > 1:
             return seed_interval(list(values.values()))
-        only = self.results.select(seed=next(iter(values)))
         try:
-            return only.bootstrap(metric)
+            return self.results.select(seed=next(iter(values))).bootstrap(metric)
         except CapbenchError:  # the arrays are lost or changed
             return None
 
     def why_missing(self, metric: str) -> str:
         """Why no record has a metric: the record's note about it, else that they lack it."""
-        for record in self.records:
-            for note in record.notes:
-                if note.lower().startswith(registry.metric(metric).noted_as):
-                    return note
-        return f"the records have no {metric}"
+        notes = (note for record in self.records for note in record.notes)
+        about = (note for note in notes if note.lower().startswith(registry.metric(metric).noted_as))
+        return next(about, f"the records have no {metric}")
 
 
 def setting(record: Result) -> tuple[str, ...]:
@@ -103,10 +100,7 @@ def setting(record: Result) -> tuple[str, ...]:
 def gather(paper: Paper, results: Results, origin: str = "") -> list[Runs]:
     """A paper's records by setting, in the order of its presets; data that are not canonical come last."""
     mine = results.select(paper=paper.name).latest
-    settings: dict[tuple[str, ...], list[Result]] = {}
-    for record in mine.records:
-        settings.setdefault(setting(record), []).append(record)
-    groups = [Results(mine.folder, tuple(settings[key])) for key in sorted(settings)]
+    settings = sorted(grouped(mine.records, setting).items())
     order = {name: _preset_order(paper, name) for (name,) in mine.settings("dataset")}
 
     def place(runs: Runs) -> tuple[Any, ...]:
@@ -117,24 +111,19 @@ def gather(paper: Paper, results: Results, origin: str = "") -> list[Runs]:
         of_data = (runs.embedded, record.dataset, not runs.canonical, record.dataset_fingerprint)
         return (*of_data, *where, rank, record.preset, record.sees)
 
-    return sorted((Runs(group, origin) for group in groups), key=place)
+    return sorted((Runs(Results(mine.folder, tuple(records)), origin) for _, records in settings), key=place)
 
 
 def parts(groups: Sequence[Runs], *names: str) -> dict[tuple[str, ...], list[Runs]]:
     """Runs by fields of their records; "data" is the name of their data."""
-    groups_of: dict[tuple[str, ...], list[Runs]] = {}
-    for runs in groups:
-        values = (runs.data if name == "data" else getattr(runs.first, name) for name in names)
-        groups_of.setdefault(tuple(map(str, values)), []).append(runs)
-    return groups_of
+    return grouped(
+        groups, lambda runs: tuple(runs.data if name == "data" else str(getattr(runs.first, name)) for name in names)
+    )
 
 
 def by_metric(paper: Paper, groups: Sequence[Runs]) -> dict[str, list[Runs]]:
     """Runs by the metric that chooses their snapshot: models that differ in it have different metrics."""
-    kinds: dict[str, list[Runs]] = {}
-    for runs in groups:
-        kinds.setdefault(metric_of(paper, runs.first.recipe), []).append(runs)
-    return kinds
+    return grouped(groups, lambda runs: metric_of(paper, runs.first.recipe))
 
 
 def marks(record: Result, paper: Paper | None = None) -> tuple[str, ...]:
@@ -152,8 +141,7 @@ def marks(record: Result, paper: Paper | None = None) -> tuple[str, ...]:
         except CapbenchError:
             remarks.append("no such preset now")
         else:
-            changed = changes(today, record.recipe)
-            if changed:
+            if changed := changes(today, record.recipe):
                 remarks.append(f"recipe differs from the preset of today in {', '.join(changed)}")
     return tuple(remarks)
 
@@ -164,13 +152,13 @@ def changes(today: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     return [name for name in names if _has(then, name)]
 
 
-def _has(recipe: Mapping[str, Any], name: str) -> bool:
+def _has(recipe: Any, name: str) -> bool:
     """Whether a recipe has a field; "training.epochs" is the field `epochs` of its field `training`."""
-    first, _, rest = name.partition(".")
-    if first not in recipe:
-        return False
-    inner = recipe[first]
-    return not rest or (isinstance(inner, Mapping) and _has(inner, rest))
+    for part in name.split("."):
+        if not isinstance(recipe, Mapping) or part not in recipe:
+            return False
+        recipe = recipe[part]
+    return True
 
 
 def _preset_order(paper: Paper, dataset: str) -> list[str]:

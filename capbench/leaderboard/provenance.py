@@ -18,18 +18,14 @@ def section(board: Board) -> Iterator[str]:
     if not board.runs:
         yield "There is no record yet."
         return
-    yield (
-        "A record holds its recipe, curve, fingerprints, versions, energy and memory; its link is the seed's number."
-    )
-    if board.results.superseded:
-        replaced = board.results.superseded
+    yield "A record holds its recipe, curve, fingerprints, versions, energy and memory; its link is the seed's number."
+    if replaced := board.results.superseded:
         yield f"Replaced by a later record of the same setting and seed, and not shown: {replaced}."
     machines: dict[str, str] = {}
     head = ["recipe", "data set, protocol", "seeds", "time", "commit", "machine"]
     yield table(head, [_line(runs, machines) for runs in board.runs], "llllll")
     yield "\n".join(f"- {name}: {escape(words)}" for words, name in machines.items())
-    commands = again(board)
-    if commands:
+    if commands := again(board):
         yield "These commands make the records again, from their commit; each record holds its own:"
         yield code_block(commands)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from capbench.leaderboard.markdown import DASH, escape
-from capbench.timing.measure import roofline_bound
 from capbench.timing.records import Comparison, Ratio, TimingEntry, ratio
 
 _SPACE = "\u00a0"
@@ -110,11 +109,9 @@ class _Pair:
     ours: TimingEntry
     baseline: TimingEntry | None
 
+    @property
     def bound(self) -> float:
-        """Seconds that the roofline of its run allows; 0 where unknown."""
-        known = not self.ours.flop or self.ours.dtype in self.comparison.record.ceilings.product
-        ceilings = self.comparison.record.ceilings
-        return roofline_bound(self.ours.flop, self.ours.bytes, ceilings, self.ours.dtype) if known else 0.0
+        return self.comparison.record.bound(self.ours)
 
     def ratio(self, of: str) -> Ratio:
         assert self.baseline is not None
@@ -130,13 +127,11 @@ def judge(target: Target, compared: Sequence[Comparison]) -> Verdict | None:
         return None
     if target.baseline is not None:
         return _against_baseline(target, pairs)
-    if target.of == "memory":
-        pair = min(pairs, key=lambda pair: pair.ours.peak_bytes or 0)
-        value = float(pair.ours.peak_bytes or 0)
-        return _verdict(target, pair, "reached" if value <= target.threshold else "short", memory(value))
-    pair = min(pairs, key=lambda pair: pair.ours.median)
-    status: Status = "reached" if pair.ours.median <= target.threshold else "short"
-    return _verdict(target, pair, status, _seconds(pair, status))
+    values = [pair.ours.median if target.of == "time" else float(pair.ours.peak_bytes or 0) for pair in pairs]
+    least = min(values)
+    pair = pairs[values.index(least)]
+    status: Status = "reached" if least <= target.threshold else "short"
+    return _verdict(pair, status, memory(least) if target.of == "memory" else _seconds(pair, status))
 
 
 def _pair(target: Target, comparison: Comparison) -> _Pair | None:
@@ -166,10 +161,10 @@ def _against_baseline(target: Target, pairs: Sequence[_Pair]) -> Verdict:
     if not target.baseline:
         measured = _seconds(pair, status)
     else:
-        allowed = pair.baseline.median / pair.bound() if pair.baseline and pair.bound() else 0.0
+        allowed = pair.baseline.median / pair.bound if pair.baseline and pair.bound else 0.0
         above = target.of == "time" and status == "short" and allowed > value.value
         measured = in_words(value) + (f"; bound {factor(allowed)}" if above else "")
-    return _verdict(target, pair, status, measured, several, some)
+    return _verdict(pair, status, measured, several, some)
 
 
 def _status(target: Target, value: Ratio) -> Status:
@@ -180,7 +175,7 @@ def _status(target: Target, value: Ratio) -> Status:
     return "tie" if near or value.value >= target.threshold else "undecided"
 
 
-def _verdict(target: Target, pair: _Pair, status: Status, measured: str, several: str = "", some: str = "") -> Verdict:
+def _verdict(pair: _Pair, status: Status, measured: str, several: str = "", some: str = "") -> Verdict:
     strongest = pair.comparison.baseline()
     words = DASH if strongest is None else f"{in_words(ratio(strongest, pair.ours))}, *{escape(strongest.variant)}*"
     return Verdict(status, escape(pair.comparison.size) + several, measured, words, some)
@@ -188,8 +183,8 @@ def _verdict(target: Target, pair: _Pair, status: Status, measured: str, several
 
 def _seconds(pair: _Pair, status: Status) -> str:
     """Our time, and where it is short the roofline's."""
-    bound = pair.bound() if status == "short" else 0.0
-    return duration(pair.ours.median) + (f"; bound {duration(bound)}" if 0 < bound < pair.ours.median else "")
+    shown = status == "short" and 0 < pair.bound < pair.ours.median
+    return duration(pair.ours.median) + (f"; bound {duration(pair.bound)}" if shown else "")
 
 
 def in_words(value: Ratio) -> str:

@@ -30,17 +30,15 @@ def closing(paper: Paper, committed: Results, local: Results, made: Collection[s
     earlier = [record for record in local.without(committed).records if record.file not in made]
     agreements = compare(mine, committed.select(paper=paper.name).records)
     words = {each.setting: each.status for each in agreements if each.status in ("agrees", "differs")}
-    yield from _under("Runs of this command", tables(paper, mine, words))
-    yield from _under("Committed records", tables(paper, committed.records))
-    yield from _under("Earlier records of this machine", tables(paper, earlier))
+    for heading, shown in (
+        ("Runs of this command", [*tables(paper, mine, words)]),
+        ("Committed records", [*tables(paper, committed.records)]),
+        ("Earlier records of this machine", [*tables(paper, earlier)]),
+    ):
+        if shown:
+            yield heading
+            yield from shown
     yield from sentences(agreements)
-
-
-def _under(heading: str, group: Iterator[Table]) -> Iterator[Table | str]:
-    shown = list(group)
-    if shown:
-        yield heading
-        yield from shown
 
 
 def tables(

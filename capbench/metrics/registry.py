@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from capbench.base.errors import CapbenchError
+from capbench.base.grouping import grouped
 from capbench.metrics.alignment import BETAS
 from capbench.metrics.captioning import bleu
 from capbench.metrics.jars import meteor
@@ -100,9 +101,7 @@ def families(metrics: Iterable[Metric]) -> list[tuple[str, list[Metric]]]:
     >>> [heading for heading, _ in families(columns(["image_to_caption_r1", "image_to_caption_r10", "rsum"]))]
     ['image to text R@1/10', 'rsum']
     """
-    shared: dict[str, list[Metric]] = {}
-    for entry in metrics:
-        shared.setdefault(entry.family or entry.heading, []).append(entry)
+    shared = grouped(metrics, lambda entry: entry.family or entry.heading)
     return [(family.format("/".join(m.member for m in members)), members) for family, members in shared.items()]
 
 
@@ -111,9 +110,8 @@ def _retrieval(direction: str, heading: str, name: str, family: str) -> Iterator
     queries: dict[str, Any] = {"resampled": "queries", "array": direction}
     rank: dict[str, Any] = {"lower_is_better": True, "tolerance": RANK_TOLERANCE}
     for k in (1, 5, 10):
-        hit = partial(_hit, k=k)
-        of = {"family": f"{family} R@{{}}", "member": f"{k}", **queries}
-        yield Metric(f"{direction}_r{k}", f"{heading} R@{k}", f"{name} R@{k}", "%", compute=hit, **of)
+        of = {"compute": partial(_hit, k=k), "family": f"{family} R@{{}}", "member": f"{k}", **queries}
+        yield Metric(f"{direction}_r{k}", f"{heading} R@{k}", f"{name} R@{k}", "%", **of)
     of = {"family": "median rank {}", "member": heading, **rank}
     yield Metric(f"{direction}_median_rank", f"{heading} med r", f"{name} median rank", **of)
     mean = {"compute": _from_one, "shown": False, **rank, **queries}
@@ -156,15 +154,12 @@ def _known() -> Iterator[Metric]:
     share: dict[str, Any] = {"tolerance": RELATIVE_TOLERANCE, "relative": True}
     yield Metric("perplexity", "perplexity", "perplexity of a word", digits=2, lower_is_better=True, **share)
     yield Metric("novelty", "new", "captions that are not in the training set", "%")
-    yield Metric(
-        "novelty_n_best", "new n-best", "the n best captions that are not in the training set", "%", shown=False
-    )
+    n_best = "the n best captions that are not in the training set"
+    yield Metric("novelty_n_best", "new n-best", n_best, "%", shown=False)
     yield Metric("self_bleu", "self-BLEU", "self-BLEU of the n best")
-    for key, heading, name in (
-        ("pointing", "pointing", "attention that lands on the thing named"),
-        ("pointing_chance", "chance", "pointing by chance"),
-    ):
-        yield Metric(key, heading, name, "%", resampled="queries", array=key)
+    of_phrase: dict[str, Any] = {"unit": "%", "resampled": "queries"}
+    yield Metric("pointing", "pointing", "attention that lands on the thing named", array="pointing", **of_phrase)
+    yield Metric("pointing_chance", "chance", "pointing by chance", array="pointing_chance", **of_phrase)
     yield Metric("pointing_whole", "centre", "pointing of the image's centre", "%")
     yield Metric("overlap", "overlap", "best region that overlaps the thing by half", "%")
     yield Metric("overlap_chance", "overlap by chance", "regions that overlap the thing by half", "%", shown=False)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from statistics import median
@@ -76,10 +75,9 @@ def measure(
 ) -> dict[str, Timing]:
     """Warm up, then time each variant once a round; the order rotates by one each round.
 
-    Stops after `rounds` rounds, or after `seconds` once three rounds are done. `cold` writes a buffer larger than the
-    cache before each call. `graph`: replay in a CUDA graph always (True), never (False), or where a call then takes
-    less than 50 us (None). A warm graph holds 20 calls, a cold one 1; use `through` to rotate inputs within it. A
-    variant that waits for the device cannot be captured and is timed without a graph.
+    Stops after `rounds` rounds, or after `seconds` once three rounds are done. `cold` empties the cache before each
+    call. `graph`: replay in a CUDA graph always (True), never (False), or where a call then takes less than 50 us
+    (None). A warm graph holds 20 calls, a cold one 1. A variant that waits for the device is timed without a graph.
     Raises CapbenchError without a variant or a round.
 
     >>> timings = measure({"list": lambda: [0] * 9, "tuple": lambda: (0,) * 9}, "cpu", rounds=5)
@@ -147,9 +145,13 @@ def ceilings(device: torch.device | str) -> Ceilings:
     """
     device = torch.device(device)
     names = ["float32", "bfloat16", *(["float16"] if device.type == "cuda" else [])]
-    with _full_precision():
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
         product = {name: _best_product(device, getattr(torch, name)) / 1e12 for name in names}
-    return Ceilings(copy=max(_copied(size, device) for size in _COPY_BYTES[device.type]) / 1e9, product=product)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    return Ceilings(max(_copied(size, device) for size in _COPY_BYTES[device.type]) / 1e9, product)
 
 
 def roofline_share(flop: float, bytes: float, seconds: float, ceilings: Ceilings, dtype: str) -> float:
@@ -269,14 +271,3 @@ def _best(call: Call, device: torch.device) -> float:
             break
         times.append(_once(call, device))
     return min(times)
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Multiply float32 without TF32 inside the block."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, Positiv
 from capbench.base.files import atomic_write
 from capbench.base.json_records import RECORD_CONFIG, JsonRecord, load_records, new_stem
 from capbench.base.provenance import Moment, provenance
-from capbench.timing.measure import Ceilings, Timing
+from capbench.timing.measure import Ceilings, Timing, roofline_bound
 
 SCHEMA_VERSION = 1
 
@@ -49,6 +49,7 @@ class TimingEntry(BaseModel):
 class TimingRecord(JsonRecord):
     """One benchmark run on one device."""
 
+    kind = "timing record"
     schema_version: int = SCHEMA_VERSION
     device: str
     threads: int = 0
@@ -60,6 +61,11 @@ class TimingRecord(JsonRecord):
     ceilings: Ceilings
     entries: list[TimingEntry]
     left_out: list[str] = Field(default_factory=list)  # the variants that could not run, with the reason
+
+    def bound(self, entry: TimingEntry) -> float:
+        """Seconds that the roofline of this run allows an entry; 0 where unknown."""
+        known = not entry.flop or entry.dtype in self.ceilings.product
+        return roofline_bound(entry.flop, entry.bytes, self.ceilings, entry.dtype) if known else 0.0
 
     @field_validator("ceilings")
     @classmethod
@@ -104,7 +110,7 @@ def save_timings(record: TimingRecord, folder: Path) -> Path:
 
 def load_timings(folder: Path) -> list[TimingRecord]:
     """Every readable timing record in `folder`; see `load_records` for damaged files and other schemas."""
-    return load_records(TimingRecord, folder, "timing record")
+    return load_records(TimingRecord, folder)
 
 
 def _one_line_a_list(text: str) -> str:
@@ -119,25 +125,14 @@ class Comparison:
     record: TimingRecord
     entries: tuple[TimingEntry, ...]
 
-    @property
-    def operation(self) -> str:
-        return self.entries[0].operation
-
-    @property
-    def size(self) -> str:
-        return self.entries[0].size
+    operation: str
+    size: str
+    dtype: str
+    cold: bool
 
     @property
     def numbers(self) -> Mapping[str, int]:
         return self.entries[0].numbers
-
-    @property
-    def dtype(self) -> str:
-        return self.entries[0].dtype
-
-    @property
-    def cold(self) -> bool:
-        return self.entries[0].cold
 
     def baseline(self, prefix: str = "") -> TimingEntry | None:
         """The variant of the least median time that is not ours and whose name starts with `prefix`, if any."""
@@ -156,7 +151,7 @@ def comparisons(records: Sequence[TimingRecord]) -> list[Comparison]:
         for entry in record.entries:
             if newest.setdefault((entry.operation, entry.size), record) is record:
                 groups.setdefault((entry.operation, entry.size, entry.dtype, entry.cold), []).append(entry)
-    compared = [Comparison(newest[key[:2]], tuple(entries)) for key, entries in groups.items()]
+    compared = [Comparison(newest[key[:2]], tuple(entries), *key) for key, entries in groups.items()]
     return sorted(compared, key=lambda c: (c.operation.lower(), c.operation, tuple(c.numbers.values()), c.size))
 
 
