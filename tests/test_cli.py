@@ -204,6 +204,7 @@ def test_work_that_was_stopped_and_saved_exits_with_75(monkeypatch, capsys):
 def test_ctrl_c_during_an_import_ends_without_a_traceback(module, tmp_path):
     press = f"""
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 class Press:
     def find_spec(name, *rest):
         if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)
