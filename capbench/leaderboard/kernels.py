@@ -221,7 +221,7 @@ def _peaks(sizes: Growth) -> dict[int, int]:
     return {pairs: entry.peak_bytes for pairs, entry in sizes.items() if entry.peak_bytes}
 
 
-def _exponent(values: Mapping[int, float]) -> float:
+def _exponent(values: Mapping[int, int | float]) -> float:
     """The slope on log scales."""
     return float(np.polyfit(np.log(list(values)), np.log(list(values.values())), 1)[0])
 
