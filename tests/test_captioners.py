@@ -209,7 +209,9 @@ def test_every_preset_trains_and_is_scored(name, preset, places, few):
     if name == "show_attend_tell":
         assert 0 < found.metrics["pointing_chance"] < 50
     if name == "show_and_tell":
-        assert found.metrics["rsum"] >= 0
+        recalls = [value for key, value in found.metrics.items() if key.endswith(("_r1", "_r5", "_r10"))]
+        assert len(recalls) == 6
+        assert found.metrics["rsum"] == pytest.approx(sum(recalls))
         assert arrays["caption_to_image"].shape == (len(few.split("test").caption_index),)
     if name == "translational":
         assert 0 <= found.metrics["article_accuracy"] <= 100

@@ -305,7 +305,7 @@ def test_a_run_on_other_data_under_the_same_name_stands_apart_and_is_not_judged(
     assert {(row.verdict, row.reason, row.dataset_fingerprint) for row in new} == {
         ("not reported", name, "123456789abcdef")
     }
-    counts = "1 matched or better, 0 close, 0 short, 0 not run | – | 1 hold, 0 fail, 0 open |"
+    counts = "1 matched or better, 0 close, 0 short, 0 not run | – | 1 holds, 0 fail, 0 open |"
     assert f"| flickr8k | 3 | {counts}" in index_before
     assert f"| flickr8k, other data | 4 | {counts}" in index(paper, after)
 
@@ -458,7 +458,7 @@ def test_claims_show_outcome_interval_and_test_and_one_that_breaks_is_pending(tm
     table_of = section(shown, "Claims")
     assert "| Hard beats sum. (section 3) | **holds** | +1.2\u00a0[+0.5,\u00a0+2.0] | hard 40 |" in table_of
     assert "| **pending** | – | the test cannot use the records (CapbenchError): the records differ |" in table_of
-    assert "Claims: 1 hold, 0 fail, 1 open." in shown
+    assert "Claims: 1 holds, 0 fail, 1 open." in shown
     assert "- harder: r1\n" in section(shown, "How the claims were tested")
 
 

@@ -54,6 +54,7 @@ def test_the_commands_cover_every_committed_record_and_every_preset_that_a_numbe
 def test_the_commands_of_the_index_parse():
     results = Results.load(RESULTS)
     shown = leaderboard.index.page([leaderboard.board(paper, results) for paper in papers().values()], results)
+    assert COMMAND.findall(shown)
     for line in COMMAND.findall(shown):
         assert (
             app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)[0].__name__ == "leaderboard"

@@ -28,7 +28,8 @@ def run(
     encoder, protocol and recipe. ± is how far the two may lie apart: half of the 95 % prediction interval over the
     committed seeds, and at least the tolerance of a verdict.
 
-    Ctrl-C, SIGTERM and SIGUSR1 stop the run after the current step, which is saved. The same command resumes it.
+    Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 stop the run after the current step, which is saved. The same command
+    resumes it.
 
     Parameters
     ----------

@@ -63,7 +63,7 @@ def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
     if name == "scenes":
         return scenes()
     if name not in NAMES:
-        raise CapbenchError(f"no data set {name!r}; there is {', '.join(NAMES)}")
+        raise CapbenchError(f"no data set {name!r}; choose one of {', '.join(NAMES)}")
     folder = _folder(name, data)
     split_file = folder / SOURCES[_family(name)].split_file
     if not split_file.is_file():

@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from capbench.vision.regions import PROVIDERS
+# What "crop" named in schema 1 where a model saw regions.
+PROVIDERS = (
+    *("multiscale", "objects", "file", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn"),
+    *("fasterrcnn_mobilenet_v3_large_fpn", "retinanet_resnet50_fpn_v2"),
+)
 
 PRESETS: Mapping[str, Mapping[str, str]] = {
     "karpathy": {

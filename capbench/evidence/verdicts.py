@@ -31,7 +31,7 @@ class Reported:
     protocol: str
     split: str
     system: str
-    preset: str  # ours that reproduces it; every target has one
+    preset: str  # ours that is compared with it; every target has one
     encoder: str
     crop: str
     train_split: str
@@ -41,7 +41,7 @@ class Reported:
     unit: str
     source: str
     confidence: str  # "two-sources", "one-source", or "memory": known by heart alone, marked until confirmed
-    role: Role  # "target": the paper's own result; "baseline": another system's; "context": shown and never judged
+    role: Role  # "target": the paper's own result; "baseline": another system's; "context": only recorded
     compare_with: tuple[str, ...]  # our presets that a baseline is compared with
 
     @property

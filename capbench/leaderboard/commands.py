@@ -36,7 +36,7 @@ def missing(board: Board) -> list[str]:
         places = list(dict.fromkeys(map(_row, numbers)))
         rest = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
         strange = dict.fromkeys(n.encoder for n in numbers if n.role == "target" and not encoder(n.encoder))
-        remark = f"; the paper has {', '.join(strange)}, which is no encoder here" if strange else ""
+        remark = f"; the paper uses {', '.join(strange)}, which capbench does not have" if strange else ""
         lines.append(f"# for {', '.join(places[:_NAMED])}{rest}{remark}")
         lines.append(_command(board.paper, list(presets), dataset, ours))
     return lines

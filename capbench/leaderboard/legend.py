@@ -15,11 +15,11 @@ _METRICS = (
     "answer, 1 is best. **rsum** is the sum of the six recalls. Ties count against the model.",
     "**BLEU** is coco-caption's, after the PTB tokeniser unless a note says otherwise. **No bp** is without brevity "
     "penalty, as Show, Attend and Tell reports it. **CIDEr-D** is coco-caption's variant, × 100.",
-    "**New** is the percentage of captions that are no training caption. **Self-BLEU** is the BLEU-4 of each of an "
-    "image's best captions (as many as the beam, 15 at most) against the others; low means varied.",
-    "**Pointing** is how often the heaviest location, or the centre of the best region, lies on what a phrase names; "
-    "**chance** is how often a random location does, **centre** how often the image's centre does. **Overlap** is how "
-    "often the best region shares half of its union with the thing named.",
+    "**New** is the percentage of captions that do not occur among the training captions. **Self-BLEU** is the BLEU-4 "
+    "of each of an image's best captions (as many as the beam, 15 at most) against the others; low means varied.",
+    "**Pointing** is how often the location with the most weight, or the centre of the best region, lies on what a "
+    "phrase names; **chance** is how often a random location does, **centre** how often the image's centre does. "
+    "**Overlap** is how often the best region shares half of its union with the thing named.",
     "**F1 β** scores the words given to a region, against the phrases that name its thing, at an affinity β between "
     "neighbouring words. Every word must take a region, verbs too, so 100 is out of reach.",
     "**BLEU on regions** scores what is written about the true box of each thing, against the phrases that name it.",
@@ -40,17 +40,18 @@ def blocks() -> Iterator[str]:
     yield f"The tolerance is {TOLERANCES}. *Matched or better* counts *exceeds* and *reproduced*."
     yield (
         "**± is half of the 95 % interval**: Student's t over seeds; for one seed, a bootstrap over its queries, which "
-        "says nothing about other seeds. A median rank or rsum of one seed has none; without one nothing exceeds."
+        "says nothing about other seeds. A median rank or rsum of one seed has none, and without an interval no number "
+        "*exceeds*."
     )
     yield (
         "**The paper's own numbers** are its targets, each counted once, by the best of our runs beside it. Numbers of "
         "**other systems** are baselines, counted apart, once for each run beside them: = says as good as that system, "
-        "no more. Numbers for context are not judged; they stand in a paper's reported.csv alone. *Not run* has no "
-        "verdict: we have no run under that protocol."
+        "no more. The recipe column says whose recipe was run: a name that ends in `-ours` is ours. Numbers for "
+        "context are only in a paper's reported.csv. *Not run* has no verdict: we have no run under that protocol."
     )
     yield (
         "**Only the published split is judged**, known by its fingerprint. Runs on other data under the same name "
-        "stand apart, as do the scenes, which capbench draws itself and no paper reports."
+        "are listed separately, as are the scenes, which capbench draws itself and no paper reports."
     )
     yield (
         "**A claim** holds where the whole 95 % interval of its difference lies above 0, fails where it lies below, "
@@ -58,7 +59,7 @@ def blocks() -> Iterator[str]:
     )
     yield (
         "**Signs.** † a reported number known from memory, not confirmed; ° from one source only. "
-        f"{DASH} a number that does not exist: the paper does not print it, or a note gives our reason. A raised "
+        f"{DASH} no such number: the paper does not print it, or a note gives our reason. A raised "
         "letter points to the notes below its table. *Caution* marks records of an older schema, of a tree with "
         "uncommitted changes or of a recipe that has changed since, and seeds that were computed differently. *This "
         "machine* marks your own runs, which count in no verdict of a committed page."

@@ -87,10 +87,11 @@ def summary(board: Board) -> Iterator[str]:
 
 
 def claims(board: Board) -> str:
-    """ "6 hold, 0 fail, 1 open"."""
+    """ "6 hold, 1 fails, 0 open"."""
     statuses = Counter(outcome.status for _, outcome in board.outcomes)
     undecided = statuses["undecided"] + statuses["pending"]
-    return f"{statuses['holds']} hold, {statuses['fails']} fail, {undecided} open"
+    held, failed = statuses["holds"], statuses["fails"]
+    return f"{held} hold{'s' * (held == 1)}, {failed} fail{'s' * (failed == 1)}, {undecided} open"
 
 
 def _links(board: Board) -> str:

@@ -63,7 +63,7 @@ def pointing(
     return 100.0 * ~(heaviest & ~inside).any(1), 100.0 * inside.mean(1)
 
 
-def runs(labels: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def label_spans(labels: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """(label, start, end) of the longest stretches of one label, in their order; `end` is exclusive."""
     for label, places in groupby(range(len(labels)), key=labels.__getitem__):
         first, *rest = places

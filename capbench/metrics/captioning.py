@@ -93,7 +93,9 @@ class CaptionScorer:
         if len(captions) > 1:
             per_image["cider"] = self._cider_d(captions)
         else:
-            notes.append("cider: undefined for one image, for a word is weighed by how many images have it")
+            notes.append(
+                "cider: not defined for a single image, because words are weighted by how many images have them"
+            )
         try:
             counts["meteor"] = meteor_statistics(captions, self.references, self.timeout)
         except CapbenchError as error:
@@ -123,7 +125,7 @@ class CaptionScorer:
 
     def _tokenizer_notes(self, captions: list[str]) -> Iterator[str]:
         if not self.has_java:
-            yield "tokeniser: simple_tokenize, for no Java was found; published numbers rest on the PTB tokeniser"
+            yield "tokeniser: simple_tokenize, because no Java was found; published numbers use the PTB tokeniser"
         if empty := captions.count(""):
             yield f"candidates: {empty:,} of {len(captions):,} have no word"
 

@@ -158,11 +158,13 @@ def _known() -> Iterator[Metric]:
     yield Metric("novelty_n_best", "new n-best", n_best, "%", shown=False)
     yield Metric("self_bleu", "self-BLEU", "self-BLEU of the n best")
     of_phrase: dict[str, Any] = {"unit": "%", "resampled": "queries"}
-    yield Metric("pointing", "pointing", "attention that lands on the thing named", array="pointing", **of_phrase)
+    yield Metric("pointing", "pointing", "pointing at the thing named", array="pointing", **of_phrase)
     yield Metric("pointing_chance", "chance", "pointing by chance", array="pointing_chance", **of_phrase)
-    yield Metric("pointing_whole", "centre", "pointing of the image's centre", "%")
+    yield Metric("pointing_whole", "centre", "the image's centre on the thing named", "%")
     yield Metric("overlap", "overlap", "best region that overlaps the thing by half", "%")
-    yield Metric("overlap_chance", "overlap by chance", "regions that overlap the thing by half", "%", shown=False)
+    yield Metric(
+        "overlap_chance", "overlap by chance", "random regions that overlap the thing by half", "%", shown=False
+    )
     for n in (1, 2, 3, 4):  # as the article computes it, from no counts that a record keeps
         words = (f"article_bleu{n}", f"art. B-{n}", f"BLEU-{n} as the article")
         yield Metric(*words, family="BLEU-{} as the article", member=str(n))

@@ -23,7 +23,7 @@ from capbench.data.captions import CaptionDataset, protocol_line
 from capbench.data.datasets import is_published, load_dataset
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.records import Epoch, Result, load_results, save_result
-from capbench.runs.job import DESCRIPTION, Job, describe, description, identity
+from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, describe, description, identity
 from capbench.runs.paper import Paper, metric_of, paper
 from capbench.training import checkpoint
 from capbench.training.experiment import Evaluation, Inputs, Recipe, Training
@@ -32,7 +32,7 @@ from capbench.training.machine import ENERGY_OF, peak_memory_bytes, restart_peak
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import Features, features
 
-SNAPSHOT, LOCK = "best.safetensors", ".lock"
+LOCK = ".lock"
 
 OnJobStep = Callable[[Job, TrainingState, int], None]  # see `capbench.training.loop.train`
 
@@ -161,7 +161,7 @@ def _train_and_record(
         records.append(
             _recorded(_result(job, recipe, inputs, state, protocol, evaluation, made_by), evaluation, places)
         )
-    inputs.vocabulary.save(folder / "vocabulary.json")
+    inputs.vocabulary.save(folder / VOCABULARY)
     described = describe(folder, wanted, inputs.features.array.shape[-1], [path.name for path in records])
     checkpoint.clear(folder)
     return FinishedRun(tuple(records), described.finished, trained=True)
@@ -218,7 +218,7 @@ def _precision(training: Training, device: torch.device) -> str:
 def _snapshot(job: Job, places: Places, materials: Materials, report: OnJobStep) -> Mapping[str, Tensor]:
     """The best weights of another job, which is trained first unless it has finished."""
     run(job, places, materials, report)
-    return checkpoint.load(places.folder(job) / SNAPSHOT)[0]
+    return checkpoint.load(places.folder(job) / checkpoint.SNAPSHOT)[0]
 
 
 def _finished(folder: Path, wanted: Mapping[str, Any], places: Places) -> FinishedRun | None:
@@ -228,7 +228,7 @@ def _finished(folder: Path, wanted: Mapping[str, Any], places: Places) -> Finish
     except CapbenchError:
         return None
     records = tuple(places.records / name for name in described.records)
-    complete = bool(records) and all(path.exists() for path in (*records, folder / SNAPSHOT))
+    complete = bool(records) and all(path.exists() for path in (*records, folder / checkpoint.SNAPSHOT))
     if not complete or checkpoint.differences(wanted, described.identity):
         return None
     return FinishedRun(records, described.finished, trained=False)

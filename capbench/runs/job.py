@@ -17,7 +17,7 @@ from capbench.evidence.records import SCHEMA_VERSION
 from capbench.training.experiment import Inputs, Recipe
 from capbench.vision.weights import hash_tensors
 
-DESCRIPTION = "run.json"
+DESCRIPTION, VOCABULARY = "run.json", "vocabulary.json"
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def description(folder: Path) -> Description:
     """Read what `describe` wrote, or what a version with schema 1 did. Raises CapbenchError when it is unreadable."""
     try:
         document = json.loads((folder / DESCRIPTION).read_text())
+        if document.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
+            raise CapbenchError(f"{folder / DESCRIPTION} was written by a newer version of capbench")
         if "schema_version" not in document:
             document = _of_schema_1(document)
         records, finished = tuple(document["records"]), document["finished"]

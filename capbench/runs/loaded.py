@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from capbench.base.errors import CapbenchError
 from capbench.data.images import PictureFiles
 from capbench.data.vocabulary import UNKNOWN, Vocabulary, tokenize
-from capbench.runs.job import DESCRIPTION, Job, description
+from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, description
 from capbench.runs.paper import paper
 from capbench.training import checkpoint
 from capbench.vision.encoders import Encoder
@@ -113,15 +113,15 @@ def load_run(folder: Path) -> Trained:
     changed = checkpoint.differences(asdict(recipe), described.identity["recipe"])
     if changed:
         raise CapbenchError(f"{folder} was trained with another recipe; train it again:\n  " + "\n  ".join(changed))
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
     if vocabulary.fingerprint != described.identity.get("vocabulary"):
         raise CapbenchError(f"{folder / 'vocabulary.json'} is not the vocabulary of this run; train it again")
     model = owner.model(recipe, vocabulary, described.feature_dim)
-    tensors, _ = checkpoint.load(folder / "best.safetensors")
+    tensors, _ = checkpoint.load(folder / checkpoint.SNAPSHOT)
     prefix = "encoder."
     encoder_weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     own_weights = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
-    load_state_dict(model, own_weights, folder / "best.safetensors")
+    load_state_dict(model, own_weights, folder / checkpoint.SNAPSHOT)
     return Trained(job, recipe, vocabulary, model.eval(), encoder_weights)
 
 
@@ -139,7 +139,7 @@ def find_run(run: Path | None, runs: Path, kind: type, what: str, advice: str) -
     if run is not None:
         trained = load_run(run)
         if not isinstance(trained.model, kind):
-            raise CapbenchError(f"{run} ({trained.job}) is no {what}; choose another run")
+            raise CapbenchError(f"{run} ({trained.job}) is not a trained {what}; choose another run")
         return trained
     refused = []
     for folder in finished_runs(runs):

@@ -16,7 +16,7 @@ from torch import Tensor
 from capbench.data.batches import padded
 from capbench.data.images import decode, printable
 from capbench.kernels.chain import viterbi_decode
-from capbench.metrics.alignment import runs
+from capbench.metrics.alignment import label_spans
 from capbench.runs.loaded import Trained, find_run
 from capbench.tools.drawing import GAP, MARGIN, font, resampling, save_drawing, wrapped
 
@@ -70,7 +70,7 @@ class Aligned:
         """The longest runs of words with one region, in the order of the caption."""
         return tuple(
             Snippet(region, start, end, float(self.scores[start:end, region].mean()))
-            for region, start, end in runs(self.labels.tolist())
+            for region, start, end in label_spans(self.labels.tolist())
         )
 
     def text(self, snippet: Snippet) -> str:
@@ -80,7 +80,7 @@ class Aligned:
 
 def aligner(run: Path | None, folder: Path) -> Trained:
     """The finished run in `run`, or the newest alignment model under `folder`; see `find_run`."""
-    return find_run(run, folder, Aligner, "alignment model", "capbench run karpathy --dataset flickr8k")
+    return find_run(run, folder, Aligner, "alignment model", "capbench run karpathy")
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ class Captioned:
 
 def captioner(run: Path | None, runs: Path) -> Trained:
     """The finished run in `run`, or the newest captioner under `runs`; see `find_run`."""
-    return find_run(run, runs, Captioner, "captioner", "capbench run show-attend-tell --dataset flickr8k")
+    return find_run(run, runs, Captioner, "captioner", "capbench run show-attend-tell")
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class Ranked(NamedTuple):
 
 def retriever(run: Path | None, runs: Path) -> Trained:
     """The finished run in `run`, or the newest joint embedding under `runs`; see `find_run`."""
-    advice = "capbench run vsepp --dataset flickr8k"
+    advice = "capbench run vsepp"
     return find_run(run, runs, JointEmbedding, "joint embedding of images and captions", advice)
 
 

@@ -19,6 +19,7 @@ from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 
 KEEP = 2  # the newest, and one in reserve
+SNAPSHOT = "best.safetensors"  # the best weights of a run
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -167,7 +167,7 @@ class _Run:
 
     @property
     def _snapshot(self) -> Path:
-        return self.folder / "best.safetensors"
+        return self.folder / checkpoint.SNAPSHOT
 
     def _step(self, batch: np.ndarray) -> None:
         state, training = self.state, self.training

@@ -94,7 +94,7 @@ def features(
     if stored is None:
         raise CapbenchError(f"the features just written to {folder} do not read back; check the disk")
     if stored.skipped and not tolerant:
-        raise CapbenchError(f"{_undecodable(dataset, stored)}; mend them, or ask for tolerant features")
+        raise CapbenchError(f"{_undecodable(dataset, stored)}; repair them, or leave them out with --tolerant")
     return replace(stored, boxes=boxes)
 
 

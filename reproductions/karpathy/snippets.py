@@ -10,7 +10,7 @@ import torch
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, START
 from capbench.kernels.chain import viterbi_decode
-from capbench.metrics.alignment import runs
+from capbench.metrics.alignment import label_spans
 from reproductions.karpathy.experiment import AlignmentExperiment
 
 
@@ -32,5 +32,5 @@ def snippets(alignment: AlignmentExperiment, split: Split, beta: float) -> Itera
         for row, caption in enumerate(numbers):
             image = int(split.images_of(numbers[row : row + 1])[0])
             words = encoded[caption][1:-1]
-            for region, start, end in runs(labels[row, : len(words)].tolist()):
+            for region, start, end in label_spans(labels[row, : len(words)].tolist()):
                 yield Snippet(image, region, [START, *words[start:end], END])

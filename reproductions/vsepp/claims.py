@@ -10,8 +10,8 @@ import numpy as np
 from capbench.evidence.results import Results
 from capbench.evidence.verdicts import Claim, Outcome, beats, decided, difference, on_most_telling
 from capbench.metrics.significance import bootstrap
+from reproductions.vsepp.recipe import NEGATIVES
 
-SETS = (1, 4, 16, 64)
 DIRECTIONS = ("image_to_caption_r1", "caption_to_image_r1")
 
 
@@ -21,8 +21,8 @@ def larger_sets_help(results: Results) -> Outcome:
     The test compares the ends: the hardest of the whole batch against the hardest of one. The outcome says where R@1
     does not rise from each size to the next.
     """
-    names = [*(f"vsepp-negatives-{size}-ours" for size in SETS), "vsepp-ours"]
-    sizes = dict(zip(names, [*map(str, SETS), "the batch"], strict=True))
+    names = [*(f"vsepp-negatives-{size}-ours" for size in NEGATIVES), "vsepp-ours"]
+    sizes = dict(zip(names, [*map(str, NEGATIVES), "the batch"], strict=True))
 
     def test(runs: Results) -> Outcome:
         ends = difference(runs, names[-1], names[0], DIRECTIONS[0])
