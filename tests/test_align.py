@@ -174,7 +174,7 @@ def test_only_a_run_that_aligns_is_taken(run, monkeypatch, tmp_path):
     monkeypatch.setattr(loaded, "load_run", lambda folder: runs[folder.name])
     assert aligner(None, tmp_path) is run
     assert aligner(tmp_path / "own", tmp_path) is run
-    with pytest.raises(CapbenchError, match=r"other.*is no alignment model"):
+    with pytest.raises(CapbenchError, match=r"other.*is not a trained alignment model"):
         aligner(tmp_path / "other", tmp_path)
 
 

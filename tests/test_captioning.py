@@ -553,7 +553,7 @@ def test_nothing_is_written_beside_the_jars():
 def test_cider_of_one_image_is_undefined(no_java):
     scores = CaptionScorer([["a dog runs", "a dog"]]).score(["a dog"])
     assert "cider" not in scores.metrics.keys() | scores.per_image.keys()
-    assert any(note.startswith("cider: undefined") for note in scores.notes)
+    assert any(note.startswith("cider: not defined") for note in scores.notes)
     assert scores.metrics["rouge_l"] == pytest.approx(100)
 
 

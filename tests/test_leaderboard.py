@@ -203,7 +203,7 @@ def test_a_number_without_a_run_is_pending_and_says_which_command_fills_it(tmp_p
 
 def test_an_encoder_of_the_paper_that_is_none_of_ours_is_named_in_the_comment_alone(tmp_path):
     shown = text(fake(tmp_path / "p", reported(dataset="coco", encoder="R-CNN <top>")), saved(tmp_path))
-    command = "# for 1.1; the paper has R-CNN <top>, which is no encoder here\ncapbench run fake --preset hard"
+    command = "# for 1.1; the paper uses R-CNN <top>, which capbench does not have\ncapbench run fake --preset hard"
     assert f"{command} --dataset coco\n" in section(shown, "Missing runs")
 
 
