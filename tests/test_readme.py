@@ -33,6 +33,14 @@ def test_each_command_of_a_guide_parses(guide):
             app.parse_args(words, exit_on_error=False, print_error=False)
 
 
+@pytest.mark.parametrize("name", list(registry.papers()))
+def test_a_papers_readme_names_presets_that_exist(name):
+    text = (registry.paper(name).folder / "README.md").read_text("utf-8")
+    named = {word.replace("-N-", "-4-") for word in re.findall(r"`([\w-]+-ours)`", text)}
+    assert named <= set(registry.paper(name).presets("flickr8k"))
+    assert named or name == "translational"  # whose presets are all the article's
+
+
 @pytest.fixture
 def tiny_papers(monkeypatch, tmp_path):
     """Every paper with the presets of scenes, two epochs of a tiny model, on a few scenes."""
