@@ -29,9 +29,10 @@ from capbench.evidence.verdicts import RULES, Claim, Outcome, Reported
 from capbench.leaderboard import commands, terminal
 from capbench.leaderboard.markdown import code, code_block, escape, plain, table
 from capbench.leaderboard.page import page
+from capbench.leaderboard.pooled import gather, setting
 from capbench.metrics.registry import columns
 from capbench.metrics.significance import Interval
-from capbench.runs.paper import Paper
+from capbench.runs.paper import Paper, papers
 from capbench.training.experiment import Recipe, Training
 from tests.made_up import made_up_record
 
@@ -624,6 +625,17 @@ def test_the_terminal_tables_show_our_means(tmp_path):
     shown = console.export_text()
     assert " 42.0" in shown
     assert "[red]sum" in shown
+
+
+@pytest.mark.parametrize("name", list(papers()))
+def test_no_number_is_cut_in_a_terminal_of_80_columns(name):
+    local = Results.load(Path(__file__).parents[1] / "leaderboards" / "results", name)
+    words = {setting(runs.first): "agrees" for runs in gather(papers()[name], local)}
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(*terminal.tables(papers()[name], local.records, words))
+    shown = console.export_text()
+    assert shown.strip()
+    assert "…" not in shown
 
 
 def rendered(folder: Path) -> dict[str, str]:

@@ -120,7 +120,7 @@ def _results(board: Board, local: Board | None, real: Sequence[Runs], rows: Sequ
         yield f"## {heading}"
         for kind in by_metric(board.paper, group).values():
             keys = {key for runs in kind for key in runs.metrics}
-            shown = families(_first_metrics(keys, {key for row in rows for key in row.numbers}))
+            shown = families(first_metrics(keys, {key for row in rows for key in row.numbers}))
             notes, lines = Notes(), []
             for of_preset in parts(kind, "preset").values():
                 lines += [_line(board, runs, shown, notes, judged.get(runs, {}), brief=True) for runs in of_preset]
@@ -162,8 +162,8 @@ def _where(record: Result | Reported) -> tuple[str, ...]:
     return record.preset, record.dataset, record.split, record.protocol
 
 
-def _first_metrics(keys: set[str], reported_keys: set[str]) -> list[Metric]:
-    """What the first screen shows: four columns at most."""
+def first_metrics(keys: set[str], reported_keys: set[str]) -> list[Metric]:
+    """What the first screen and the terminal show: four columns at most."""
     if "bleu4" not in keys:
         chosen = [f"{name} R@{{}}" for name in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)]
         return [entry for entry in columns(keys) if entry.family in chosen or entry.key == "rsum"] or columns(keys)[:4]

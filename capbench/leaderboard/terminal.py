@@ -13,11 +13,10 @@ from capbench.evidence.records import Result
 from capbench.evidence.results import Results
 from capbench.leaderboard.agreement import compare, sentences
 from capbench.leaderboard.markdown import DASH, plain
+from capbench.leaderboard.page import first_metrics
 from capbench.leaderboard.pooled import Runs, by_metric, gather, parts, setting
-from capbench.metrics.registry import columns
+from capbench.metrics.registry import Metric, families
 from capbench.runs.paper import Paper
-
-COLUMNS = 10  # of numbers
 
 
 def closing(paper: Paper, committed: Results, local: Results, made: Collection[str]) -> Iterator[Table | str]:
@@ -55,17 +54,21 @@ def tables(
 
 
 def _table(values: tuple[str, ...], group: Sequence[Runs], words: Mapping[tuple[str, ...], str]) -> Table:
-    shown = columns({key for runs in group for key in runs.metrics})[:COLUMNS]
+    shown = families(first_metrics({key for runs in group for key in runs.metrics}, set()))
     dataset, split, protocol, encoder = map(plain, values)
     title = f"{dataset}, {split} split, protocol {protocol}, encoder {encoder}; means over seeds"
     table = Table(box=SIMPLE_HEAD, padding=0, title=rich_escape(title))
     for name in ("preset", *(["committed"] if words else [])):
         table.add_column(name, no_wrap=True)
-    for name in ("seeds", *(entry.heading for entry in shown)):
+    for name in ("seeds", *(heading for heading, _ in shown)):
         table.add_column(name, justify="right")
     for runs in group:
-        estimates = [(runs.estimate(entry.key), entry.digits) for entry in shown]
-        cells = [f"{estimate.mean:.{digits}f}" if estimate else DASH for estimate, digits in estimates]
+        cells = ["/".join(_mean(runs, entry) for entry in entries) for _, entries in shown]
         agrees = [words.get(setting(runs.first), DASH)] if words else []
         table.add_row(rich_escape(plain(runs.first.preset)), *agrees, str(len(runs.records)), *cells)
     return table
+
+
+def _mean(runs: Runs, entry: Metric) -> str:
+    estimate = runs.estimate(entry.key)
+    return f"{estimate.mean:.{entry.digits}f}" if estimate else DASH
