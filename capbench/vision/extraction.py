@@ -91,13 +91,7 @@ def extract(
         if stop_requested():
             raise StoppedError
         batch = range(first, min(first + size, total))
-        views = {}  # of each decodable image
-        for row in batch:
-            try:
-                views[row] = VIEWS[view](pictures.images[row], encoder.input_size)
-            except CapbenchError:
-                if not tolerant:
-                    raise
+        views = _views(pictures, batch, view, encoder.input_size, tolerant)
         encoded = None
         if views:
             stacks = [torch.stack(images) for images in zip(*views.values(), strict=True)]
@@ -135,6 +129,20 @@ def extract(
     partial.array.flush()  # type: ignore[attr-defined]
     partial.state.unlink(missing_ok=True)
     return list(partial.array.shape), [pictures.image_names[i] for i in skipped]
+
+
+def _views(
+    pictures: Pictures, batch: range, view: View, size: int, tolerant: bool
+) -> dict[int, tuple[UInt8[Tensor, "crop 3 side side"], ...]]:
+    """The views of each image of a batch that can be decoded, by its number."""
+    views = {}
+    for row in batch:
+        try:
+            views[row] = VIEWS[view](pictures.images[row], size)
+        except CapbenchError:
+            if not tolerant:
+                raise
+    return views
 
 
 class _Partial:
