@@ -19,8 +19,8 @@ from capbench.cli.app import app
 from capbench.data.datasets import NAMES, SPLIT_FILES
 from capbench.data.scenes import scenes
 from capbench.evidence.records import save_result
-from capbench.vision.encoders import ENCODERS
 from capbench.vision.extraction import VIEWS
+from capbench.vision.networks import ENCODERS
 from capbench.vision.regions import PROVIDERS
 from tests.test_records import example
 
@@ -86,7 +86,7 @@ def test_the_help_lists_the_exit_codes(tmp_path):
 
 def test_the_choices_of_options_are_those_of_the_modules_that_do_the_work():
     assert get_args(options.Dataset) == NAMES
-    assert get_args(options.Encoder) == ENCODERS
+    assert options.ENCODERS == ENCODERS
     assert get_args(options.View) == tuple(VIEWS)
     assert get_args(options.RegionProvider) == PROVIDERS
 
@@ -98,7 +98,9 @@ REFUSED = {
     "run vsepp --preset": "--preset requires at least 1",
     "run vsepp --preset vse3": "no vsepp preset 'vse3'.*vse0",
     "run vsepp --encoder": "--encoder requires at least 1",
-    "run vsepp --encoder resnet18": '"resnet18" for --encoder.*mobilenet_v2',
+    "run vsepp --encoder resnet18": 'no encoder "resnet18".*mobilenet_v2, scenes, and timm/<name>',
+    "run vsepp --encoder timm/a,b": 'no encoder "timm/a,b"',
+    "run vsepp --dataset flickr8k --encoder timm/resnet51": "has no model 'resnet51'; near it are",
     "run vsepp --dataset flicker8k": '"flicker8k" for --dataset.*flickr8k',
     "run vsepp --dataset flickr8k": "CAPBENCH_DATA is not set",
     "run vsepp --seed -1": '"-1" for --seed.*>= 0',

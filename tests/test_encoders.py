@@ -11,7 +11,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from capbench.base.errors import CapbenchError
 from capbench.base.processor import computes_bf16
-from capbench.vision import encoders
+from capbench.vision import encoders, networks
 from capbench.vision.encoders import Encoder
 
 LAYERS = {  # vector and grid as torchvision's own tool takes them out, before pooling over locations
@@ -74,7 +74,7 @@ def network(request):
 
     def encoder(output):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(encoders, "_load", lambda *_: model)
+            patch.setattr(networks, "_load", lambda *_: model)
             return Encoder(request.param, output)
 
     return request.param, model, encoder("vector"), encoder("grid")
@@ -154,7 +154,7 @@ def test_a_cuda_encoder_agrees_with_the_processor(squeezenet, dtype, tolerance):
 def test_vgg19_gives_fc7_and_the_map_of_conv5_4(monkeypatch):
     with torch.device("meta"):
         model = torchvision.models.vgg19(weights=None).eval()
-    parts = encoders._parts("vgg19", model)
+    parts = networks._trunk("vgg19", model)
     batch = torch.empty(2, 3, 224, 224, device="meta")
     grid = parts.body(batch)
     assert grid.shape == (2, 512, 14, 14)
@@ -163,11 +163,11 @@ def test_vgg19_gives_fc7_and_the_map_of_conv5_4(monkeypatch):
     assert isinstance(list(parts.head.children())[-1], nn.ReLU)
 
 
-@pytest.mark.parametrize("name", [n for n in encoders.ENCODERS if n not in {"scenes", *LAYERS}])
+@pytest.mark.parametrize("name", [n for n in networks.ENCODERS if n not in {"scenes", *LAYERS}])
 def test_every_other_trunk_has_the_shapes_it_states(name):
     with torch.device("meta"):
         model = torchvision_model(name).eval()
-        parts = encoders._parts(name, model)
+        parts = networks._trunk(name, model)
         grid = parts.body(torch.empty(2, 3, 224, 224))
         assert grid.shape[1] == parts.channels
         assert parts.head(grid).shape == (2, parts.dim)

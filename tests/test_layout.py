@@ -36,7 +36,7 @@ ORDER = (
 PAPERS_MAY_NOT_IMPORT = ("cli", "tools", "leaderboard", "runs.harness", "runs.loaded")
 
 # Imported under another name than the one they are installed by, or brought by a declared one.
-INSTALLED_AS = {"PIL": "pillow", "triton": "torch"}
+INSTALLED_AS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "triton": "torch"}
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FOREIGN_PATH = re.compile(
     r"(?<![\w.~$})\]/-])/(?:home|root|work|workspace|tmp|mnt|media|Users|opt|srv|scratch)/\w|\b[A-Z]:\\Users"

@@ -28,8 +28,9 @@ from capbench.runs.job import Job
 from capbench.runs.loaded import Trained
 from capbench.training.experiment import Recipe, Training
 from capbench.vision import regions
-from capbench.vision.encoders import DETECTORS, Encoder, load_detector
+from capbench.vision.encoders import Encoder
 from capbench.vision.features import features
+from capbench.vision.networks import DETECTORS, load_detector
 from capbench.vision.regions import GRID, PROVIDERS, region_boxes
 
 SIZES = ((50, 40), (30, 60), (64, 64))  # width, height

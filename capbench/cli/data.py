@@ -55,7 +55,7 @@ def features(
     dataset
         The data set.
     encoder
-        The network, named as in torchvision; mobilenet_v2 for photographs and the scenes' own for scenes if not given.
+        The network: torchvision's names, or timm/<name>. If not given: timm/tf_efficientnet_lite2 for photographs.
     view
         What the network sees: the centre (1C), the mean of ten crops (10C), the whole image squeezed to a square, or
         the mean of that image and its mirror at two sizes (views).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -9,11 +11,12 @@ from cyclopts.validators import Number
 
 # Spelled out here because the modules that define them import torch; a test compares the two.
 Dataset = Literal["scenes", "flickr8k", "flickr30k", "coco", "coco-norestval"]
-Encoder = Literal[
+ENCODERS = (
     "alexnet", "vgg16", "vgg19", "resnet50", "resnet101", "resnet152",
     "densenet121", "densenet161", "densenet169", "densenet201",
     "googlenet", "squeezenet1_0", "mobilenet_v2", "scenes",
-]  # fmt: skip
+)  # fmt: skip
+TIMM = re.compile(r"timm/[\w.]+(,\w+=[\w.]+)*")
 View = Literal["1C", "10C", "whole", "views", "RC"]
 RegionProvider = Literal[
     "multiscale", "objects", "file",
@@ -21,6 +24,14 @@ RegionProvider = Literal[
     "retinanet_resnet50_fpn_v2",
 ]  # fmt: skip
 
+
+def _known(_: object, name: str | None) -> None:
+    if name is not None and name not in ENCODERS and not TIMM.fullmatch(name):
+        close = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, ENCODERS, n=1))
+        raise ValueError(f'no encoder "{name}".{close} There are {", ".join(ENCODERS)}, and timm/<name>.')
+
+
+Encoder = Annotated[str, Parameter(validator=_known)]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]
 Affinity = Annotated[float, Parameter(validator=Number(gte=0))]

@@ -92,9 +92,9 @@ def default_encoder(dataset: str) -> str:
     """The encoder of a data set unless another one is named.
 
     >>> default_encoder("scenes"), default_encoder("flickr8k")
-    ('scenes', 'mobilenet_v2')
+    ('scenes', 'timm/tf_efficientnet_lite2')
     """
-    return "scenes" if dataset == "scenes" else "mobilenet_v2"
+    return "scenes" if dataset == "scenes" else "timm/tf_efficientnet_lite2"
 
 
 def default_device() -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,7 +41,7 @@ class Job:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        return f"{self.preset}-{self.dataset}-{self.encoder}-s{self.seed}"
+        return f"{self.preset}-{self.dataset}-{re.sub(r'[^A-Za-z0-9_.]+', '_', self.encoder)}-s{self.seed}"
 
     @property
     def command(self) -> str:

@@ -13,6 +13,7 @@ from capbench.data.checked_json import Checked, read_json
 from capbench.runs.harness import default_encoder
 from capbench.runs.job import Job
 from capbench.runs.paper import Paper
+from capbench.vision.networks import check_name
 
 
 def plan(
@@ -27,7 +28,7 @@ def plan(
 
     `presets` are the paper's headline presets if not given, and all of them if "all" is among them. `seeds` counts
     from 0, and an ensemble of n models takes n of them; `seed` names one instead.
-    Raises CapbenchError naming an unknown preset.
+    Raises CapbenchError naming an unknown preset or encoder.
 
     >>> from capbench.runs.paper import paper
     >>> print(*plan(paper("vsepp"), "scenes", ["vse0"], seeds=2), sep="\\n")
@@ -37,6 +38,8 @@ def plan(
     names = list(presets or paper.headline)
     if "all" in names:
         names = list(paper.presets(dataset))
+    for encoder in encoders or ():
+        check_name(encoder)
     size = {name: paper.recipe(name, dataset).ensemble_size for name in names}
     jobs = [
         Job(paper.name, name, dataset, encoder, number)

@@ -1,131 +1,34 @@
-"""Image encoders: frozen torchvision trunks that give a vector, a grid of annotations, or regions."""
+"""Image encoders: frozen networks that give a vector, a grid of annotations, or regions."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
-import torchvision
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import fingerprint
 from capbench.base.processor import computes_bf16
-from capbench.vision.scenes_trunk import CHANNELS, ScenesTrunk, load_scenes_trunk
-from capbench.vision.weights import find_weights, hash_tensors, load_state_dict, load_weights
+from capbench.vision.folding import fold_convolutions
+from capbench.vision.networks import load_trunk
+from capbench.vision.weights import hash_tensors
 
 Output = Literal["vector", "grid", "regions"]
 
-ENCODERS = (
-    *("alexnet", "vgg16", "vgg19", "resnet50", "resnet101", "resnet152"),
-    *("densenet121", "densenet161", "densenet169", "densenet201"),
-    *("googlenet", "squeezenet1_0", "mobilenet_v2", "scenes"),
-)
-OPTIONS = {"googlenet": {"aux_logits": False, "init_weights": False}}  # of torchvision's constructors
-Detector = Literal[
-    "fasterrcnn_resnet50_fpn_v2",
-    "fasterrcnn_resnet50_fpn",
-    "fasterrcnn_mobilenet_v3_large_fpn",
-    "retinanet_resnet50_fpn_v2",
-]
-DETECTORS: tuple[str, ...] = get_args(Detector)
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of pixels in 0..1
-PIXELS = {  # of the encoders that were trained on other values; torchvision's `transform_input` gives googlenet's
-    "googlenet": ((0.5,) * 3, (0.5,) * 3),
-    "scenes": ((0.0,) * 3, (1.0,) * 3),
-}
-
-
-@dataclass(frozen=True)
-class _Parts:
-    body: nn.Module  # images -> map [n, channel, height, width]
-    head: nn.Module  # map -> vector [n, dim]
-    channels: int
-    dim: int
-    layers: tuple[str, str]  # the names of the map and of the vector
-
-
-class _Average(nn.Module):
-    def forward(self, grid: Tensor) -> Tensor:
-        return grid.mean((2, 3))
-
-
-class _ScenesHead(nn.Module):
-    def __init__(self, trunk: Any) -> None:
-        super().__init__()
-        self.trunk = trunk
-
-    def forward(self, grid: Tensor) -> Tensor:
-        return cast(Tensor, self.trunk.vector(grid))
-
-
-def _parts(name: str, model: Any) -> _Parts:
-    average = _Average()
-    if name == "scenes":
-        return _Parts(model, _ScenesHead(model), CHANNELS, 4 * CHANNELS, ("trunk", "trunk.vector"))
-    if name == "alexnet" or name.startswith("vgg"):
-        channels, to_fc7 = (256, 6) if name == "alexnet" else (512, 5)
-        head = nn.Sequential(model.features[-1], model.avgpool, nn.Flatten(), *model.classifier[:to_fc7])
-        return _Parts(model.features[:-1], head, channels, 4096, ("last convolution", "fc7"))
-    if name.startswith("resnet"):
-        stem = (model.conv1, model.bn1, model.relu, model.maxpool)
-        body = nn.Sequential(*stem, model.layer1, model.layer2, model.layer3, model.layer4)
-        return _Parts(body, average, 2048, 2048, ("layer4", "avgpool"))
-    if name.startswith("densenet"):
-        dim = model.classifier.in_features
-        return _Parts(nn.Sequential(*model.features, nn.ReLU()), average, dim, dim, ("norm5", "avgpool"))
-    if name == "googlenet":
-        body = nn.Sequential(*list(model.children())[:-3])  # without avgpool, dropout and fc
-        return _Parts(body, average, 1024, 1024, ("inception5b", "avgpool"))
-    dim = {"squeezenet1_0": 512, "mobilenet_v2": 1280}[name]
-    return _Parts(model.features, average, dim, dim, ("features", "avgpool"))
-
-
-def _load(name: str, weights: str | Path) -> nn.Module:
-    """A network of `ENCODERS` or `DETECTORS`, frozen and in eval mode."""
-    if name == "scenes" and weights == "auto":
-        return load_scenes_trunk().requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        options = OPTIONS.get(name, {"weights_backbone": None} if name in DETECTORS else {})
-        model: nn.Module = ScenesTrunk() if name == "scenes" else torchvision.models.get_model(name, **options)
-    if weights != "random":
-        path = find_weights(name) if weights == "auto" else Path(weights)
-        state = load_weights(path)
-        if name == "googlenet":
-            state = {key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2."))}
-        load_state_dict(model, state, path)
-    return model.eval().requires_grad_(False)
-
-
-def load_detector(name: str, weights: str | Path = "auto") -> nn.Module:
-    """A torchvision detector of `DETECTORS`, frozen and in eval mode: a list of images to a list of boxes and scores.
-
-    `weights` is as for `Encoder`, but COCO's. Raises CapbenchError for an unknown name, and for weights that are
-    missing, damaged or of another architecture.
-    """
-    if name not in DETECTORS:
-        raise CapbenchError(f"there is no detector {name!r}; known are {', '.join(DETECTORS)}")
-    model = _load(name, weights)
-    if name == "fasterrcnn_resnet50_fpn":  # its weights were trained without the epsilon of batch norm
-        for layer in model.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.eps = 0.0
-    return model
-
 
 class Encoder(nn.Module):
-    """A convolutional network without its classifier, frozen and in eval mode.
+    """A network without its classifier, frozen and in eval mode.
 
-    `name` is one of `ENCODERS`; `weights`, "auto" (see `capbench.vision.weights.find_weights`), "random" (the same
-    each time) or a file. `output` says what `forward` gives:
+    `name` is one of `capbench.vision.networks.ENCODERS`, or "timm/" with the name of a model of timm and options of its
+    constructor ("timm/mobilenetv2_100,pad_type=same"). `weights` are "auto" (see `capbench.vision.weights`), "random"
+    (the same each time) or a file. `output` says what `forward` gives:
 
-    - "vector" [n, dim]: fc7 after its ReLU for alexnet and vgg, the mean of the last map for the others;
+    - "vector" [n, dim]: fc7 after its ReLU for alexnet and vgg, timm's own vector before the classifier, the mean of
+      the last map for the others;
     - "grid" [n, location, dim]: the last convolutional map, row by row, before any pooling (14 x 14 x 512 for vgg19
       at 224 pixels);
     - "regions": nothing; call `regions` for the vectors of boxes.
@@ -146,17 +49,14 @@ class Encoder(nn.Module):
         super().__init__()
         if output not in get_args(Output):
             raise CapbenchError(f"an encoder gives vector, grid or regions, not {output!r}")
-        if name not in ENCODERS:
-            raise CapbenchError(f"there is no encoder {name!r}; known are {', '.join(ENCODERS)}")
-        parts = _parts(name, _load(name, weights).eval().requires_grad_(False))
-        self.name, self.output = name, output
-        self.input_size = 64 if name == "scenes" else 224  # side of an image in pixels
-        self.body, self.head = parts.body, parts.head
-        self.dim = parts.channels if output == "grid" else parts.dim
-        self.layer = parts.layers[0] if output == "grid" else parts.layers[1]
+        trunk = load_trunk(name, weights)
+        self.name, self.output, self.input_size = name, output, trunk.input_size  # side of an image in pixels
+        self.body, self.head = trunk.body, trunk.head
+        self.dim = trunk.channels if output == "grid" else trunk.dim
+        self.layer = trunk.layers[0] if output == "grid" else trunk.layers[1]
         self.compute_dtype = torch.float32  # until `fold`
         self.folded, self.frozen = False, True
-        mean, std = PIXELS.get(name, IMAGENET)
+        mean, std = trunk.pixels
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.eval()
@@ -218,7 +118,7 @@ class Encoder(nn.Module):
         folded.trainable(False)
         folded.compute_dtype, folded._fingerprint = dtype, self.fingerprint
         if self.name != "scenes":  # small, and its forward is not traced
-            folded.body = _fold_convolutions(folded.body)
+            folded.body = fold_convolutions(folded.body)
         for module in (folded.body, folded.head):
             module.to(dtype=folded.compute_dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         folded.folded = True
@@ -235,53 +135,3 @@ class Encoder(nn.Module):
     def train(self, mode: bool = True) -> Encoder:
         """Training mode; a frozen encoder stays in eval mode."""
         return super().train(mode and not self.frozen)
-
-
-class _Convolution(nn.Module):
-    """A convolution and its ReLU or ReLU6, in one pass over memory with oneDNN."""
-
-    def __init__(self, conv: nn.Conv2d, activation: nn.Module | None) -> None:
-        super().__init__()
-        self.conv, self.activation = conv, activation
-        pointwise = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-        self.pointwise = pointwise if torch.backends.mkldnn.is_available() else None
-        self.kind = "relu" if type(activation) is nn.ReLU else "hardtanh" if activation else "none"
-        self.limits = [0.0, 6.0] if self.kind == "hardtanh" else []
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv = self.conv
-        if self.pointwise is None or x.device.type != "cpu" or torch.is_grad_enabled():
-            y = conv(x)
-            return cast(Tensor, y if self.activation is None else self.activation(y))
-        geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        return cast(Tensor, self.pointwise(x, conv.weight, conv.bias, *geometry, self.kind, self.limits, ""))
-
-
-def _fold_convolutions(body: nn.Module) -> nn.Module:
-    """Merge each convolution with the batch norm and the ReLU that alone follow it."""
-    traced = torch.fx.symbolic_trace(body)
-    modules = dict(traced.named_modules())
-
-    def kind(node: torch.fx.Node) -> type[nn.Module] | None:
-        return type(modules[str(node.target)]) if node.op == "call_module" else None
-
-    def only_user(node: torch.fx.Node, *kinds: type[nn.Module]) -> torch.fx.Node | None:
-        users = list(node.users)
-        return users[0] if len(users) == 1 and kind(users[0]) in kinds else None
-
-    for node in list(traced.graph.nodes):
-        if kind(node) is not nn.Conv2d:
-            continue
-        conv, last, activation = modules[node.target], node, None
-        if norm := only_user(node, nn.BatchNorm2d):
-            conv, last = fuse_conv_bn_eval(conv, modules[str(norm.target)]), norm
-        if user := only_user(last, nn.ReLU, nn.ReLU6):
-            activation, last = modules[str(user.target)], user
-        traced.set_submodule(node.target, _Convolution(conv, activation))
-        if last is not node:
-            last.replace_all_uses_with(node)
-            for done in dict.fromkeys((last, norm or last)):
-                traced.graph.erase_node(done)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced

@@ -24,7 +24,7 @@ from capbench.base.progress import Report, reporter
 from capbench.data.captions import Box, CaptionDataset
 from capbench.data.checked_json import Checked, read_json
 from capbench.data.images import ImageFolder, Pictures, listed
-from capbench.vision.encoders import Detector, load_detector
+from capbench.vision.networks import Detector, load_detector
 from capbench.vision.weights import hash_tensors
 
 Provider = Literal["multiscale", "objects", "file", Detector]
@@ -71,7 +71,7 @@ def region_boxes(
     - "objects": the distinct true boxes of the phrases of an image's captions, the largest first: a perfect detector,
       so an upper bound;
     - "file": `regions.json` beside the data set's split file (see `read_regions`);
-    - a name of `capbench.vision.encoders.DETECTORS`: the distinct boxes with the highest scores of those that
+    - a name of `capbench.vision.networks.DETECTORS`: the distinct boxes with the highest scores of those that
       torchvision's detector with COCO weights reports by default.
 
     Boxes from a file or a detector are kept in `<store>/boxes/<fingerprint>.npz`, keyed by images, file or weights,

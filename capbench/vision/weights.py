@@ -56,6 +56,30 @@ def find_weights(name: str, address: str | None = None) -> Path:
         raise CapbenchError(f"{error}. Put {file}, or {name}.safetensors, into {where}") from error
 
 
+def find_timm_weights(name: str) -> Path:
+    """The weights file of a model of timm, downloaded from the Hugging Face hub if there is none; safetensors only.
+
+    Looks for `<name>.safetensors` in $CAPBENCH_WEIGHTS and in the cache folder's `weights`. Raises CapbenchError that
+    says which file to put where when the download fails.
+    """
+    given, cache = path_from("CAPBENCH_WEIGHTS"), cache_folder() / "weights"
+    for folder in [given, cache] if given else [cache]:
+        if (path := folder / f"{name}.safetensors").is_file():
+            return path
+    import timm
+    from huggingface_hub import hf_hub_download
+
+    config = timm.get_pretrained_cfg(name)
+    try:
+        if config is None or not config.hf_hub_id:
+            raise CapbenchError(f"timm has no published weights of {name}")
+        return Path(hf_hub_download(config.hf_hub_id, "model.safetensors", cache_dir=cache / "hub"))
+    except Exception as error:  # the hub's client and its transport raise many kinds
+        fault = str(error).splitlines()[0] if str(error) else type(error).__name__
+        where = given or f"{cache} (or a folder named by CAPBENCH_WEIGHTS)"
+        raise CapbenchError(f"no weights of {name}: {fault}. Put {name}.safetensors into {where}") from error
+
+
 def hash_in_name(file: str) -> str | None:
     """The start of the SHA-256 in a file name of torchvision's.
 
