@@ -318,7 +318,7 @@ def test_the_published_recipes_are_those_of_the_paper():
         training = recipe.training
         assert (training.epochs, training.batch_size, training.learning_rate) == (30, 128, 2e-4)
         assert (training.lr_step_epochs, training.lr_decay, training.clip_norm) == (15, 0.1, 2.0)
-    assert not vsepp_presets("flickr8k")["vse0"].normalise_images
+    assert vsepp_presets("flickr8k")["vse0"].similarity == "dot"
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_a_recipe_trains_with_the_sum_of_hinges_in_its_warm_up_and_then_with_its
     torch.manual_seed(0)
     images, captions, image_ids = torch.randn(9, 4), torch.randn(9, 4), torch.arange(9) // 2
     S, excluded = images @ captions.T, excluded_pairs(image_ids)  # noqa: N806
-    recipe = replace(VSEPP, warmup=2, margin=0.3)
+    recipe = replace(VSEPP, warmup=2, margin=0.3, same_image_negatives=False)
     for epoch, expected in ((0, sum_of_hinges), (1, sum_of_hinges), (2, max_of_hinges)):
         torch.testing.assert_close(
             objective(recipe, images, captions, image_ids, epoch), expected(S, excluded, 0.3), rtol=1e-5, atol=1e-5
@@ -110,7 +110,7 @@ def test_a_recipe_trains_with_the_sum_of_hinges_in_its_warm_up_and_then_with_its
 def test_a_recipe_may_take_the_order_similarity_and_few_negatives():
     torch.manual_seed(0)
     images, captions, image_ids = torch.randn(9, 4), torch.randn(9, 4), torch.arange(9) // 2
-    recipe = replace(VSEPP, similarity="order", negatives=3)
+    recipe = replace(VSEPP, similarity="order", negatives=3, same_image_negatives=False)
     expected = max_of_hinges(order_similarity(images, captions), excluded_pairs(image_ids, 3), recipe.margin)
     assert torch.equal(objective(recipe, images, captions, image_ids, 0), expected)
     whole = max_of_hinges(order_similarity(images, captions), excluded_pairs(image_ids), recipe.margin)

@@ -46,6 +46,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 
 # Fields that every recipe has since schema 2, with what they were before.
 ADDED: Mapping[str, Any] = {"region_provider": None, "ensemble_size": 1, "warmup": 0, "metric": None, "finetune": False}
+VSEPP_ADDED: Mapping[str, Any] = {"batches": "length_grouped", "same_image_negatives": False}
 
 
 def preset(paper: str, name: str) -> str:
@@ -67,6 +68,10 @@ def recipe(paper: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         renamed["training"] = _renamed(FIELDS["training"], renamed["training"])
     if renamed.get("init_from"):
         renamed["init_from"] = preset(paper, renamed["init_from"])
+    if paper == "vsepp":
+        renamed = {**VSEPP_ADDED, **renamed}
+        if not renamed.pop("normalise_images", True) and renamed.get("similarity") == "cosine":
+            renamed["similarity"] = "dot"
     return {**ADDED, **renamed}
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from capbench.data.batches import distinct, length_grouped, padded
+from capbench.data.batches import distinct, length_grouped, padded, shuffled
 from capbench.metrics.retrieval import evaluate_protocol
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.sources import FeatureSource
@@ -37,7 +37,10 @@ class VSEExperiment:
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         lengths = np.array([len(caption) for caption in self.inputs.encoded("train")])
-        return length_grouped(lengths, self.recipe.training.batch_size, self.seed, epoch)
+        size = self.recipe.training.batch_size
+        if self.recipe.batches == "random":
+            return shuffled(len(lengths), size, self.seed, epoch)
+        return length_grouped(lengths, size, self.seed, epoch)
 
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
         images = self.model.embed_images(self.source.training(self.train.images_of(batch)))
@@ -60,9 +63,7 @@ class VSEExperiment:
         chunks = np.split(first, range(CHUNK, len(first), CHUNK))
         captions = torch.cat([self._embed_captions([encoded[i] for i in chunk]) for chunk in chunks])[which]
         image_ids = torch.from_numpy(split.image_of_caption).to(self.device)
-        inner_product = self.recipe.similarity == "cosine" and not self.recipe.normalise_images  # VSE0's is no cosine
-        similarity = "dot" if inner_product else self.recipe.similarity
-        metrics, ranks = evaluate_protocol(torch.cat(images), captions, image_ids, protocol, similarity)
+        metrics, ranks = evaluate_protocol(torch.cat(images), captions, image_ids, protocol, self.recipe.similarity)
         arrays = {
             "image_to_caption": ranks.image_to_caption.cpu().numpy(),
             "caption_to_image": ranks.caption_to_image.cpu().numpy(),

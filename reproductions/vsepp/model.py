@@ -45,11 +45,11 @@ class VSE(nn.Module):
         self.scale = 1 / _root(features).std(0).clamp(min=1e-6)
 
     def embed_images(self, phi: Float[Tensor, "image feature"]) -> Float[Tensor, "image dim"]:
-        """f(i), of unit length if the recipe normalises images."""
-        if self.recipe.input == "standardised_roots":
-            phi = (_root(phi) - self.mean) * self.scale
+        """f(i), of unit length unless the similarity is the inner product."""
+        standardised = self.recipe.input == "standardised_roots"
+        phi = (_root(phi) - self.mean) * self.scale if standardised else normalize(phi, dim=1)
         f = self.W_f(phi)
-        f = normalize(f, dim=1) if self.recipe.normalise_images else f
+        f = f if self.recipe.similarity == "dot" else normalize(f, dim=1)
         return f.abs() if self.recipe.absolute else f
 
     def embed_captions(

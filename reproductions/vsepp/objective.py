@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,10 +20,13 @@ def objective(
 ) -> Float[Tensor, ""]:
     """Equation 6 (max of hinges) or 5 (sum of hinges), as the recipe says; equation 5 during its warm-up.
 
+    `image_ids` names the image of each pair. With `same_image_negatives` the pairs count as if all images differed.
     A recipe with `negatives` limits each query to that many (figure 2b), which takes the whole matrix.
     """
     loss: Loss = "sum_of_hinges" if epoch < recipe.warmup else recipe.loss
     similarity: Similarity = "order" if recipe.similarity == "order" else "dot"
+    if recipe.same_image_negatives:
+        image_ids = torch.arange(len(image_ids), device=image_ids.device)
     if recipe.negatives is None:
         return ranking_loss(images, captions, image_ids, recipe.margin, loss, similarity)
     S = SIMILARITIES[similarity](images, captions)  # noqa: N806 (the paper's letter)

@@ -15,7 +15,7 @@ from capbench.vision.extraction import View
 
 HEADLINE = ("vse0", "vsepp", "vsepp-ours")
 NEGATIVES = (1, 4, 16, 64)
-PUBLISHED = Training(epochs=30, batch_size=128, learning_rate=2e-4, lr_step_epochs=15, clip_norm=2.0)
+PUBLISHED = Training(epochs=30, batch_size=128, learning_rate=2e-4, lr_step_epochs=15, clip_norm=2.0, precision="full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +23,21 @@ class VSERecipe(Recipe):
     """Hyper-parameters of a joint embedding."""
 
     loss: Literal["sum_of_hinges", "max_of_hinges"]
-    normalise_images: bool = True
-    similarity: Literal["cosine", "order"] = "cosine"
+    similarity: Literal["cosine", "dot", "order"] = "cosine"  # dot: only the captions have unit length
     absolute: bool = False  # whether embeddings are replaced by their absolute values
     margin: float = 0.2
     embedding_dim: int = 1024
     word_dim: int = 300
     min_count: int = 4
-    input: Literal["raw", "standardised_roots"] = "raw"  # roots: square roots, standardised over the training images
+    input: Literal["unit", "standardised_roots"] = "unit"  # features of unit length, or their standardised square roots
     update_gate_bias: float = 0.0  # initial bias of the GRU's update gate; above 0 the GRU first keeps its state
+    batches: Literal["random", "length_grouped"] = "random"
+    same_image_negatives: bool = True  # whether another caption of the same image is a negative
     negatives: int | None = None  # how many negatives each query has; None: the whole batch
     training: Training = PUBLISHED
 
 
-VSE0 = VSERecipe(loss="sum_of_hinges", normalise_images=False)
+VSE0 = VSERecipe(loss="sum_of_hinges", similarity="dot")
 VSEPP = VSERecipe(loss="max_of_hinges")
 
 PUBLISHED_PRESETS = {
@@ -44,7 +45,6 @@ PUBLISHED_PRESETS = {
     "vsepp": VSEPP,
     "order0": replace(
         VSE0,
-        normalise_images=True,
         similarity="order",
         absolute=True,
         margin=0.05,
@@ -61,9 +61,20 @@ def protocols(dataset: str, recipe: VSERecipe) -> tuple[str, ...]:
 
 
 def for_small_data(recipe: VSERecipe) -> VSERecipe:
-    """Four views of an image, standardised features, a GRU that keeps its state, averaged weights, fewer epochs."""
-    training = replace(PUBLISHED, epochs=5, learning_rate=5e-4, lr_step_epochs=4, ema_decay=0.998)
-    return replace(recipe, input="standardised_roots", view="views", update_gate_bias=3.0, training=training)
+    """Four views of an image, standardised features, a GRU that keeps its state, averaged weights, fewer epochs.
+
+    Batches hold captions of one length, and two captions of one image are no negatives of each other.
+    """
+    training = Training(epochs=5, batch_size=128, learning_rate=5e-4, lr_step_epochs=4, clip_norm=2.0, ema_decay=0.998)
+    return replace(
+        recipe,
+        input="standardised_roots",
+        view="views",
+        update_gate_bias=3.0,
+        batches="length_grouped",
+        same_image_negatives=False,
+        training=training,
+    )
 
 
 def presets(dataset: str) -> Mapping[str, VSERecipe]:
