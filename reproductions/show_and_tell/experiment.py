@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import nn
 
 from capbench.captioners.experiment import CaptioningExperiment
-from capbench.data.batches import distinct, padded
+from capbench.data.batches import distinct, padded, shuffled
 from capbench.data.captions import Split
 from capbench.metrics.retrieval import match_ranks, retrieval_metrics
 from capbench.training.experiment import Evaluation, Inputs
@@ -20,8 +23,16 @@ PAIRS = {"cpu": 100_000, "cuda": 10_000_000}  # that are ranked at most; Flickr8
 class ShowAndTellExperiment(CaptioningExperiment):
     """One preset with one seed."""
 
+    recipe: NICRecipe
+
     def __init__(self, recipe: NICRecipe, inputs: Inputs, model: nn.Module, seed: int, device: torch.device) -> None:
         super().__init__(recipe, inputs, model, seed, device, objective)
+
+    def batches(self, epoch: int) -> Sequence[np.ndarray]:
+        """Captions of nearly one length; of any lengths, as im2txt draws them, where the recipe says so."""
+        if not self.recipe.im2txt:
+            return super().batches(epoch)
+        return shuffled(len(self.inputs.encoded("train")), self.recipe.training.batch_size, self.seed, epoch)
 
     def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
         scores = super().score(split, likelihood)
