@@ -76,10 +76,8 @@ def word_vectors(vocabulary: Vocabulary, dimension: int, path: Path) -> tuple[Fl
     count = len(vocabulary.numbers) - len(wanted)
     if not count:
         raise CapbenchError(f"no word of the vocabulary is in {path}; is it a file of word vectors in this language?")
-    return (
-        vectors,
-        f"word vectors of {count:,} words from {path.name}, SHA-256 {sha256(path)}; {dimension} numbers each",
-    )
+    source = f"{count:,} words from {path.name}, SHA-256 {sha256(path)}"
+    return vectors, f"word vectors of {source}; {dimension} numbers each"
 
 
 @contextmanager
