@@ -49,8 +49,10 @@ class AlignmentModel(nn.Module):
         """v of every region."""
         features = regions.sign() * regions.abs().sqrt() if self.recipe.standardised_roots else regions
         scaled = self.scaled(features.flatten(0, 1)).view(regions.shape)
-        mask = self.dropout(scaled.new_ones(len(scaled), 1, scaled.shape[2]))  # one for all regions of an image
-        v: Tensor = self.W_m(scaled * mask)  # equation 1
+        kept = (
+            scaled * self.dropout(torch.ones_like(scaled[:, :1])) if self.recipe.shared_mask else self.dropout(scaled)
+        )
+        v: Tensor = self.W_m(kept)  # equation 1
         return normalize(v, dim=-1) if self.recipe.normalise_regions else v
 
     def embed_words(

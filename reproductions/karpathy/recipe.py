@@ -49,6 +49,7 @@ class AlignmentRecipe(Recipe):
     word_vectors: Literal["learnt", "file"] = "learnt"  # file: read from a file and kept
     margin: float = 1.0
     dropout: float = 0.5
+    shared_mask: bool = False  # whether dropout takes the same features from all regions of an image
     standardised_roots: bool = False  # whether features become square roots, standardised over a batch
     normalise_regions: bool = False  # whether v has length one, so that |s_t| alone says how much a word counts
     beta: float = 0.5  # affinity of neighbouring words, for snippets
@@ -107,8 +108,9 @@ def presets(dataset: str) -> Mapping[str, AlignmentRecipe | GeneratorRecipe]:
         standardised_roots=True,
         normalise_regions=True,
         dropout=0.2,
+        shared_mask=True,
         recurrent_init=0.5,
-        training=replace(ALIGNING, epochs=5, learning_rate=2e-3, optimizer="adam", ema_decay=0.998),
+        training=replace(ALIGNING, epochs=8, learning_rate=2e-3, optimizer="adam", lr_step_epochs=5, ema_decay=0.998),
     )
     released = GeneratorRecipe(
         hidden_dim=256, word_dim=256, released_layers=True, unknown_words="skip", cost_per="sentence"
