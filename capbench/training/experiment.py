@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from capbench.data.captions import CaptionDataset
-from capbench.data.vocabulary import Vocabulary
+from capbench.data.vocabulary import UNKNOWN, Vocabulary
 from capbench.vision.encoders import Encoder, Output
 from capbench.vision.extraction import View
 from capbench.vision.features import Features
@@ -27,6 +27,9 @@ class Training:
     optimizer: Literal["adam", "sgd", "rmsprop"] = "adam"
     momentum: float = 0.0
     weight_decay: float = 0.0
+    rms_decay: float = 0.99  # of RMSProp's mean square
+    rms_epsilon: float = 1e-8  # under its root
+    rms_centred: bool = False  # whether the square of the mean is taken off the mean square
     lr_step_epochs: int | None = None  # multiply the rate by `lr_decay` every so many epochs
     lr_patience: int | None = None  # and after so many epochs without a better snapshot
     lr_decay: float = 0.1
@@ -62,13 +65,16 @@ class Inputs:
     features: Features  # one row for each image of the whole data set
     vocabulary: Vocabulary
     init: tuple[Mapping[str, Tensor], ...] = ()  # snapshots of `init_from`, one or `ensemble_size`, by parameter name
+    skips_unknown: bool = False  # whether captions lose the words outside the vocabulary; else each becomes UNKNOWN
     _encoded: dict[str, list[list[int]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def encoded(self, split: str) -> list[list[int]]:
         """The captions of a split as word numbers, START to END; computed once."""
         if split not in self._encoded:
-            tokens = self.dataset.split(split).tokens
-            self._encoded[split] = [self.vocabulary.encode(words) for words in tokens]
+            captions = [self.vocabulary.encode(words) for words in self.dataset.split(split).tokens]
+            if self.skips_unknown:
+                captions = [[word for word in caption if word != UNKNOWN] for caption in captions]
+            self._encoded[split] = captions
         return self._encoded[split]
 
 

@@ -24,6 +24,7 @@ from capbench.evidence.records import Epoch
 from capbench.training import checkpoint
 from capbench.training.experiment import Experiment, Training
 from capbench.training.machine import bf16_where_native, energy_joules
+from capbench.training.rmsprop import RMSProp
 
 
 @dataclass
@@ -109,7 +110,8 @@ def make_optimizer(training: Training, parameters: Sequence[nn.Parameter]) -> to
         return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=True)
     if training.optimizer == "sgd":
         return torch.optim.SGD(parameters, rate, momentum=training.momentum, weight_decay=decay, fused=True)
-    return torch.optim.RMSprop(parameters, rate, momentum=training.momentum, weight_decay=decay)
+    smoothing = training.rms_decay, training.rms_epsilon, training.rms_centred
+    return RMSProp(parameters, rate, *smoothing, momentum=training.momentum, weight_decay=decay)
 
 
 class _Run:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from capbench.captioners.experiment import CAPTIONS_AT_ONCE, CaptioningExperiment, caption_images
-from capbench.data.batches import length_grouped, padded
+from capbench.data.batches import length_grouped, padded, shuffled
 from capbench.data.captions import Split
 from capbench.metrics.captioning import bleu, bleu_statistics
 from capbench.training.experiment import Evaluation, Inputs
@@ -19,7 +19,7 @@ from capbench.vision.regions import Boxes
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.experiment import WHOLE, AlignmentExperiment
 from reproductions.karpathy.generator import MultimodalRNN
-from reproductions.karpathy.objective import negative_log_likelihood
+from reproductions.karpathy.objective import cost_per_sentence, cost_per_word
 from reproductions.karpathy.recipe import AlignmentRecipe, GeneratorRecipe, presets
 from reproductions.karpathy.snippets import Snippet, snippets
 
@@ -31,9 +31,18 @@ class GeneratorExperiment(CaptioningExperiment):
         self, recipe: GeneratorRecipe, inputs: Inputs, model: MultimodalRNN, seed: int, device: torch.device
     ) -> None:
         self.regions = inputs.features
-        whole = replace(inputs, features=replace(inputs.features, array=inputs.features.array[:, WHOLE]))
-        super().__init__(recipe, whole, model, seed, device, negative_log_likelihood)
+        features = replace(inputs.features, array=inputs.features.array[:, WHOLE])
+        whole = replace(inputs, features=features, skips_unknown=recipe.unknown_words == "skip")
+        self.cost_per = recipe.cost_per
+        cost = {"word": cost_per_word, "sentence": cost_per_sentence}[recipe.cost_per]
+        super().__init__(recipe, whole, model, seed, device, cost)
         model.expect(self.word_counts())
+
+    def batches(self, epoch: int) -> Sequence[np.ndarray]:
+        """Captions of one length together; of all lengths, if the cost is per sentence and the longer weigh more."""
+        if self.cost_per == "word":
+            return super().batches(epoch)
+        return shuffled(len(self.train.image_of_caption), self.recipe.training.batch_size, self.seed, epoch)
 
     def word_counts(self) -> Int[Tensor, " word"]:
         """How often each word is to be written in the training captions."""

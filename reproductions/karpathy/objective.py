@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.captioners.experiment import cross_entropy
+from capbench.data.vocabulary import PAD
+from capbench.kernels.log_prob import target_log_probs
 from capbench.kernels.ranking_loss.reference import excluded_pairs, sum_of_hinges
 
 
@@ -23,8 +25,21 @@ def structured_margin(
     return sum_of_hinges(S, excluded_pairs(images), margin)
 
 
-def negative_log_likelihood(
+def cost_per_word(
     model: Any, images: Float[Tensor, "caption feature"], captions: Int[Tensor, "caption length"]
 ) -> Float[Tensor, ""]:
     """Section 3.2: -log p(next word), START to END, averaged over the words of the batch."""
     return cross_entropy(model(images, captions), captions)
+
+
+def cost_per_sentence(
+    model: Any, images: Float[Tensor, "caption feature"], captions: Int[Tensor, "caption length"]
+) -> Float[Tensor, ""]:
+    """-log p(next word), summed over the words of a caption, START to END, and averaged over the captions.
+
+    Source: karpathy/neuraltalk, driver.py, RNNGenCost.
+    """
+    target = captions[:, 1:]
+    present = target != PAD
+    y = model.scores(model.states(images, captions)[present])
+    return -target_log_probs(y, target[present]).sum() / len(captions)

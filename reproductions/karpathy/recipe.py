@@ -21,8 +21,18 @@ from capbench.vision.extraction import View
 from capbench.vision.regions import Provider
 
 HEADLINE = ("sum-form-ours", "bag-ours", "brnn-ours", "rnn-ours", "rnn-regions-ours")
+VECTORS = ("CAPBENCH_WORD2VEC", "CAPBENCH_GLOVE")  # what names the file of word vectors, the first that is set
 ALIGNING = Training(epochs=15, batch_size=100, learning_rate=1e-5, optimizer="sgd", momentum=0.9, clip_value=5.0)
-WRITING = Training(epochs=50, batch_size=100, learning_rate=1e-3, optimizer="rmsprop", clip_value=5.0)
+WRITING = Training(
+    epochs=50,
+    batch_size=100,
+    learning_rate=1e-3,
+    optimizer="rmsprop",
+    rms_decay=0.999,
+    rms_epsilon=1e-8,
+    weight_decay=1e-10,  # a cost of 1e-8 a batch
+    clip_value=5.0,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +44,12 @@ class AlignmentRecipe(Recipe):
     window: int = 0  # how many neighbours on each side W_e sees
     embedding_dim: int = 1024
     hidden_dim: int = 512
-    word_dim: int = 300
+    word_dim: int | None = 300  # None: that of the file of word vectors
     recurrent_init: float = 0.0  # diagonal of the initial W_f and W_b, all else 0; 0: random matrices
     word_vectors: Literal["learnt", "file"] = "learnt"  # file: read from a file and kept
     margin: float = 1.0
     dropout: float = 0.5
+    shared_mask: bool = False  # whether dropout takes the same features from all regions of an image
     standardised_roots: bool = False  # whether features become square roots, standardised over a batch
     normalise_regions: bool = False  # whether v has length one, so that |s_t| alone says how much a word counts
     beta: float = 0.5  # affinity of neighbouring words, for snippets
@@ -59,6 +70,10 @@ class GeneratorRecipe(CaptioningRecipe):
     recurrent_init: float = 0.0  # diagonal of the initial W_hh, or initial bias of the LSTM's forget gate
     dropout: float = 0.5
     standardise: bool = False  # whether the image feature is standardised over a batch
+    feed_image: Literal["once", "always"] = "once"  # at the first step, or at every step
+    released_layers: bool = False  # biases in W_hi and W_hh, uniform initial weights, dropout behind W_hi, not before
+    unknown_words: Literal["predict", "skip"] = "predict"  # what becomes of words that are too rare
+    cost_per: Literal["word", "sentence"] = "word"  # what the gradient that is clipped is an average over
     beam_size: int = 7
     output: Output = "regions"
     view: View = "whole"
@@ -77,8 +92,8 @@ def protocols(dataset: str, recipe: Recipe) -> tuple[str, ...]:
 def presets(dataset: str) -> Mapping[str, AlignmentRecipe | GeneratorRecipe]:
     """Every preset by name, in the order of the tables.
 
-    The paper's: brnn, with learnt word vectors; rnn, the released code's recipe but for the smoothing of its RMSprop
-    (0.99 here, 0.999 there).
+    The paper's: brnn, with learnt word vectors; rnn, the released code's recipe with the image at the first step, as in
+    the text; rnn-released, with the image at every step, the default of the code.
 
     Our alignments: brnn-ours has square roots of features, regions of length one, Adam and averaged weights. Each of
     the others differs from it in one thing: sum-form-ours, bag-ours (no recurrence), window-ours (a word's neighbours
@@ -93,10 +108,14 @@ def presets(dataset: str) -> Mapping[str, AlignmentRecipe | GeneratorRecipe]:
         standardised_roots=True,
         normalise_regions=True,
         dropout=0.2,
+        shared_mask=True,
         recurrent_init=0.5,
-        training=replace(ALIGNING, epochs=5, learning_rate=2e-3, optimizer="adam", ema_decay=0.998),
+        training=replace(ALIGNING, epochs=8, learning_rate=2e-3, optimizer="adam", lr_step_epochs=5, ema_decay=0.998),
     )
-    writing = replace(WRITING, epochs=8, learning_rate=1e-3, optimizer="adam", lr_step_epochs=5, ema_decay=0.998)
+    released = GeneratorRecipe(
+        hidden_dim=256, word_dim=256, released_layers=True, unknown_words="skip", cost_per="sentence"
+    )
+    writing = Training(batch_size=100, epochs=8, learning_rate=1e-3, clip_value=5.0, lr_step_epochs=5, ema_decay=0.998)
     rnn = GeneratorRecipe(standardise=True, recurrent_init=0.5, training=writing)
     recipes: dict[str, AlignmentRecipe | GeneratorRecipe] = {
         "sum-form-ours": replace(brnn, form="sum"),
@@ -104,10 +123,11 @@ def presets(dataset: str) -> Mapping[str, AlignmentRecipe | GeneratorRecipe]:
         "window-ours": replace(brnn, recurrent=False, window=1),
         "brnn": AlignmentRecipe(),
         "brnn-ours": brnn,
-        "brnn-vectors-ours": replace(brnn, word_vectors="file"),
+        "brnn-vectors-ours": replace(brnn, word_vectors="file", word_dim=None),
         "brnn-detector-ours": replace(brnn, region_provider="fasterrcnn_resnet50_fpn_v2"),
         "brnn-file-ours": replace(brnn, region_provider="file"),
-        "rnn": GeneratorRecipe(hidden_dim=256, word_dim=256),
+        "rnn": released,
+        "rnn-released": replace(released, feed_image="always"),
         "rnn-ours": rnn,
         "rnn-regions-ours": replace(rnn, level="regions", init_from="brnn-ours"),
         "lstm-ours": replace(rnn, cell="lstm", recurrent_init=1.0),
@@ -125,5 +145,5 @@ def _on_scenes(recipe: AlignmentRecipe | GeneratorRecipe) -> AlignmentRecipe | G
     small = replace(recipe, word_dim=64, dropout=0.2, region_provider="objects", training=training)
     if isinstance(small, GeneratorRecipe):
         return replace(small, hidden_dim=128)
-    word_dim = recipe.word_dim if small.word_vectors == "file" else 64
+    word_dim = None if small.word_vectors == "file" else 64
     return replace(small, embedding_dim=128, hidden_dim=64, word_dim=word_dim)
