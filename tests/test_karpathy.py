@@ -25,10 +25,9 @@ from capbench.training.experiment import Inputs
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import features
 from reproductions.karpathy.alignment import AlignmentModel
-from reproductions.karpathy.experiment import VECTORS
 from reproductions.karpathy.generator import MultimodalRNN
 from reproductions.karpathy.objective import structured_margin
-from reproductions.karpathy.recipe import AlignmentRecipe, GeneratorRecipe, presets, protocols
+from reproductions.karpathy.recipe import VECTORS, AlignmentRecipe, GeneratorRecipe, presets, protocols
 from reproductions.karpathy.snippets import snippets
 
 VOCABULARY = Vocabulary(tuple(f"w{i}" for i in range(20)), (9,) * 20)
@@ -266,14 +265,16 @@ def test_what_is_written_about_true_boxes_is_set_against_the_phrases_that_name_t
 
 def test_fixed_word_vectors_come_from_a_file_and_stay_as_they_are(inputs, tmp_path, monkeypatch):
     recipe = SCENES["brnn-vectors-ours"]
-    monkeypatch.delenv(VECTORS, raising=False)
-    with pytest.raises(CapbenchError, match=VECTORS):
+    for variable in VECTORS:
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(CapbenchError, match=VECTORS[0]):
         paper("karpathy").prepare(recipe, inputs, 0, CPU)
     word = next(iter(inputs.vocabulary.words))
     file = tmp_path / "vectors.txt"
-    file.write_text(f"{word} {' '.join(['0.25'] * recipe.word_dim)}\n")
-    monkeypatch.setenv(VECTORS, str(file))
+    file.write_text(f"{word} 0.25 0.25 0.25\n")
+    monkeypatch.setenv(VECTORS[0], str(file))
     experiment: Any = paper("karpathy").prepare(recipe, inputs, 0, CPU)
+    assert experiment.model.W_w.weight.shape == (len(inputs.vocabulary), 3)
     assert (experiment.model.W_w.weight[inputs.vocabulary.numbers[word]] == 0.25).all()
     before = experiment.model.W_w.weight.clone()
     optimizer = torch.optim.SGD(experiment.model.parameters(), 0.1)

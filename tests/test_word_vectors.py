@@ -12,7 +12,7 @@ from capbench.base.errors import CapbenchError
 from capbench.base.files import sha256
 from capbench.data import word_vectors as module
 from capbench.data.vocabulary import Vocabulary
-from capbench.data.word_vectors import file_of, word_vectors
+from capbench.data.word_vectors import dimension_of, file_of, word_vectors
 
 VOCABULARY = Vocabulary((*(f"w{i}" for i in range(20)), "at"), (9,) * 21)
 BINARY = [("other", [7, 7, 7]), ("w3", [1, 2, 3]), ("w0", [-4, 0.5, 6])]
@@ -50,12 +50,13 @@ def row(vectors, word):
 )
 def test_every_form_gives_the_vectors_by_word(name, content, tmp_path):
     path = written(tmp_path, name, content)
+    assert dimension_of(path) == 3
     vectors, note = word_vectors(VOCABULARY, 3, path)
     assert vectors.shape == (len(VOCABULARY), 3)
     assert vectors.dtype == torch.float32
     assert row(vectors, "w3") == [1, 2, 3]
     assert row(vectors, "w0") == [-4, 0.5, 6]
-    assert note == f"word vectors of 2 words from {name}, SHA-256 {sha256(path)}"
+    assert note == f"word vectors of 2 words from {name}, SHA-256 {sha256(path)}; 3 numbers each"
 
 
 def test_words_that_are_not_there_get_the_same_small_noise_whatever_the_file(tmp_path):
@@ -149,7 +150,27 @@ def test_a_file_that_cannot_be_read_and_a_variable_that_is_not_set_are_named(mon
     with pytest.raises(CapbenchError, match="cannot read the word vectors"):
         word_vectors(VOCABULARY, 3, tmp_path)
     monkeypatch.delenv("CAPBENCH_GLOVE", raising=False)
-    with pytest.raises(CapbenchError, match="set CAPBENCH_GLOVE to a file of 300-dimensional"):
-        file_of("CAPBENCH_GLOVE", 300)
+    monkeypatch.delenv("CAPBENCH_WORD2VEC", raising=False)
+    with pytest.raises(CapbenchError, match="set CAPBENCH_GLOVE to a file of word vectors"):
+        file_of("CAPBENCH_GLOVE")
+    with pytest.raises(CapbenchError, match="set CAPBENCH_WORD2VEC or CAPBENCH_GLOVE to"):
+        file_of("CAPBENCH_WORD2VEC", "CAPBENCH_GLOVE")
     monkeypatch.setenv("CAPBENCH_GLOVE", str(tmp_path / "glove.txt"))
-    assert file_of("CAPBENCH_GLOVE", 300) == tmp_path / "glove.txt"
+    assert file_of("CAPBENCH_WORD2VEC", "CAPBENCH_GLOVE") == tmp_path / "glove.txt"
+    monkeypatch.setenv("CAPBENCH_WORD2VEC", str(tmp_path / "word2vec.txt"))
+    assert file_of("CAPBENCH_WORD2VEC", "CAPBENCH_GLOVE") == tmp_path / "word2vec.txt"
+
+
+def test_the_dimension_is_known_from_the_first_line_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST", 40)
+    assert dimension_of(written(tmp_path, "v.txt", "the 0.5 -1e-3 2\n" + "not a vector\n" * 100)) == 3
+    for name, content, message in (
+        ("absent.txt", None, "cannot read the word vectors"),
+        ("v.txt", "a few words\n", r"v\.txt, line 1: not a word and its numbers"),
+        ("v.txt", "", r"v\.txt, line 1: not a word and its numbers"),
+        ("v.bin", "w3 1 2 3\n", "does not begin with 'count dimension'"),
+        ("v.txt.gz", b"\x1f\x8b\x08\x00", "compressed; unpack"),
+    ):
+        path = tmp_path / name if content is None else written(tmp_path, name, content)
+        with pytest.raises(CapbenchError, match=message):
+            dimension_of(path)

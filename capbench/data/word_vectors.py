@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -30,15 +32,29 @@ _COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04")
 Entry = tuple[bytes, bytes, str]  # a word, its numbers (text, or bytes of float32) and their place in the file
 
 
-def file_of(variable: str, dimension: int) -> Path:
-    """The file of vectors that an environment variable names. Raises CapbenchError, saying what to set, without it."""
-    path = path_from(variable)
-    if path is None:
+def file_of(*variables: str) -> Path:
+    """The file of vectors that the first of these environment variables to be set names.
+
+    Raises CapbenchError, saying what to set, if none is.
+    """
+    paths = [path for variable in variables if (path := path_from(variable)) is not None]
+    if not paths:
         raise CapbenchError(
-            f"set {variable} to a file of {dimension}-dimensional word vectors (GloVe's or word2vec's), or choose "
-            "another preset"
+            f"set {' or '.join(variables)} to a file of word vectors (GloVe's or word2vec's), or choose another preset"
         )
-    return path
+    return paths[0]
+
+
+def dimension_of(path: Path) -> int:
+    """The length of the vectors in a file, from its first line. Raises CapbenchError for a file that has none there."""
+    with _opened(path) as file:
+        header, first = _first_line(file, path)
+    if header is not None:
+        return int(header[2])
+    numbers = sum(1 for _ in takewhile(_number, reversed(first.split()[1:])))  # a word may have several parts
+    if not numbers:
+        raise CapbenchError(f"{path}, line 1: not a word and its numbers; is it a file of word vectors?")
+    return numbers
 
 
 def word_vectors(vocabulary: Vocabulary, dimension: int, path: Path) -> tuple[Float[Tensor, "number dimension"], str]:
@@ -51,30 +67,46 @@ def word_vectors(vocabulary: Vocabulary, dimension: int, path: Path) -> tuple[Fl
     """
     vectors = 0.02 * torch.randn(len(vocabulary), dimension)
     wanted = {word.encode(): number for word, number in vocabulary.numbers.items()}
-    try:
-        with path.open("rb") as file:
-            for word, values, place in _entries(file, dimension, path):
-                if word in wanted:
-                    vector = _floats(values, dimension, path.suffix == ".bin", f"{path}, {place}", word.decode())
-                    if vector is not None:
-                        vectors[wanted.pop(word)] = vector
-    except OSError as error:
-        raise CapbenchError(f"cannot read the word vectors {path}: {error.strerror or error}") from error
+    with _opened(path) as file:
+        for word, values, place in _entries(file, dimension, path):
+            if word in wanted:
+                vector = _floats(values, dimension, path.suffix == ".bin", f"{path}, {place}", word.decode())
+                if vector is not None:
+                    vectors[wanted.pop(word)] = vector
     count = len(vocabulary.numbers) - len(wanted)
     if not count:
         raise CapbenchError(f"no word of the vocabulary is in {path}; is it a file of word vectors in this language?")
-    return vectors, f"word vectors of {count:,} words from {path.name}, SHA-256 {sha256(path)}"
+    return (
+        vectors,
+        f"word vectors of {count:,} words from {path.name}, SHA-256 {sha256(path)}; {dimension} numbers each",
+    )
 
 
-def _entries(file: IO[bytes], dimension: int, path: Path) -> Iterator[Entry]:
-    """Every word of a file of any of the three kinds. Raises CapbenchError for an impossible first line."""
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file, for reading. Raises CapbenchError naming it where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise CapbenchError(f"cannot read the word vectors {path}: {error.strerror or error}") from error
+
+
+def _first_line(file: IO[bytes], path: Path) -> tuple[re.Match[bytes] | None, bytes]:
+    """The first line, and its match if it is "count dimension". Raises CapbenchError for an impossible one."""
     first = file.readline(LONGEST)
     if first.startswith(_COMPRESSED):
         raise CapbenchError(f"{path} is compressed; unpack it first")
     header = _HEADER.match(first)
-    binary = path.suffix == ".bin"
-    if header is None and binary:
+    if header is None and path.suffix == ".bin":
         raise CapbenchError(f"{path} does not begin with 'count dimension', as a binary file of word2vec does")
+    return header, first
+
+
+def _entries(file: IO[bytes], dimension: int, path: Path) -> Iterator[Entry]:
+    """Every word of a file of any of the three kinds. Raises CapbenchError for an impossible first line."""
+    header, first = _first_line(file, path)
+    binary = path.suffix == ".bin"
     if header is None:
         file.seek(3 if first.startswith(b"\xef\xbb\xbf") else 0)
         yield from _text(file, path, 1, None)

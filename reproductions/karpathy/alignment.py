@@ -7,8 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
+from capbench.data.word_vectors import dimension_of, file_of
 from capbench.kernels.maxsim import maxsim
-from reproductions.karpathy.recipe import AlignmentRecipe
+from reproductions.karpathy.recipe import VECTORS, AlignmentRecipe
 
 
 class AlignmentModel(nn.Module):
@@ -29,8 +30,9 @@ class AlignmentModel(nn.Module):
         self.recipe = recipe
         self.scaled = nn.BatchNorm1d(feature_dim, affine=False) if recipe.standardised_roots else nn.Identity()
         self.W_m = nn.Linear(feature_dim, recipe.embedding_dim)
-        self.W_w = nn.Embedding(vocabulary_size, recipe.word_dim)
-        self.W_e = nn.Linear(recipe.word_dim * (2 * recipe.window + 1), recipe.hidden_dim)
+        word_dim = recipe.word_dim or dimension_of(file_of(*VECTORS))
+        self.W_w = nn.Embedding(vocabulary_size, word_dim)
+        self.W_e = nn.Linear(word_dim * (2 * recipe.window + 1), recipe.hidden_dim)
         if recipe.recurrent:
             hidden = recipe.hidden_dim
             diagonal = recipe.recurrent_init * torch.eye(hidden)

@@ -22,10 +22,9 @@ from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.sources import FeatureSource
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.objective import structured_margin
-from reproductions.karpathy.recipe import AlignmentRecipe
+from reproductions.karpathy.recipe import VECTORS, AlignmentRecipe
 
 AT_ONCE = 250  # images, or captions, that are embedded together in evaluation
-VECTORS = "CAPBENCH_WORD2VEC"
 WHOLE = 0  # the region that is the whole image
 
 
@@ -41,7 +40,8 @@ class AlignmentExperiment:
         self.model = model.to(device)
         self.notes: tuple[str, ...] = ()
         if recipe.word_vectors == "file":
-            vectors, source = word_vectors(inputs.vocabulary, recipe.word_dim, file_of(VECTORS, recipe.word_dim))
+            dimension = self.model.W_w.embedding_dim
+            vectors, source = word_vectors(inputs.vocabulary, dimension, file_of(*VECTORS))
             self.model.W_w.weight.data.copy_(vectors)
             self.notes = (source,)
 

@@ -21,6 +21,7 @@ from capbench.vision.extraction import View
 from capbench.vision.regions import Provider
 
 HEADLINE = ("sum-form-ours", "bag-ours", "brnn-ours", "rnn-ours", "rnn-regions-ours")
+VECTORS = ("CAPBENCH_WORD2VEC", "CAPBENCH_GLOVE")  # what names the file of word vectors, the first that is set
 ALIGNING = Training(epochs=15, batch_size=100, learning_rate=1e-5, optimizer="sgd", momentum=0.9, clip_value=5.0)
 WRITING = Training(epochs=50, batch_size=100, learning_rate=1e-3, optimizer="rmsprop", clip_value=5.0)
 
@@ -34,7 +35,7 @@ class AlignmentRecipe(Recipe):
     window: int = 0  # how many neighbours on each side W_e sees
     embedding_dim: int = 1024
     hidden_dim: int = 512
-    word_dim: int = 300
+    word_dim: int | None = 300  # None: that of the file of word vectors
     recurrent_init: float = 0.0  # diagonal of the initial W_f and W_b, all else 0; 0: random matrices
     word_vectors: Literal["learnt", "file"] = "learnt"  # file: read from a file and kept
     margin: float = 1.0
@@ -104,7 +105,7 @@ def presets(dataset: str) -> Mapping[str, AlignmentRecipe | GeneratorRecipe]:
         "window-ours": replace(brnn, recurrent=False, window=1),
         "brnn": AlignmentRecipe(),
         "brnn-ours": brnn,
-        "brnn-vectors-ours": replace(brnn, word_vectors="file"),
+        "brnn-vectors-ours": replace(brnn, word_vectors="file", word_dim=None),
         "brnn-detector-ours": replace(brnn, region_provider="fasterrcnn_resnet50_fpn_v2"),
         "brnn-file-ours": replace(brnn, region_provider="file"),
         "rnn": GeneratorRecipe(hidden_dim=256, word_dim=256),
@@ -125,5 +126,5 @@ def _on_scenes(recipe: AlignmentRecipe | GeneratorRecipe) -> AlignmentRecipe | G
     small = replace(recipe, word_dim=64, dropout=0.2, region_provider="objects", training=training)
     if isinstance(small, GeneratorRecipe):
         return replace(small, hidden_dim=128)
-    word_dim = recipe.word_dim if small.word_vectors == "file" else 64
+    word_dim = None if small.word_vectors == "file" else 64
     return replace(small, embedding_dim=128, hidden_dim=64, word_dim=word_dim)

@@ -35,7 +35,7 @@ class TranslationalExperiment(CaptioningExperiment):
         self.notes: tuple[str, ...] = ()
         if recipe.glove:
             dim = recipe.embedding_dim
-            vectors, source = word_vectors(inputs.vocabulary, dim, file_of(GLOVE, dim))
+            vectors, source = word_vectors(inputs.vocabulary, dim, file_of(GLOVE))
             model.embed.weight.data.copy_(vectors)
             self.notes = (source,)
 
