@@ -50,9 +50,9 @@ def models():
         attend = AttentionRecipe(attention=kind, embedding_dim=10, hidden_dim=12, attention_dim=7)
         yield kind, ShowAttendTell(attend, len(VOCABULARY), DIM), (LOCATIONS, DIM)
     for decoder in ("lstm", "gru"):
-        for attention in (True, False):
+        for attention, shape in ((True, (LOCATIONS, DIM)), (False, (DIM,))):
             translate = TranslatorRecipe(decoder=decoder, attention=attention, embedding_dim=10, hidden_dim=12)
-            yield f"{decoder} {attention}", Translator(translate, VOCABULARY, DIM), (LOCATIONS, DIM)
+            yield f"{decoder} {attention}", Translator(translate, VOCABULARY, DIM), shape
 
 
 ALL = {name: (model.eval(), shape) for name, model, shape in models()}
@@ -168,9 +168,8 @@ def places(monkeypatch, tmp_path, few) -> Places:
 
         def small(recipe):
             training = replace(recipe.training, epochs=min(2, recipe.training.epochs), batch_size=32)
-            return replace(
-                recipe, embedding_dim=300 if getattr(recipe, "glove", False) else 16, hidden_dim=16, training=training
-            )
+            embedding_dim = None if getattr(recipe, "glove", False) else 16
+            return replace(recipe, embedding_dim=embedding_dim, hidden_dim=16, training=training)
 
         return replace(original, presets=presets)
 
@@ -180,6 +179,9 @@ def places(monkeypatch, tmp_path, few) -> Places:
         monkeypatch.setattr(module, "find_java", lambda: None)
     monkeypatch.setattr(harness, "load_dataset", lambda name: few)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
+    vectors = tmp_path / "glove.txt"
+    vectors.write_text("circle" + " 0.25" * 50 + "\n")
+    monkeypatch.setenv("CAPBENCH_GLOVE", str(vectors))
     return Places(tmp_path / "runs")
 
 
@@ -330,15 +332,13 @@ def test_a_part_of_a_split_is_scored_on_its_own_captions(few, places):
     assert sorted(numbers) == list(range(15))
 
 
-def test_the_glove_preset_keeps_the_vectors_of_its_file(places, monkeypatch, tmp_path):
-    monkeypatch.delenv("CAPBENCH_GLOVE", raising=False)
-    with pytest.raises(CapbenchError, match="set CAPBENCH_GLOVE"):
-        record("translational", "lstm-glove", places)
-    path = tmp_path / "glove.txt"
-    path.write_text("circle" + " 0.25" * 300 + "\n")
-    monkeypatch.setenv("CAPBENCH_GLOVE", str(path))
+def test_the_glove_preset_keeps_the_vectors_of_its_file(places, monkeypatch):
     found = record("translational", "lstm-glove", places)
     assert any(note.startswith("word vectors of 1 words from glove.txt, SHA-256") for note in found.notes)
     trained_run = captioner(places.runs / "translational" / "lstm-glove-scenes-scenes-s0", places.runs)
     vectors = trained_run.model.get_parameter("embed.weight")
+    assert vectors.shape[1] == 50
     assert (vectors[trained_run.vocabulary.numbers["circle"]] == 0.25).all()
+    monkeypatch.delenv("CAPBENCH_GLOVE")
+    with pytest.raises(CapbenchError, match="set CAPBENCH_GLOVE"):
+        record("translational", "gru-glove", places)

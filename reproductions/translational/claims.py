@@ -17,7 +17,7 @@ def gru_against_lstm(results: Results) -> Outcome:
 
 def stronger_encoder(results: Results) -> Outcome:
     """Table I: a stronger encoder writes better captions."""
-    strong, weak = "mobilenet_v2", "squeezenet1_0"
+    strong, weak = "timm/tf_efficientnet_lite2", "squeezenet1_0"
     for preset in ("gru", "lstm"):
         runs = results.select(dataset="flickr8k", preset=preset)
         sides = [runs.select(encoder=name).latest for name in (strong, weak)]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from capbench.captioners.decoding import State, Step
 from capbench.captioners.layers import AdditiveAttention
 from capbench.data.vocabulary import START, Vocabulary
-from reproductions.translational.recipe import TranslatorRecipe
+from capbench.data.word_vectors import dimension_of, file_of
+from reproductions.translational.recipe import GLOVE, TranslatorRecipe
 
 CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
 
@@ -24,35 +25,33 @@ class Translator(nn.Module):
     def __init__(self, recipe: TranslatorRecipe, vocabulary: Vocabulary, annotation_dim: int) -> None:
         super().__init__()
         self.recipe = recipe
-        self.encode = nn.Linear(annotation_dim, recipe.embedding_dim)
-        self.normalise = nn.BatchNorm1d(recipe.embedding_dim, momentum=0.01)
-        self.embed = nn.Embedding(len(vocabulary), recipe.embedding_dim)
-        width = recipe.embedding_dim * (2 if recipe.attention else 1)
-        self.cell = CELLS[recipe.decoder](width, recipe.hidden_dim)
-        self.attention = (
-            AdditiveAttention(recipe.embedding_dim, recipe.hidden_dim, recipe.hidden_dim) if recipe.attention else None
-        )
-        self.word = nn.Linear(recipe.hidden_dim, len(vocabulary))
+        embedding_dim, hidden_dim = recipe.embedding_dim or dimension_of(file_of(GLOVE)), recipe.hidden_dim
+        self.encode = nn.Linear(annotation_dim, embedding_dim)
+        self.normalise = nn.BatchNorm1d(embedding_dim, momentum=0.01)
+        self.embed = nn.Embedding(len(vocabulary), embedding_dim)
+        self.attention = AdditiveAttention(embedding_dim, hidden_dim, hidden_dim) if recipe.attention else None
+        self.cell = CELLS[recipe.decoder](embedding_dim * (2 if recipe.attention else 1), hidden_dim)
+        self.word = nn.Linear(hidden_dim, len(vocabulary))
         self.embed.requires_grad_(not recipe.glove)
 
     def forward(
-        self, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]
+        self, a: Float[Tensor, "caption *location dim"], captions: Int[Tensor, "caption length"]
     ) -> Float[Tensor, "caption step word"]:
         """Logits of the words after START."""
         v = self.annotations(a)
-        keys, state, hidden = self.keys(v), self.zeros(v), []
-        for t in range(captions.shape[1] - 1):
-            state = self.advance(v, keys, self.read(v, captions[:, t, None]), state)
+        keys, state, hidden = self.keys(v), self.start(a), []
+        for x in self.read(v, captions[:, :-1]).split(1, 1):
+            state = self.advance(v, keys, x, state)
             hidden.append(state["h"])
         scores: Tensor = self.word(torch.cat(hidden, 1))
         return scores
 
-    def annotations(self, a: Float[Tensor, "image location dim"]) -> Float[Tensor, "image location embedding"]:
-        """v_i = batch normalisation of W a_i."""
-        v = self.encode(a)
-        return self.normalise(v.flatten(0, 1)).view_as(v)
+    def annotations(self, a: Float[Tensor, "image *location dim"]) -> Float[Tensor, "image location embedding"]:
+        """v_i = batch normalisation of W a_i; a pooled vector is one annotation."""
+        v = self.encode(a.flatten(0, -2))
+        return self.normalise(v).view(len(a), -1, v.shape[-1])
 
-    def read(self, v: Tensor, words: Int[Tensor, "image beam"]) -> Float[Tensor, "image beam embedding"]:
+    def read(self, v: Tensor, words: Int[Tensor, "image word"]) -> Float[Tensor, "image word embedding"]:
         """x_t: the mean annotation for START, else the word."""
         image = v.mean(1, keepdim=True)
         return torch.where((words == START)[..., None], image, self.embed(words))
@@ -74,18 +73,15 @@ class Translator(nn.Module):
     def keys(self, v: Tensor) -> Tensor | None:
         return None if self.attention is None else self.attention.keys(v)
 
-    def zeros(self, v: Tensor) -> State:
-        state = {"h": v.new_zeros(len(v), 1, self.recipe.hidden_dim, dtype=torch.float32)}
-        if self.recipe.decoder == "lstm":
-            state["cell"] = torch.zeros_like(state["h"])
+    def start(self, a: Float[Tensor, "image *location dim"]) -> State:
+        """Zeros."""
+        zeros = self.word.weight.new_zeros(len(a), 1, self.recipe.hidden_dim)
+        state = {"h": zeros, "cell": zeros} if self.recipe.decoder == "lstm" else {"h": zeros}
         if self.recipe.attention:
-            state["attention_weights"] = v.new_zeros(len(v), 1, v.shape[1], dtype=torch.float32)
+            state["attention_weights"] = zeros.new_zeros(len(a), 1, a.shape[1])
         return state
 
-    def start(self, a: Float[Tensor, "image location dim"]) -> State:
-        return self.zeros(self.annotations(a))
-
-    def step(self, a: Float[Tensor, "image location dim"]) -> Step:
+    def step(self, a: Float[Tensor, "image *location dim"]) -> Step:
         """One word for every beam."""
         v = self.annotations(a)
         keys = self.keys(v)
