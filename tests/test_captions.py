@@ -202,3 +202,11 @@ def test_the_first_images_of_a_split_keep_the_numbers_of_their_captions():
         split.first(6)
     with pytest.raises(CapbenchError, match="not in the order of its images"):
         replace(split, image_of_caption=split.image_of_caption[::-1].copy()).first(3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.permutations([0] * 3 + [1] + [2] * 7), st.integers(1, 8))
+def test_the_first_captions_of_each_image_are_the_first_in_the_split_whatever_its_order(owners, each):
+    split = dataset(("test",) * 3, owners).split("test")
+    expected = [c for c, owner in enumerate(owners) if owners[:c].count(owner) < each]
+    assert split.first_captions(each).tolist() == expected

@@ -171,6 +171,13 @@ class Split:
         kept = (self.image_index[:images], self.caption_index[:count], self.image_of_caption[:count])
         return Split(self.dataset, self.name, *kept)
 
+    def first_captions(self, each: int) -> NDArray[np.int64]:
+        """The first captions of each image, at most `each`: their numbers in the split, ascending."""
+        by_image = np.argsort(self.image_of_caption, kind="stable")
+        images = self.image_of_caption[by_image]
+        place = np.arange(len(images)) - np.searchsorted(images, images)
+        return np.sort(by_image[place < each])
+
 
 def protocol_line(split: Split) -> str:
     """The size of a split in words, such as "1,000 images, 5,000 captions (5 each)", and the notes of its data set.

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from capbench.data.batches import distinct, length_grouped, padded, shuffled
+from capbench.data.captions import Split
 from capbench.metrics.retrieval import evaluate_protocol
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.sources import FeatureSource
@@ -17,6 +18,8 @@ from reproductions.vsepp.model import VSE
 from reproductions.vsepp.objective import objective
 from reproductions.vsepp.recipe import VSERecipe
 
+CAPTIONS = 5  # of an image, the first: COCO has up to seven, and the released lists (data.py, get_paths) five
+VALIDATED = 1000  # images, the first, that choose the snapshot: the released code cuts longer development sets to them
 CHUNK = 512  # captions or images embedded at a time in evaluation
 
 
@@ -36,11 +39,13 @@ class VSEExperiment:
         model.to(device)
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
-        lengths = np.array([len(caption) for caption in self.inputs.encoded("train")])
-        size = self.recipe.training.batch_size
+        captions, size = self.train.first_captions(CAPTIONS), self.recipe.training.batch_size
         if self.recipe.batches == "random":
-            return shuffled(len(lengths), size, self.seed, epoch)
-        return length_grouped(lengths, size, self.seed, epoch)
+            batches = shuffled(len(captions), size, self.seed, epoch)
+        else:
+            encoded = self.inputs.encoded("train")
+            batches = length_grouped(np.array([len(encoded[i]) for i in captions]), size, self.seed, epoch)
+        return [captions[batch] for batch in batches]
 
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
         images = self.model.embed_images(self.source.training(self.train.images_of(batch)))
@@ -49,27 +54,40 @@ class VSEExperiment:
         return objective(self.recipe, images.float(), captions.float(), image_ids, epoch)
 
     def validate(self) -> Evaluation:
-        return self._ranked("val", "whole")
+        return self._ranked(self._validated, "whole")
 
     def test(self, protocol: str) -> Evaluation:
-        return self._ranked("test", protocol)
+        return self._ranked(self.inputs.dataset.split("test"), protocol)
 
-    def _ranked(self, name: str, protocol: str) -> Evaluation:
-        split = self.inputs.dataset.split(name)
-        encoded = self.inputs.encoded(name)
-        rows = split.image_index
+    @property
+    def _validated(self) -> Split:
+        split = self.inputs.dataset.split("val")
+        return split.first(min(VALIDATED, len(split.image_index)))
+
+    def _ranked(self, split: Split, protocol: str) -> Evaluation:
+        kept = split.first_captions(CAPTIONS)
+        encoded = [self.inputs.encoded(split.name)[i] for i in kept]
+        rows, image_of_caption = split.image_index, split.image_of_caption[kept]
         images = [self.model.embed_images(self.source.testing(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK)]
         first, which = distinct(encoded)
         chunks = np.split(first, range(CHUNK, len(first), CHUNK))
         captions = torch.cat([self._embed_captions([encoded[i] for i in chunk]) for chunk in chunks])[which]
-        image_ids = torch.from_numpy(split.image_of_caption).to(self.device)
+        image_ids = torch.from_numpy(image_of_caption).to(self.device)
         metrics, ranks = evaluate_protocol(torch.cat(images), captions, image_ids, protocol, self.recipe.similarity)
         arrays = {
             "image_to_caption": ranks.image_to_caption.cpu().numpy(),
             "caption_to_image": ranks.caption_to_image.cpu().numpy(),
-            "image_of_caption": split.image_of_caption,
+            "image_of_caption": image_of_caption,
         }
-        return Evaluation(metrics, arrays)
+        return Evaluation(metrics, arrays, self._notes(split))
+
+    def _notes(self, scored: Split) -> tuple[str, ...]:
+        """What of the splits is left out, as the released code does; nothing on Flickr8K."""
+        kept, of = len(scored.first_captions(CAPTIONS)), len(scored.caption_index)
+        chosen, validation = len(self._validated.image_index), len(self.inputs.dataset.split("val").image_index)
+        captions = f"scored: the first {CAPTIONS} captions of each image, {kept:,} of {of:,}"
+        images = f"the snapshot is chosen on the first {chosen:,} of {validation:,} validation images"
+        return (captions,) * (kept < of) + (images,) * (chosen < validation)
 
     def _embed_captions(self, captions: list[list[int]]) -> Float[Tensor, "caption dim"]:
         ids, lengths = padded(captions)
