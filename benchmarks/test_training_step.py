@@ -96,8 +96,8 @@ def of_paper(name: str, preset: str) -> Any:
 
 
 RANKED = Trained(
-    "VSE++", of_paper("vsepp", "vsepp-ours"), lambda recipe: VSE(recipe, len(encoded()[0]), FEATURE), ranked, (FEATURE,),
-    batch=128,
+    "VSE++", of_paper("vsepp", "vsepp-ours"), lambda recipe: VSE(recipe, len(encoded()[0]), FEATURE), ranked,
+    (FEATURE,), batch=128,
     plain={"reproductions.vsepp.model.last_hidden": reference_last_hidden,
            "reproductions.vsepp.objective.ranking_loss": reference_ranking_loss},
 )  # fmt: skip
