@@ -163,14 +163,13 @@ def _where(record: Result | Reported) -> tuple[str, ...]:
 
 
 def first_metrics(keys: set[str], reported_keys: set[str]) -> list[Metric]:
-    """What the first screen and the terminal show: four columns at most."""
+    """What the first screen and the terminal show: a few columns, and those of the paper's own numbers."""
     if "bleu4" not in keys:
         chosen = [f"{name} R@{{}}" for name in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)]
         return [entry for entry in columns(keys) if entry.family in chosen or entry.key == "rsum"] or columns(keys)[:4]
-    wanted = [f"bleu{n}" for n in (1, 2, 3, 4)]
-    if "bleu4_no_bp" in reported_keys:
-        wanted += [f"bleu{n}_no_bp" for n in (1, 2, 3, 4)]
-    return [metric(key) for key in (*wanted, "meteor", "cider")]
+    standard = {*(f"bleu{n}" for n in (1, 2, 3, 4)), "meteor", "cider"}
+    printed = {metric(key).family or key for key in reported_keys}
+    return columns(standard | {key for key in keys if (metric(key).family or key) in printed}, lesser=True)
 
 
 def _claims(board: Board) -> Iterator[str]:
