@@ -69,20 +69,19 @@ def beam(runs: Runs) -> str:
     by_width = grouped(runs.results.values("beam").items(), itemgetter(1))
     if not by_width:
         return ""
-    one = len(by_width) == 1
-    widths = [
-        f"{width:.0f}" + ("" if one else f" ({seeds([s for s, _ in pairs])})") for width, pairs in by_width.items()
-    ]
+    several = len(by_width) > 1
+    of = {width: f" ({seeds([seed for seed, _ in pairs])})" * several for width, pairs in by_width.items()}
+    widths = ", ".join(f"{width:.0f}{of[width]}" for width in by_width)
     if not runs.first.recipe.get("choose_beam"):
-        return f"beam {', '.join(widths)}"
+        return f"beam {widths}"
     published = runs.first.recipe["beam_size"]
     scores = [runs.estimate(f"bleu{n}_beam{published}") for n in (1, 2, 3, 4)]
     at_paper_s = " / ".join(f"{score.mean:.1f}" for score in scores if score)
-    return f"beam {', '.join(widths)}, chosen on validation; at the recipe's {published}: BLEU {at_paper_s or DASH}"
+    return f"beam {widths}, chosen on validation; at the recipe's {published}: BLEU {at_paper_s or DASH}"
 
 
 def preset(runs: Runs, paper: Paper, notes: Notes) -> str:
-    """The name of the preset, with raised letters for the width of its beam and for what its records need to be read."""
+    """The name of the preset, with raised letters for the width of its beam and for a caution."""
     name, cautions = code(runs.first.preset), _cautions(runs, paper)
     marked = [notes.mark(note) for note in (beam(runs), "Caution: " + "; ".join(cautions) if cautions else "") if note]
     return name + "".join(marked)
