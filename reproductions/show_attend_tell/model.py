@@ -108,9 +108,7 @@ class ShowAttendTell(nn.Module):
         keys = self.f_att.keys(a)
         return lambda h: self.f_att.step(keys, a, h)
 
-    def sampling(
-        self, a: Float[Tensor, "caption location dim"], sampled: Bool[Tensor, " caption"]
-    ) -> Attend:
+    def sampling(self, a: Float[Tensor, "caption location dim"], sampled: Bool[Tensor, " caption"]) -> Attend:
         """h -> z_t, alpha_t and one location s_t ~ Multinoulli(alpha_t), equation 8.
 
         z_t is the annotation of s_t (equation 9) where `sampled`, and the expectation elsewhere (section 4.1).

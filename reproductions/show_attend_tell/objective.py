@@ -13,6 +13,8 @@ from torch import Tensor
 from capbench.captioners.experiment import word_log_probs
 from reproductions.show_attend_tell.model import ShowAttendTell
 
+REWARD = 0.1  # the released code divides its reward by 10
+
 
 def objective(
     model: ShowAttendTell, a: Float[Tensor, "caption location dim"], captions: Int[Tensor, "caption length"]
@@ -21,8 +23,8 @@ def objective(
     section 4.1 (equation 12 with baseline and entropy).
 
     The released code averages the likelihood over the captions of a batch, but sums the other terms over them: at N
-    captions of T words with L locations, its penalty is N/L times that of equation 14, its reward N/T times that of
-    equation 12, because it rewards the log-likelihood of a word, and its entropy N times H[s].
+    captions of T words with L locations, its penalty is N/L times that of equation 14, its reward N/(10 T) times that
+    of equation 12, because it rewards the log-likelihood of a word, and its entropy N times H[s].
     """
     recipe = model.recipe
     path = model.path(a, captions)
@@ -33,7 +35,7 @@ def objective(
     if path.chosen is not None and path.sampled is not None:
         reward = log_probs.detach().sum(1) / present.sum(1)
         terms = score_function(path.attention, path.chosen, present, reward - model.b) * path.sampled
-        loss = loss - recipe.lambda_reward * terms.sum()
+        loss = loss - recipe.lambda_reward * REWARD * terms.sum()
         loss = loss - recipe.lambda_entropy * entropy(path.attention, present).sum()
         model.b.lerp_(reward.mean().to(model.b.dtype), 0.1)  # b_k = 0.9 b_{k-1} + 0.1 log p(y_t | s_k, a)
     return loss

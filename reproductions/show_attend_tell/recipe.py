@@ -17,7 +17,10 @@ from capbench.vision.encoders import Output
 from capbench.vision.extraction import View
 
 HEADLINE = ("soft-ours", "hard-ours", "none-ours")
-PUBLISHED = Training(epochs=20, batch_size=64, learning_rate=1e-4, optimizer="rmsprop-graves", patience=5)
+PUBLISHED = Training(
+    epochs=20, batch_size=64, patience=5,
+    learning_rate=1e-4, optimizer="rmsprop", momentum=0.9, rms_decay=0.95, rms_epsilon=1e-4, rms_centred=True,
+)  # fmt: skip
 OURS = Training(
     epochs=8, batch_size=128, learning_rate=8e-4, lr_step_epochs=5, clip_norm=5.0, patience=3, ema_decay=0.998
 )
@@ -33,7 +36,7 @@ class AttentionRecipe(CaptioningRecipe):
     attention_dim: int = 512
     dropout: float = 0.5
     lambda_doubly: float = 1.0  # weight of the doubly stochastic penalty of soft attention
-    lambda_reward: float = 0.1  # weight of the reward of hard attention
+    lambda_reward: float = 1.0  # weight of the reward of hard attention
     lambda_entropy: float = 0.002  # weight of the entropy of hard attention
     beam_size: int = 5
     output: Output = "grid"
@@ -59,4 +62,5 @@ def _on_scenes(recipe: AttentionRecipe) -> AttentionRecipe:
     ema_decay = 0.98 if recipe.training.ema_decay else 0.0
     rate = 5 * recipe.training.learning_rate
     training = replace(recipe.training, epochs=2, learning_rate=rate, lr_step_epochs=None, ema_decay=ema_decay)
-    return replace(recipe, embedding_dim=128, hidden_dim=128, attention_dim=64, dropout=0.2, training=training)
+    small = replace(recipe, embedding_dim=128, hidden_dim=128, attention_dim=64, dropout=0.2)
+    return replace(small, choose_beam=False, training=training)
