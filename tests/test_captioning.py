@@ -155,8 +155,8 @@ def test_every_stage_of_meteor_took_part(ours):
 @needs_java
 def test_only_spice_is_missing_and_the_notes_say_why(ours):
     scores = ours[1]
-    bleus = {f"bleu{n}{suffix}" for n in (1, 2, 3, 4) for suffix in ("", "_no_bp")}
-    assert scores.metrics.keys() == bleus | {"meteor", "rouge_l", "cider"}
+    bleus = {f"bleu{n}{rule}{bp}" for n in (1, 2, 3, 4) for rule in ("", "_as_written") for bp in ("", "_no_bp")}
+    assert scores.metrics.keys() == bleus | {"meteor", "meteor_as_written", "rouge_l", "cider"}
     (note,) = scores.notes
     assert note.startswith("spice: the models of SPICE are not installed")
 

@@ -28,7 +28,7 @@ from capbench.training.sources import FeatureSource
 
 IMAGES_AT_ONCE, CAPTIONS_AT_ONCE = 100, 250
 LONGEST = 20  # words of a generated caption, END included
-BEAMS = range(1, 10)  # scored besides the recipe's own
+BEAMS = range(1, 10)  # widths that are tried besides the recipe's own
 N_BEST = 15  # captions of an image whose variety is measured (Show and Tell, section 4.3.4)
 
 
@@ -50,7 +50,8 @@ class Captioner(Protocol):
 class CaptioningRecipe(Recipe):
     """Hyper-parameters of a model that writes captions."""
 
-    beam_size: int  # of the captions that are scored by every metric
+    beam_size: int  # the paper's width of the beam, or ours where it states none
+    choose_beam: bool = True  # whether another width writes the captions if it has a better BLEU-4 on validation
 
 
 Objective = Callable[[Any, Tensor, Tensor], Tensor]  # model, images, captions -> scalar
@@ -146,14 +147,18 @@ class CaptioningExperiment:
 
     def validate(self) -> Evaluation:
         """Likelihood, and the BLEU of greedy captions."""
-        split = self.inputs.dataset.split("val")
         with self.precision():
-            likelihood = self.likelihood(split)
-            written = self.sentences(self.write(split, beam_size=1)[:, 0])
+            likelihood = self.likelihood(self.inputs.dataset.split("val"))
+            scores = self.validation_bleu(beam_size=1)
+        return Evaluation({**likelihood, **{f"bleu{n}": float(score) for n, score in enumerate(scores, 1)}}, {})
+
+    def validation_bleu(self, beam_size: int) -> Float[np.ndarray, 4]:
+        """BLEU-1 to BLEU-4 on the validation split, from the tokens of the data set."""
+        split = self.inputs.dataset.split("val")
+        written = self.sentences(self.write(split, beam_size)[:, 0])
         tokens = split.tokens
         references = [[" ".join(tokens[i]) for i in captions] for captions in captions_of_images(split)]
-        scores = bleu(bleu_statistics(written, references).sum(0))
-        return Evaluation({**likelihood, **{f"bleu{n}": float(score) for n, score in enumerate(scores, 1)}}, {})
+        return bleu(bleu_statistics(written, references).sum(0))
 
     def test(self, protocol: str) -> Evaluation:
         """Every caption metric, at every beam. Protocol "1K" is the first 1,000 images, any other the whole split."""
@@ -197,34 +202,61 @@ class CaptioningExperiment:
         return np.concatenate([captions.words.cpu().numpy() for captions in self.decode(split, beam_size, n_best)])
 
     def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
-        """All caption metrics at the recipe's beam, BLEU at the others, and how new and varied the captions are."""
-        captions, beam = split.captions, self.recipe.beam_size
+        """All caption metrics at the chosen beam, BLEU at the others, and how new and varied the captions are."""
+        captions, (beam, chosen) = split.captions, self.chosen_beam()
         scorer = CaptionScorer([[captions[i] for i in own] for own in captions_of_images(split)])
         best = self.write(split, beam, n_best=min(beam, N_BEST))
         sentences = {beam: self.sentences(best[:, 0])}
         with ThreadPoolExecutor(1) as thread:  # METEOR is a process of its own: meanwhile the other beams are searched
             scored = thread.submit(scorer.score, sentences[beam])
-            sentences |= {size: self.sentences(self.write(split, size)[:, 0]) for size in BEAMS if size != beam}
-        scores, sentences = scored.result(), dict(sorted(sentences.items()))
-        metrics, arrays = {**likelihood, **scores.metrics}, {"captions": best, **scores.per_image}
-        tokens = iter(scorer.tokenize(list(chain.from_iterable(sentences.values()))))
-        for size, of_beam in sentences.items():
-            statistics = bleu_statistics([next(tokens) for _ in of_beam], scorer.references)
-            arrays[f"bleu_beam{size}"] = statistics
-            metrics[f"bleu4_beam{size}"] = float(bleu(statistics.sum(0))[3])
-        arrays |= {f"{name}_statistics": values for name, values in scores.statistics.items()}
-        n_best = [self.sentences(of_image) for of_image in best]
-        metrics["novelty"] = novelty(sentences[beam], self.train.captions)
-        metrics["novelty_n_best"] = novelty(list(chain.from_iterable(n_best)), self.train.captions)
-        metrics["distinct2"] = distinct_n(sentences[beam], 2)
-        metrics["vocabulary_used"] = float(vocabulary_used(sentences[beam]))
-        if best.shape[1] > 1:
-            metrics["self_bleu"] = self_bleu(n_best)
-        return Evaluation(metrics, arrays, scores.notes)
+            sentences |= {size: self.sentences(self.write(split, size)[:, 0]) for size in self.widths if size != beam}
+        scores, by_beam = scored.result(), scores_by_beam(scorer, dict(sorted(sentences.items())))
+        metrics = {**likelihood, **scores.metrics, **chosen.metrics, **by_beam.metrics}
+        metrics |= self.variety([self.sentences(of_image) for of_image in best])
+        statistics = {f"{name}_statistics": values for name, values in scores.statistics.items()}
+        arrays = {"captions": best, **scores.per_image, **by_beam.arrays, **statistics}
+        return Evaluation(metrics, arrays, (*scores.notes, *chosen.notes))
+
+    @property
+    def widths(self) -> list[int]:
+        """The widths of the beam that are tried, ascending."""
+        return sorted({*BEAMS, self.recipe.beam_size})
+
+    def chosen_beam(self) -> tuple[int, Evaluation]:
+        """The width with the best BLEU-4 on validation, the narrower in a tie, and what a record says of the choice."""
+        beam, note, metrics = self.recipe.beam_size, "of the recipe", {}
+        if self.recipe.choose_beam:
+            bleu4 = {width: float(self.validation_bleu(width)[3]) for width in self.widths}
+            beam = max(bleu4, key=lambda width: bleu4[width])
+            note = f"the best of {self.widths} by BLEU-4 on validation"
+            metrics = {f"validation_bleu4_beam{width}": score for width, score in bleu4.items()}
+        return beam, Evaluation({"beam": float(beam), **metrics}, {}, (f"beam: {beam}, {note}",))
+
+    def variety(self, n_best: list[list[str]]) -> dict[str, float]:
+        """How new and varied the captions of each image are, best first."""
+        best, known = [of_image[0] for of_image in n_best], self.train.captions
+        metrics = {
+            "novelty": novelty(best, known),
+            "novelty_n_best": novelty(list(chain.from_iterable(n_best)), known),
+            "distinct2": distinct_n(best, 2),
+            "vocabulary_used": float(vocabulary_used(best)),
+        }
+        return metrics | ({"self_bleu": self_bleu(n_best)} if len(n_best[0]) > 1 else {})
 
     def sentences(self, written: Int[np.ndarray, "caption length"]) -> list[str]:
         """Word numbers as text."""
         return [" ".join(self.inputs.vocabulary.decode(words)) for words in written.tolist()]
+
+
+def scores_by_beam(scorer: CaptionScorer, sentences: dict[int, list[str]]) -> Evaluation:
+    """BLEU of the sentences that beams of each width wrote, and its counts."""
+    metrics, arrays = {}, {}
+    tokens = iter(scorer.tokenize(list(chain.from_iterable(sentences.values()))))
+    for width, of_width in sentences.items():
+        statistics = bleu_statistics([next(tokens) for _ in of_width], scorer.references)
+        arrays[f"bleu_beam{width}"] = statistics
+        metrics |= {f"bleu{n}_beam{width}": float(score) for n, score in enumerate(bleu(statistics.sum(0)), 1)}
+    return Evaluation(metrics, arrays)
 
 
 def captions_of_images(split: Split) -> list[list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from capbench.kernels.attention import attention_step
+from capbench.kernels.attention import attention_step, attention_weights
 
 
 class AdditiveAttention(nn.Module):
@@ -35,6 +35,12 @@ class AdditiveAttention(nn.Module):
         """The context sum_i alpha_i a_i and the weights alpha = softmax(e) of every beam."""
         return attention_step(keys, annotations, self.W_h(hidden), self.v.weight)
 
+    def weights(
+        self, keys: Float[Tensor, "image location attention"], hidden: Float[Tensor, "image beam hidden"]
+    ) -> Float[Tensor, "image beam location"]:
+        """The weights of `step` alone."""
+        return attention_weights(keys, self.W_h(hidden), self.v.weight)
+
 
 def context(
     weights: Float[Tensor, "image beam location"], annotations: Float[Tensor, "image location dim"]
@@ -44,9 +50,12 @@ def context(
 
 
 def lstm_step(
-    cell: nn.LSTMCell, x: Float[Tensor, "image beam input"], hidden: Tensor, memory: Tensor
+    gates: Float[Tensor, "image beam gates"], memory: Float[Tensor, "image beam hidden"]
 ) -> tuple[Float[Tensor, "image beam hidden"], Float[Tensor, "image beam hidden"]]:
-    """The next hidden state and cell of every beam."""
-    shape = hidden.shape
-    hidden, memory = cell(x.flatten(0, 1), (hidden.flatten(0, 1), memory.flatten(0, 1)))
-    return hidden.view(shape), memory.view(shape)
+    """h = o tanh(c) and c = f c_before + i g of every beam, from the inputs of the gates i, f, o and the candidate g.
+
+    Source: Hochreiter, Schmidhuber 1997, with the forget gate of Gers et al. 2000.
+    """
+    i, f, o, g = gates.chunk(4, -1)
+    memory = f.sigmoid() * memory + i.sigmoid() * g.tanh()
+    return o.sigmoid() * memory.tanh(), memory

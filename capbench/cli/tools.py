@@ -94,7 +94,7 @@ def caption(
     pictures
         An image file or a folder of them.
     beam
-        The beam size; the recipe's own if not given.
+        The beam size; the one that the run's own captions were scored with if not given.
     n_best
         How many captions to write for each image.
     attention
@@ -109,7 +109,7 @@ def caption(
         The folder of all runs.
     """
     from capbench.data.images import printable
-    from capbench.tools.caption import captioner, captions_of, draw_attention, write_results
+    from capbench.tools.caption import beam_of, captioner, captions_of, draw_attention, write_results
     from capbench.tools.drawing import ON_A_SHEET, check_drawable, draw_sheet
     from capbench.tools.pictures import look_at
 
@@ -122,7 +122,7 @@ def caption(
     seen = look_at(trained, pictures)
     if sheet is not None and len(seen.paths) > ON_A_SHEET:
         raise CapbenchError(f"--sheet draws {ON_A_SHEET} images at most, and {pictures} has {len(seen.paths):,}")
-    captioned = captions_of(trained, seen, beam or max(trained.recipe.beam_size, n_best), n_best)
+    captioned = captions_of(trained, seen, beam or max(beam_of(trained), n_best), n_best)
     for entry in captioned:
         say(printable(entry.picture))
         for words, log_prob in zip(entry.captions, entry.log_probs, strict=True):

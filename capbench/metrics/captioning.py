@@ -1,5 +1,9 @@
 """Caption metrics as coco-caption defines them: BLEU, METEOR, ROUGE-L, CIDEr-D and SPICE, and intervals for them.
 
+BLEU and METEOR are also given "as written", without a tokeniser: metrics.py of Show, Attend and Tell's released code
+runs the scorers on text files, whose references keep their capitals and full stops. A candidate begins with a capital
+letter and ends in " ." there.
+
 A corpus value of BLEU or METEOR comes from counts summed over the images, not from the mean of their values: those two
 keep the counts, from which intervals are drawn; the others keep a value for each image.
 """
@@ -42,13 +46,14 @@ _DRAWS_AT_ONCE = 2**22
 class CaptionScores:
     """The scores of one set of candidates. A metric that could not be computed is absent; `notes` says why.
 
-    `metrics`, all x 100: bleu1 to bleu4, bleu1_no_bp to bleu4_no_bp (without brevity penalty), meteor, rouge_l,
-    cider (CIDEr-D) and spice.
+    `metrics`, all x 100: bleu1 to bleu4, bleu1_no_bp to bleu4_no_bp (without brevity penalty), meteor, all of these
+    with _as_written after the name (bleu1_as_written_no_bp, meteor_as_written), rouge_l, cider (CIDEr-D) and spice.
     """
 
     metrics: dict[str, float]
     per_image: dict[str, NDArray[np.float64]] = field(repr=False)  # meteor, rouge_l, cider and spice, [image]
-    statistics: dict[str, NDArray[np.int64]] = field(repr=False)  # of bleu and meteor, [image, statistic]
+    # of bleu, meteor, bleu_as_written and meteor_as_written, [image, statistic]
+    statistics: dict[str, NDArray[np.int64]] = field(repr=False)
     notes: tuple[str, ...] = ()
 
 
@@ -68,6 +73,7 @@ class CaptionScorer:
         self.timeout = timeout
         self.has_java = find_java() is not None
         tokenised = iter(self.tokenize([caption for own in references for caption in own]))
+        self.written = references
         self.references = [[next(tokenised) for _ in own] for own in references]
         self._cider = cider_scorer.CiderScorer()
         self._cider.crefs = [cider_scorer.cook_refs(own) for own in self.references]
@@ -86,8 +92,9 @@ class CaptionScorer:
         if len(candidates) != len(self.references):
             images = f"{len(self.references):,} images"
             raise CapbenchError(f"{len(candidates):,} candidates for {images}: give one an image")
-        captions = self.tokenize(candidates)
+        captions, written = self.tokenize(candidates), [f"{text[:1].upper()}{text[1:]} ." for text in candidates]
         counts = {"bleu": bleu_statistics(captions, self.references)}
+        counts["bleu_as_written"] = bleu_statistics(written, self.written)
         per_image = {"rouge_l": self._rouge_l(captions)}
         notes = list(self._tokenizer_notes(captions))
         if len(captions) > 1:
@@ -97,7 +104,8 @@ class CaptionScorer:
                 "cider: not defined for a single image, because words are weighted by how many images have them"
             )
         try:
-            counts["meteor"] = meteor_statistics(captions, self.references, self.timeout)
+            both = meteor_statistics([*captions, *written], [*self.references, *self.written], self.timeout)
+            counts["meteor"], counts["meteor_as_written"] = np.split(both, 2)
         except CapbenchError as error:
             notes.append(f"meteor: {error}")
         try:
@@ -105,11 +113,13 @@ class CaptionScorer:
         except CapbenchError as error:
             notes.append(f"spice: {error}")
         metrics = {name: float(values.mean()) for name, values in per_image.items()}
-        for suffix, penalty in (("", True), ("_no_bp", False)):
-            values = bleu(counts["bleu"].sum(0), brevity_penalty=penalty)
-            metrics |= {f"bleu{n}{suffix}": float(value) for n, value in enumerate(values, start=1)}
+        for rule in ("", "_as_written"):
+            for suffix, penalty in (("", True), ("_no_bp", False)):
+                values = bleu(counts[f"bleu{rule}"].sum(0), brevity_penalty=penalty)
+                metrics |= {f"bleu{n}{rule}{suffix}": float(value) for n, value in enumerate(values, start=1)}
+            if f"meteor{rule}" in counts:
+                metrics[f"meteor{rule}"] = float(meteor(counts[f"meteor{rule}"].sum(0)))
         if "meteor" in counts:
-            metrics["meteor"] = float(meteor(counts["meteor"].sum(0)))
             per_image["meteor"] = meteor(counts["meteor"])
         return CaptionScores(metrics, per_image, counts, tuple(notes))
 

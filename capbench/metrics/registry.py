@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ RANK_TOLERANCE = 1.0
 RELATIVE_TOLERANCE = 0.03
 
 BEAMS = (*range(1, 10), 20)  # widths that a test set is searched with
+COCO, NO_PENALTY = "coco-caption", "without brevity penalty"  # rules of scoring captions
+AS_WRITTEN = "as written"  # without a tokeniser; see `capbench.metrics.captioning`
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
 _IMAGE_OF_QUERY = {  # the array that holds each query's image, by the array of the queries
     "caption_to_image": "image_of_caption",
@@ -49,6 +51,7 @@ class Metric:
     shown: bool = True  # in tables of ours; one that is not needs a paper that prints it
     family: str = ""  # heading of the column that it shares with others; "{}" stands for their members
     member: str = ""  # "1", "5" and "10" of the family "image to text R@{}"
+    rule: str = ""  # how captions are scored, in a few words; empty where there is but one way
 
     @property
     def image_of_query(self) -> str:
@@ -118,12 +121,14 @@ def _retrieval(direction: str, heading: str, name: str, family: str) -> Iterator
     yield Metric(f"{direction}_mean_rank", f"{heading} mean r", f"{name} mean rank", **mean)
 
 
-def _bleu(key: str, heading: str, name: str, array: str, penalty: bool = True, shown: str = "1234") -> Iterator[Metric]:
+def _bleu(
+    key: str, heading: str, name: str, array: str, rule: str, penalty: bool = True, shown: str = "1234"
+) -> Iterator[Metric]:
     """BLEU-1 to BLEU-4 of one array of counts; "{}" stands for the order."""
     for n in (1, 2, 3, 4):
         score = partial(_bleu_of_order, order=n, penalty=penalty)
         counts: dict[str, Any] = {"resampled": "corpus", "array": array, "compute": score, "shown": str(n) in shown}
-        family: dict[str, Any] = {"family": name, "member": str(n)}
+        family: dict[str, Any] = {"family": name, "member": str(n), "rule": rule}
         yield Metric(key.format(n), heading.format(n), name.format(n), **counts, **family)
 
 
@@ -145,12 +150,19 @@ def _known() -> Iterator[Metric]:
     yield from _retrieval("caption_to_image", "c→i", "caption to image", TEXT_TO_IMAGE)
     # Twice the tolerance of one recall: six times would take its six recalls to err together, all the same way.
     yield Metric("rsum", "rsum", "rsum, the sum of the six recalls", "points", tolerance=2 * RECALL_TOLERANCE)
-    yield from _bleu("bleu{}", "BLEU-{}", "BLEU-{}", "bleu_statistics")
+    yield from _bleu("bleu{}", "BLEU-{}", "BLEU-{}", "bleu_statistics", COCO)
     without = ("bleu{}_no_bp", "B-{} no bp", "BLEU-{} without brevity penalty")
-    yield from _bleu(*without, "bleu_statistics", penalty=False, shown="4")
-    yield Metric("meteor", "METEOR", "METEOR", resampled="corpus", array="meteor_statistics", compute=meteor)
+    yield from _bleu(*without, "bleu_statistics", f"{COCO}, {NO_PENALTY}", penalty=False)
+    counts: dict[str, Any] = {"resampled": "corpus", "compute": meteor}
+    yield Metric("meteor", "METEOR", "METEOR", array="meteor_statistics", rule=COCO, **counts)
     for key, heading in (("rouge_l", "ROUGE-L"), ("cider", "CIDEr-D"), ("spice", "SPICE")):
-        yield Metric(key, heading, heading, resampled="queries", array=key)
+        yield Metric(key, heading, heading, resampled="queries", array=key, rule=COCO)
+    written = ("bleu{}_as_written", "B-{} as written", "BLEU-{} as written")
+    yield from _bleu(*written, "bleu_as_written_statistics", AS_WRITTEN, shown="")
+    without = (f"{written[0]}_no_bp", f"{written[1]}, no bp", f"{written[2]}, {NO_PENALTY}")
+    yield from _bleu(*without, "bleu_as_written_statistics", f"{AS_WRITTEN}, {NO_PENALTY}", penalty=False)
+    words = ("meteor_as_written", "METEOR as written", "METEOR as written")
+    yield Metric(*words, array="meteor_as_written_statistics", rule=AS_WRITTEN, **counts)
     share: dict[str, Any] = {"tolerance": RELATIVE_TOLERANCE, "relative": True}
     yield Metric("perplexity", "perplexity", "perplexity of a word", digits=2, lower_is_better=True, **share)
     yield Metric("novelty", "new", "captions that are not in the training set", "%")
@@ -167,19 +179,21 @@ def _known() -> Iterator[Metric]:
     )
     for n in (1, 2, 3, 4):  # as the article computes it, from no counts that a record keeps
         words = (f"article_bleu{n}", f"art. B-{n}", f"BLEU-{n} as the article")
-        yield Metric(*words, family="BLEU-{} as the article", member=str(n))
+        yield Metric(*words, family="BLEU-{} as the article", member=str(n), rule="as the article")
     for beta in BETAS:
         words = (f"snippet_f1_beta{beta:g}", f"F1 β {beta:g}", f"F1 of snippets, affinity {beta:g}")
         yield Metric(*words, unit="%", family="F1 β {}", member=f"{beta:g}")
-    yield from _bleu("region_bleu{}", "region B-{}", "BLEU-{} on regions", "region_bleu_statistics")
+    yield from _bleu("region_bleu{}", "region B-{}", "BLEU-{} on regions", "region_bleu_statistics", COCO)
     yield Metric("article_accuracy", "art. acc.", "argmax accuracy as the article", "%")
     entropy = {"digits": 2, "lower_is_better": True, **share}
     yield Metric("article_cross_entropy", "art. CE", "cross entropy as the article", **entropy)
-    for n in BEAMS:
-        score = partial(_bleu_of_order, order=4, penalty=True)
-        counts: dict[str, Any] = {"resampled": "corpus", "array": f"bleu_beam{n}", "compute": score}
-        counts |= {"family": "BLEU-4, beam {}", "member": str(n)}
-        yield Metric(f"bleu4_beam{n}", f"B-4 beam {n}", f"BLEU-4, beam {n}", shown=False, **counts)
+    for width in BEAMS:
+        words = (f"bleu{{}}_beam{width}", f"B-{{}} beam {width}", f"BLEU-{{}}, beam {width}")
+        of_beam = _bleu(*words, f"bleu_beam{width}", COCO, shown="")
+        yield from (replace(entry, family=f"BLEU-{entry.member}, beam {{}}", member=str(width)) for entry in of_beam)
+        words = (f"validation_bleu4_beam{width}", f"val. B-4 beam {width}", f"BLEU-4 on validation, beam {width}")
+        yield Metric(*words, shown=False, family="BLEU-4 on validation, beam {}", member=str(width), rule=COCO)
+    yield Metric("beam", "beam", "width of the beam", digits=0, shown=False)
     yield Metric("log_likelihood", "log p", "log-likelihood of a word", digits=2, shown=False, **share)
     yield Metric("word_accuracy", "word acc.", "next words guessed right", "%", shown=False)
     yield Metric("distinct2", "distinct-2", "distinct bigrams", "%", shown=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from capbench.base.errors import CapbenchError
+from capbench.base.json_records import read_record
 from capbench.data.images import PictureFiles
 from capbench.data.vocabulary import UNKNOWN, Vocabulary, tokenize
+from capbench.evidence.records import Result
+from capbench.runs.harness import Places
 from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, description
 from capbench.runs.paper import paper
 from capbench.training import checkpoint
@@ -44,6 +47,7 @@ class Trained:
     vocabulary: Vocabulary
     model: nn.Module  # with the weights of its best epoch
     encoder_weights: Mapping[str, Tensor]  # of a fine-tuned encoder, else empty
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of its record; empty where that is gone
 
     def __str__(self) -> str:
         """The run, and a warning if its data are no photographs."""
@@ -122,7 +126,12 @@ def load_run(folder: Path) -> Trained:
     encoder_weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     own_weights = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
     load_state_dict(model, own_weights, folder / checkpoint.SNAPSHOT)
-    return Trained(job, recipe, vocabulary, model.eval(), encoder_weights)
+    return Trained(job, recipe, vocabulary, model.eval(), encoder_weights, _metrics(folder, described.records))
+
+
+def _metrics(folder: Path, records: Sequence[str]) -> Mapping[str, float]:
+    paths = [path for path in (Places(folder.parents[1]).records / name for name in records) if path.exists()]
+    return read_record(Result, paths[0]).metrics if paths else {}
 
 
 def finished_runs(runs: Path) -> list[Path]:

@@ -46,6 +46,11 @@ def captioner(run: Path | None, runs: Path) -> Trained:
     return find_run(run, runs, Captioner, "captioner", "capbench run show-attend-tell")
 
 
+def beam_of(trained: Trained) -> int:
+    """The width of the beam that the run's own captions were scored with; the recipe's where its record is gone."""
+    return int(trained.metrics.get("beam", trained.recipe.beam_size))
+
+
 @torch.no_grad()
 def captions_of(trained: Trained, pictures: Seen, beam_size: int, n_best: int) -> list[Captioned]:
     """The `n_best` captions of each picture, by beam search."""

@@ -144,6 +144,6 @@ def _on_scenes(recipe: AlignmentRecipe | GeneratorRecipe) -> AlignmentRecipe | G
         training = replace(training, epochs=3, learning_rate=2e-3, lr_step_epochs=2, ema_decay=0.98)
     small = replace(recipe, word_dim=64, dropout=0.2, region_provider="objects", training=training)
     if isinstance(small, GeneratorRecipe):
-        return replace(small, hidden_dim=128)
+        return replace(small, hidden_dim=128, choose_beam=False)
     word_dim = None if small.word_vectors == "file" else 64
     return replace(small, embedding_dim=128, hidden_dim=64, word_dim=word_dim)

@@ -64,4 +64,5 @@ def _on_scenes(recipe: NICRecipe) -> NICRecipe:
     if training.optimizer == "adam":
         training = replace(training, learning_rate=3e-3, ema_decay=0.98)
     view: View = "whole" if recipe.view == "views" else recipe.view
-    return replace(recipe, embedding_dim=128, hidden_dim=128, dropout=0.2, view=view, beam_size=3, training=training)
+    small = replace(recipe, embedding_dim=128, hidden_dim=128, dropout=0.2, view=view, training=training)
+    return replace(small, beam_size=3, choose_beam=False)
