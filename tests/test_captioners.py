@@ -200,6 +200,7 @@ def test_every_preset_trains_and_is_scored(name, preset, places, few):
         assert len(recalls) == 6
         assert found.metrics["rsum"] == pytest.approx(sum(recalls))
         assert arrays["caption_to_image"].shape == (len(few.split("test").caption_index),)
+        assert not list(places.runs.rglob("scratch")), "unfinished work of a run that is recorded"
     if name == "translational":
         assert 0 <= found.metrics["article_accuracy"] <= 100
 

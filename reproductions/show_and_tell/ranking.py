@@ -31,8 +31,6 @@ from reproductions.show_and_tell.model import ShowAndTell
 IMAGES_AT_ONCE = 8  # kept together when they are done; their states of one depth take 300 MB on Flickr8K
 PREFIXES_AT_ONCE = 64  # the scores of all words after them, for the images at once, are about as large as a cache
 
-State = Float[Tensor, "2 prefix image hidden"]  # m and c
-
 
 def normalised(log_p: Float[Tensor, "image caption"]) -> Float[Tensor, "image caption"]:
     """log p(S | I) - log sum_I' p(S | I'), the sum being over the images given.
@@ -118,13 +116,15 @@ class _Reader:
         w_ih, self.w_hh, b_ih, b_hh = (model.lstm.get_parameter(f"{name}_l0") for name in _PARAMETERS)
         self.of_word = model.W_e.weight @ w_ih.T + b_ih + b_hh
 
-    def start(self, images: Float[Tensor, "image feature"]) -> State:
-        """The state after the image and START, the only prefix of its length."""
+    def start(self, images: Float[Tensor, "image feature"]) -> Float[Tensor, "2 1 image hidden"]:
+        """The state, m and c, after the image and START, the only prefix of its length."""
         state = self.model.start(images)
         m, c = (state[name].transpose(0, 1) for name in ("hidden", "cell"))
         return _lstm(m @ self.w_hh.T + self.of_word[START], c)
 
-    def step(self, state: State, block: Block) -> State:
+    def step(
+        self, state: Float[Tensor, "2 prefix image hidden"], block: Block
+    ) -> Float[Tensor, "2 longer image hidden"]:
         """The state after the block's longer prefixes, given that after its prefixes. Siblings share W_hh m."""
         m, c = state
         at, word = (entry[: block.longer.stop - block.longer.start] for entry in (block.at, block.word))
@@ -132,7 +132,9 @@ class _Reader:
         gates = (m[parents] @ self.w_hh.T)[which]
         return _lstm(gates.add_(self.of_word[word][:, None]), c[at])
 
-    def log_probs(self, state: State, block: Block) -> Float64[Tensor, "follower image"]:
+    def log_probs(
+        self, state: Float[Tensor, "2 prefix image hidden"], block: Block
+    ) -> Float64[Tensor, "follower image"]:
         """log p of the words that follow the block's prefixes."""
         scores = self.model.word(state[0])
         followers = scores[block.at, :, block.word]
@@ -144,8 +146,8 @@ class _Reader:
 _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _lstm(gates: Float[Tensor, "prefix image gates"], c: Float[Tensor, "prefix image hidden"]) -> State:
-    """The state after a step. Overwrites `gates`."""
+def _lstm(gates: Float[Tensor, "prefix image gates"], c: Float[Tensor, "prefix image hidden"]) -> Tensor:
+    """m and c after a step, [2, prefix, image, hidden]. Overwrites `gates`."""
     i, f, g, o = gates.chunk(4, -1)
     c = f.sigmoid_().mul_(c).add_(i.sigmoid_().mul_(g.tanh_()))
     return torch.stack([o.sigmoid_().mul_(c.tanh()), c])
