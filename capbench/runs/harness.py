@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,7 @@ from capbench.training.machine import ENERGY_OF, peak_memory_bytes, restart_peak
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import Features, features
 
-LOCK = ".lock"
+LOCK, SCRATCH = ".lock", "scratch"
 
 OnJobStep = Callable[[Job, TrainingState, int], None]  # see `capbench.training.loop.train`
 
@@ -120,9 +121,10 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
             seeds = range(job.seed * recipe.ensemble_size, (job.seed + 1) * recipe.ensemble_size)
             sources = (replace(job, preset=recipe.init_from, seed=seed) for seed in seeds)
             inputs = replace(inputs, init=tuple(_snapshot(each, places, materials, report) for each in sources))
+        inputs = replace(inputs, scratch=folder / SCRATCH)
         wanted = identity(job, recipe, inputs)
         if fresh:
-            checkpoint.clear(folder)
+            _clear(folder)
         elif finished := _finished(folder, wanted, places):
             return finished
         return _train_and_record(owner, job, recipe, inputs, wanted, places, report)
@@ -163,7 +165,7 @@ def _train_and_record(
         )
     inputs.vocabulary.save(folder / VOCABULARY)
     described = describe(folder, wanted, inputs.features.array.shape[-1], [path.name for path in records])
-    checkpoint.clear(folder)
+    _clear(folder)
     return FinishedRun(tuple(records), described.finished, trained=True)
 
 
@@ -208,6 +210,12 @@ def _result(
         notes=[protocol_line(scored), *evaluation.notes, *damaged, *skipped],
         **made_by,
     )
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run keeps until it is recorded."""
+    checkpoint.clear(folder)
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
 
 
 def _precision(training: Training, device: torch.device) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -66,6 +67,7 @@ class Inputs:
     vocabulary: Vocabulary
     init: tuple[Mapping[str, Tensor], ...] = ()  # snapshots of `init_from`, one or `ensemble_size`, by parameter name
     skips_unknown: bool = False  # whether captions lose the words outside the vocabulary; else each becomes UNKNOWN
+    scratch: Path | None = None  # a folder for unfinished work, kept until the run is recorded
     _encoded: dict[str, list[list[int]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def encoded(self, split: str) -> list[list[int]]:
