@@ -148,7 +148,7 @@ def test_dropout_takes_word_vectors_the_encoded_image_and_states_on_their_way_to
             masks.append(2.0 * (torch.rand_like(x) < 0.5))
             return x * masks[-1]
 
-    model.dropout = Fixed()
+    model.register_module("dropout", Fixed())
     y = model(images, captions).detach()
     of_words, of_images, of_states = masks
     theirs = {name: torch.from_numpy(value) for name, value in released(model.state_dict()).items()}
