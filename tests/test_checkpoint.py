@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from capbench.base.errors import CapbenchError
 from capbench.training import checkpoint
+from capbench.training.rmsprop import RMSProp
 from tests.processes import begin
 
 
@@ -110,7 +112,10 @@ def test_differences_name_each_key_with_both_values():
     ]
 
 
-@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+CENTRED = partial(RMSProp, decay=0.9, epsilon=1e-8, centred=True)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD, CENTRED])
 def test_an_optimiser_goes_on_exactly_where_it_was(make):
     def problem():
         torch.manual_seed(0)

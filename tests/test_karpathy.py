@@ -120,9 +120,45 @@ def test_the_margin_loss_by_hand():
     assert float(structured_margin(scores, torch.tensor([0, 1, 1]), 1.0)) == pytest.approx(0.5 + 1.5 + 0.0)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm"])
-def test_steps_of_the_generator_give_what_its_forward_gives(cell):
-    model, images = generator(cell=cell), torch.randn(2, DIM)
+def test_the_gradient_of_the_cost_is_that_of_equations_1_to_9():
+    model, regions = alignment().requires_grad_(True), torch.randn(3, 4, DIM).double()
+
+    def by_the_equations() -> torch.Tensor:
+        v = [own @ model.W_m.weight.T + model.W_m.bias for own in regions]  # equation 1
+        s = [words_by_the_equations(model, c[:n]) for c, n in zip(CAPTIONS, LENGTHS, strict=True)]  # 2 to 6
+        S = torch.stack([torch.stack([(s_l @ v_k.T).max(1).values.sum() for s_l in s]) for v_k in v])  # noqa: N806 (8)
+        k = range(3)
+        captions = sum(relu(S[i, j] - S[i, i] + 1) for i in k for j in k if i != j)
+        images = sum(relu(S[j, i] - S[i, i] + 1) for i in k for j in k if i != j)
+        return torch.as_tensor(captions + images)  # equation 9
+
+    expected = by_the_equations()
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(expected, list(parameters.values()))
+    cost = structured_margin(model(regions, CAPTIONS, LENGTHS), torch.arange(3), 1.0)
+    cost.backward()
+    assert torch.allclose(cost, expected, rtol=1e-12)
+    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        assert gradient.abs().max() > 0, name
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, gradient, atol=1e-10), name
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_dropout_takes_features_from_each_region_or_the_same_from_all_regions_of_an_image(shared):
+    model = alignment(dropout=0.5, shared_mask=shared).train()
+    model.register_module("W_m", torch.nn.Identity())
+    kept = model.embed_regions(torch.ones(5, 6, DIM).double()) != 0
+    assert 0 < float(kept.double().mean()) < 1
+    assert torch.equal(kept, kept[:, :1].expand_as(kept)) == shared
+    assert not torch.equal(kept, kept[:1].expand_as(kept))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"cell": "lstm"}, {"feed_image": "always"}, {"cell": "lstm", "feed_image": "always"}]
+)
+def test_steps_of_the_generator_give_what_its_forward_gives(changes):
+    model, images = generator(**changes), torch.randn(2, DIM)
     captions = torch.tensor([[START, 5, 6, 7, END, 0], [START, 9, 8, 7, 6, END]])
     scores = model(images, captions).log_softmax(-1)
     state, step = model.start(images), model.step(images)
@@ -308,7 +344,7 @@ def short(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("capbench.runs.loaded.paper", lambda name: owner)
 
 
-@pytest.mark.parametrize("preset", ["brnn-ours", "rnn-regions-ours"])
+@pytest.mark.parametrize("preset", ["brnn-ours", "rnn-regions-ours", "rnn-released"])
 @pytest.mark.usefixtures("short")
 def test_a_run_that_was_stopped_and_resumed_has_the_bits_of_one_that_was_not(preset, tmp_path):
     def stop(job, state, batches):
@@ -327,5 +363,5 @@ def test_a_run_that_was_stopped_and_resumed_has_the_bits_of_one_that_was_not(pre
         assert record.peak_memory_bytes is None or record.peak_memory_bytes > 0
     assert found[0][0] == found[1][0]
     assert all(np.array_equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
-    expected = "pointing" if preset == "brnn-ours" else "region_bleu1"
+    expected = {"brnn-ours": "pointing", "rnn-regions-ours": "region_bleu1", "rnn-released": "bleu4"}[preset]
     assert expected in found[0][0]

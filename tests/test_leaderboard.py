@@ -191,6 +191,14 @@ def test_a_target_with_several_runs_counts_once_by_the_best_of_them(tmp_path):
     assert "1 matched or better, 0 close, 0 short, 0 not run" in text(fake(tmp_path / "p", reported()), results)
 
 
+def test_a_target_is_compared_with_its_own_preset_and_with_the_others_it_names(tmp_path):
+    number = reported(preset="unborn", compare_with=("hard",))
+    assert number.presets == ("unborn", "hard")
+    shown = text(fake(tmp_path / "p", number), saved(tmp_path, *three_seeds()))
+    assert "1 matched or better, 0 close, 0 short, 0 not run" in shown
+    assert "| `unborn`: not run" in shown
+
+
 def test_a_number_without_a_run_is_pending_and_says_which_command_fills_it(tmp_path):
     paper = fake(tmp_path / "p", reported(dataset="coco", encoder="ResNet-152"), reported(dataset="mine"))
     shown = text(paper, saved(tmp_path))

@@ -17,7 +17,7 @@ from torch import nn
 from capbench.base.errors import CapbenchError, StoppedError
 from capbench.training import checkpoint, machine
 from capbench.training.experiment import Evaluation, Training
-from capbench.training.loop import finished, learning_rate, train
+from capbench.training.loop import finished, learning_rate, make_optimizer, train
 from tests.processes import begin
 
 TRAINING = Training(epochs=4, batch_size=8, learning_rate=0.05, lr_step_epochs=2, clip_norm=1.0)
@@ -89,6 +89,25 @@ def test_a_run_stopped_twice_in_one_epoch_ends_with_the_same_bits(tmp_path):
         with pytest.raises(StoppedError):
             outcome(tmp_path / "stopped", report=stop_after(step))
     assert_same(outcome(tmp_path / "stopped"), whole)
+
+
+@pytest.mark.parametrize(("centred", "momentum", "weight_decay"), [(False, 0.0, 0.0), (True, 0.9, 0.1)])
+def test_rmsprop_follows_its_equations_with_epsilon_under_the_root(centred, momentum, weight_decay):
+    options = {"optimizer": "rmsprop", "rms_decay": 0.95, "rms_epsilon": 1e-4, "rms_centred": centred}
+    training = replace(TRAINING, learning_rate=1e-2, momentum=momentum, weight_decay=weight_decay, **options)
+    parameter, untouched = nn.Parameter(torch.linspace(-1, 1, 5).double()), nn.Parameter(torch.ones(2))
+    optimizer = make_optimizer(training, [parameter, untouched])
+    w = parameter.detach().numpy().copy()
+    v = m = u = np.zeros(5)
+    for step in range(6):
+        g = np.sin(3 * w + step) + weight_decay * w
+        v, m = 0.95 * v + 0.05 * g**2, 0.95 * m + 0.05 * g
+        u = momentum * u + g / np.sqrt(v - (m**2 if centred else 0) + 1e-4)
+        w = w - 1e-2 * u
+        parameter.grad = (3 * parameter.detach() + step).sin()
+        optimizer.step()
+        assert np.abs(parameter.detach().numpy() - w).max() < 1e-12
+    assert torch.equal(untouched.detach(), torch.ones(2))
 
 
 AVERAGED = replace(TRAINING, ema_decay=0.9)

@@ -31,7 +31,7 @@ class Reported:
     protocol: str
     split: str
     system: str
-    preset: str  # ours that is compared with it; every target has one
+    preset: str  # ours that reproduces it; every target has one
     encoder: str
     crop: str
     train_split: str
@@ -42,12 +42,12 @@ class Reported:
     source: str
     confidence: str  # "two-sources", "one-source", or "memory": known by heart alone, marked until confirmed
     role: Role  # "target": the paper's own result; "baseline": another system's; "context": only recorded
-    compare_with: tuple[str, ...]  # our presets that a baseline is compared with
+    compare_with: tuple[str, ...]  # further presets of ours that are compared with it
 
     @property
     def presets(self) -> tuple[str, ...]:
         """The presets of ours that this number is compared with."""
-        return (self.preset,) if self.role == "target" else self.compare_with
+        return (self.preset, *self.compare_with) if self.role == "target" else self.compare_with
 
     @property
     def number(self) -> float:
