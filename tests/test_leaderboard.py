@@ -591,7 +591,8 @@ def test_the_rows_are_a_table_too(tmp_path):
 def test_check_names_what_is_missing_changed_or_left_over_and_write_mends_it(tmp_path):
     papers = {"fake": fake(tmp_path / "p", reported())}
     saved(tmp_path, record())
-    assert leaderboard.write(papers, tmp_path) == [tmp_path / name for name in ("README.md", "fake.md", "kernels.md")]
+    pages = [tmp_path / name for name in ("README.md", "fake.md", "kernels.md", "encoders.md")]
+    assert leaderboard.write(papers, tmp_path) == pages
     assert leaderboard.check(papers, tmp_path) == []
     (plot,) = (tmp_path / "plots").glob("*-curves.svg")
     old = plot.with_name("fake-gone-curves.svg")
@@ -715,6 +716,6 @@ def test_a_page_with_own_runs_is_restored_from_the_committed_records(tmp_path):
 def test_a_folder_without_records_is_refused_and_no_empty_page_is_written(tmp_path):
     papers = {"fake": fake(tmp_path / "p")}
     for command in (leaderboard.write, leaderboard.check, leaderboard.rows_as_json):
-        with pytest.raises(CapbenchError, match="typo has no record in results/ or timings/"):
+        with pytest.raises(CapbenchError, match="typo has no record in results/, timings/ or probes/"):
             command(papers, tmp_path / "typo")
     assert not (tmp_path / "typo").exists()

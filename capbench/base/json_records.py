@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping
@@ -71,6 +72,12 @@ def _claimed(folder: Path, prefix: str) -> tuple[str, Path]:
         reason = error.strerror or error
         raise CapbenchError(f"cannot write to {folder}: {reason}; choose another folder") from error
     raise CapbenchError(f"no free record name for {prefix} in {folder} after 100 tries; choose another folder")
+
+
+def as_json(record: JsonRecord) -> bytes:
+    """Indented JSON with each list of numbers on one line. JSON strings hold no line ends, so none is changed."""
+    text = json.dumps(record.model_dump(mode="json"), indent=1) + "\n"
+    return re.sub(r"\[\n[-+.\deE,\s]+\]", lambda numbers: "[" + " ".join(numbers[0][1:-1].split()) + "]", text).encode()
 
 
 def load_records(model: type[AnyRecord], folder: Path) -> list[AnyRecord]:

@@ -9,7 +9,7 @@ from capbench.cli.data import datasets, export, features
 from capbench.cli.leaderboard import leaderboard
 from capbench.cli.records import add
 from capbench.cli.run import run
-from capbench.cli.tools import align, caption, search
+from capbench.cli.tools import align, caption, probe, search
 
 EXIT_CODES = """Exit codes:
 
@@ -27,7 +27,7 @@ app = App(
     help_epilogue=EXIT_CODES,
     default_parameter=Parameter(negative=()),  # no --no-check, no --empty-preset
 )
-for command in (run, leaderboard, features, search, caption, align):
+for command in (run, leaderboard, features, probe, search, caption, align):
     app.command(command)
 
 data = App(name="datasets", default_command=datasets)

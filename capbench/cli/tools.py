@@ -1,13 +1,14 @@
-"""`capbench search`, `caption` and `align`: a trained model at work on pictures of one's own."""
+"""`capbench search`, `caption` and `align`: a trained model at work on pictures of one's own; and `capbench probe`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from capbench.base.errors import CapbenchError
-from capbench.cli.options import Affinity, Count, Json
+from capbench.cli.options import Affinity, Count, Dataset, Encoder, Json, OneOrMore, View
 from capbench.cli.output import say
 
 
@@ -180,6 +181,49 @@ def align(
     say(f"with {trained}")
     for line in alignment.as_text(aligned):
         say(line)
+
+
+def probe(
+    encoders: list[Encoder],
+    /,
+    *,
+    dataset: Dataset = "flickr8k",
+    view: View = "whole",
+    images: Annotated[list[Count] | None, OneOrMore] = None,
+    out: Path = Path("leaderboards/probes"),
+) -> None:
+    """Measure what an encoder's features tell of the words of captions, and record it.
+
+    A ridge regression tells from the features of an image whether its captions have each of the 200 most frequent
+    content words. Printed is the mean area under the ROC curve on the test images, with its standard error.
+
+    Parameters
+    ----------
+    encoders
+        One or several networks: torchvision's names, or timm/<name>.
+    dataset
+        The data set.
+    view
+        What the network sees; see `capbench features`.
+    images
+        How many training images the regression is fitted on; 1,000, 2,000 and all if not given.
+    out
+        The folder of the records, from which `capbench leaderboard` makes encoders.md.
+    """
+    from capbench.base.files import check_writable
+    from capbench.data.datasets import load_dataset
+    from capbench.evidence.probes import save_probe
+    from capbench.tools.probe import probe_encoder
+    from capbench.vision import encoders as vision
+
+    check_writable(out)
+    pictures = load_dataset(dataset)
+    for name in encoders:
+        record = probe_encoder(pictures, vision.Encoder(name), view, images or ())
+        for entry in record.entries:
+            measured = f"{entry.area:.4f} (standard error {entry.standard_error:.4f})"
+            say(f"{name}, {entry.images:,} training images: {measured}")
+        say(save_probe(record, out))
 
 
 def _passed_over(paths: Sequence[Path]) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
+from capbench.evidence.probes import ProbeRecord, load_probes
 from capbench.evidence.results import Results
-from capbench.leaderboard import index, kernels
+from capbench.leaderboard import encoders, index, kernels
 from capbench.leaderboard.board import Board, Row, board
 from capbench.leaderboard.page import page
 from capbench.leaderboard.pictures import pictures
@@ -34,17 +35,22 @@ def render(committed: Board, local: Board | None = None) -> dict[str, bytes]:
     return {f"{committed.paper.name}.md": text.encode()} | {picture.path: content for picture, content in drawn}
 
 
-def render_all(papers: Mapping[str, Paper], results: Results, timings: Sequence[TimingRecord] = ()) -> dict[str, bytes]:
-    """Every page and plot, the kernels' page, and README.md, the index over them."""
+def render_all(
+    papers: Mapping[str, Paper],
+    results: Results,
+    timings: Sequence[TimingRecord] = (),
+    probes: Sequence[ProbeRecord] = (),
+) -> dict[str, bytes]:
+    """Every page and plot, the pages of kernels and of encoders, and README.md, the index over them."""
     boards = [board(paper, results) for paper in papers.values()]
-    files = {"README.md": index.page(boards, results, timings).encode()}
+    files = {"README.md": index.page(boards, results, timings, probes).encode()}
     for each in boards:
         files |= render(each)
-    return files | kernels.render(timings)
+    return files | kernels.render(timings) | encoders.render(probes)
 
 
 def write(papers: Mapping[str, Paper], folder: Path) -> list[Path]:
-    """Write the pages of `folder` from its records in results/ and timings/; remove those that no record gives.
+    """Write the pages of `folder` from its records; remove those that no record gives.
 
     Returns the paths of the pages. Raises CapbenchError for a folder without records, or one that cannot be written.
     """
@@ -72,7 +78,7 @@ def check(papers: Mapping[str, Paper], folder: Path) -> list[Path]:
 
 def rows_as_json(papers: Mapping[str, Paper], folder: Path) -> list[dict[str, Any]]:
     """Every row of a leaderboards folder as plain JSON values, in the order of the pages."""
-    results, _ = _records(folder)
+    results, *_ = _records(folder)
     return [asdict(row) for paper in papers.values() for row in board(paper, results).rows]
 
 
@@ -83,11 +89,14 @@ def frame(papers: Mapping[str, Paper], folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows_as_json(papers, folder), columns=[field.name for field in fields(Row)])
 
 
-def _records(folder: Path) -> tuple[Results, list[TimingRecord]]:
-    results, timings = Results.load(folder / "results"), load_timings(folder / "timings")
-    if folder != FOLDER and not results.records and not timings:
-        raise CapbenchError(f"{folder} has no record in results/ or timings/; is it the folder that you meant?")
-    return results, timings
+def _records(folder: Path) -> tuple[Results, list[TimingRecord], list[ProbeRecord]]:
+    results = Results.load(folder / "results")
+    timings, probes = load_timings(folder / "timings"), load_probes(folder / "probes")
+    if folder != FOLDER and not results.records and not timings and not probes:
+        raise CapbenchError(
+            f"{folder} has no record in results/, timings/ or probes/; is it the folder that you meant?"
+        )
+    return results, timings, probes
 
 
 def _written(files: Mapping[str, bytes], folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from capbench.evidence.probes import ProbeRecord
 from capbench.evidence.results import Results
 from capbench.leaderboard import cells, legend
 from capbench.leaderboard.board import Board
@@ -13,8 +14,14 @@ from capbench.leaderboard.page import GENERATED, claims
 from capbench.timing.records import TimingRecord
 
 
-def page(boards: Sequence[Board], results: Results, timings: Sequence[TimingRecord] = ()) -> str:
+def page(
+    boards: Sequence[Board],
+    results: Results,
+    timings: Sequence[TimingRecord] = (),
+    probes: Sequence[ProbeRecord] = (),
+) -> str:
     """The index as markdown."""
+    probed = ", ".join(sorted({record.dataset for record in probes}))
     devices = ", ".join(escape(name) for name in sorted({record.device for record in timings}))
     own, others = "the paper's own numbers", "other systems' numbers (baselines)"
     head = ["paper", "data sets", "seeds run", own, others, "claims"]
@@ -25,6 +32,8 @@ def page(boards: Sequence[Board], results: Results, timings: Sequence[TimingReco
         table(head, map(_line, boards), "llrlll"),
         "What the core's operations cost beside their strongest baselines: [kernels](kernels.md), "
         + (f"on {devices}." if devices else "not yet timed."),
+        "What an encoder's features tell of the words of captions: [encoders](encoders.md), "
+        + (f"on {escape(probed)}." if probed else "not yet measured."),
         *legend.blocks(),
         "## How the pages are made",
         "From the records in `results/` and the papers' reported numbers alone. To make the pages again, to see "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, field_validator
 
 from capbench.base.files import atomic_write
-from capbench.base.json_records import RECORD_CONFIG, JsonRecord, load_records, new_stem
+from capbench.base.json_records import RECORD_CONFIG, JsonRecord, as_json, load_records, new_stem
 from capbench.base.provenance import Moment, provenance
 from capbench.timing.measure import Ceilings, Timing, roofline_bound
 
@@ -102,7 +101,7 @@ def save_timings(record: TimingRecord, folder: Path) -> Path:
     Raises CapbenchError when the folder cannot be written.
     """
     device = re.sub(r"[^a-z0-9]+", "-", record.device.lower()).strip("-")[:60] or "device"
-    content = _one_line_a_list(json.dumps(record.model_dump(mode="json"), indent=1) + "\n").encode()
+    content = as_json(record)
     with new_stem(folder, device, record.started) as stem:
         atomic_write(folder / f"{stem}.json", content)
     return folder / f"{stem}.json"
@@ -111,11 +110,6 @@ def save_timings(record: TimingRecord, folder: Path) -> Path:
 def load_timings(folder: Path) -> list[TimingRecord]:
     """Every readable timing record in `folder`; see `load_records` for damaged files and other schemas."""
     return load_records(TimingRecord, folder)
-
-
-def _one_line_a_list(text: str) -> str:
-    """Indented JSON with each list of numbers on one line. JSON strings hold no line ends, so none is changed."""
-    return re.sub(r"\[\n[-+.\deE,\s]+\]", lambda numbers: "[" + " ".join(numbers[0][1:-1].split()) + "]", text)
 
 
 @dataclass(frozen=True)
