@@ -22,7 +22,7 @@ PUBLISHED = Training(
     learning_rate=1e-4, optimizer="rmsprop", momentum=0.9, rms_decay=0.95, rms_epsilon=1e-4, rms_centred=True,
 )  # fmt: skip
 OURS = Training(
-    epochs=8, batch_size=128, learning_rate=8e-4, lr_step_epochs=5, clip_norm=5.0, patience=3, ema_decay=0.998
+    epochs=7, batch_size=128, learning_rate=8e-4, lr_step_epochs=5, clip_norm=5.0, patience=3, ema_decay=0.998
 )
 
 
