@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from capbench.captioners.experiment import CaptioningExperiment
 from capbench.data.batches import distinct, padded
 from capbench.data.datasets import load_dataset
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import Vocabulary
 from capbench.metrics.retrieval import embedding_ranks
 from capbench.runs.paper import paper
-from capbench.training.experiment import Inputs
+from capbench.training.experiment import Evaluation, Inputs
 from capbench.vision.encoders import Encoder, Output
 from capbench.vision.features import features
 from reproductions.vsepp.model import VSE
@@ -129,6 +130,16 @@ def test_show_and_tell_scores_equal_captions_once(tmp_path, monkeypatch):
     ((_, _, captions, _),) = scored
     assert len(captions) == log_p.shape[1] - REPEATED
     assert_repeated(log_p)
+
+
+def test_show_and_tell_says_that_too_many_pairs_are_not_ranked(tmp_path, monkeypatch):
+    made = experiment("show_and_tell", "nic-ours", "vector", tmp_path, embedding_dim=96, hidden_dim=96)
+    monkeypatch.setattr(CaptioningExperiment, "score", lambda self, split, likelihood: Evaluation({"bleu4": 7.0}, {}))
+    split = made.inputs.dataset.split("test")
+    monkeypatch.setattr(SHOW_AND_TELL, "PAIRS", len(split.image_index) * len(split.caption_index) - 1)
+    scores = made.score(split, {})
+    assert scores.metrics == {"bleu4": 7.0}
+    assert [note.partition(":")[0] for note in scores.notes] == ["image_to_caption", "caption_to_image"]
 
 
 @pytest.mark.skipif("CAPBENCH_DATA" not in os.environ, reason="CAPBENCH_DATA is not set")

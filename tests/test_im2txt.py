@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from capbench.captioners.decoding import beam_search
+from capbench.captioners.decoding import State, beam_search
 from capbench.data.batches import padded
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, Vocabulary
@@ -114,7 +114,9 @@ def test_the_loss_and_its_gradients_are_those_of_the_release():
     gradients = Released(*torch.autograd.grad(of_release, variables)).in_our_layout()
     assert loss.item() == pytest.approx(of_release.item(), abs=1e-12)
     for name, gradient in gradients.items():
-        assert torch.allclose(model.get_parameter(name).grad, gradient, rtol=0, atol=1e-12), name
+        found = model.get_parameter(name).grad
+        assert found is not None, name
+        assert torch.allclose(found, gradient, rtol=0, atol=1e-12), name
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -125,6 +127,7 @@ def test_a_step_is_that_of_the_release_with_its_gradient_clipped_or_not(scale):
     model = ours(released)
     optimizer = make_optimizer(NIC.training, [value for value in model.parameters() if value.requires_grad])
     objective(model, images, padded(captions)[0]).backward()
+    assert NIC.training.clip_norm == 5
     nn.utils.clip_grad_norm_(model.parameters(), NIC.training.clip_norm)
     optimizer.step()
     variables = [value.requires_grad_() for value in released.tensors()]
@@ -189,7 +192,7 @@ def released_search(probabilities: dict[tuple[int, ...], dict[int, float]], beam
     partial: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     complete: list[tuple[float, tuple[int, ...]]] = []
     for _ in range(longest):
-        longer = []
+        longer: list[tuple[float, tuple[int, ...]]] = []
         for log_p, words in partial:
             following = sorted(probabilities[words].items(), key=lambda item: -item[1])[:beam_size]
             for word, p in following:
@@ -213,7 +216,7 @@ def test_the_search_follows_the_paper_where_the_release_ends_captions_sooner():
         (b, c): {END: 0.3, a: 0.25, b: 0.25, d: 0.2},
     }
 
-    def step(words: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(words: Tensor, state: State) -> tuple[Tensor, State]:
         so_far = torch.cat([state["words"], words[..., None]], -1)
         log_probs = torch.full((*words.shape, 8), -torch.inf)
         for beam, path in enumerate(so_far[0].tolist()):

@@ -1,4 +1,4 @@
-"""Show and Tell on a data set. Captions and images are also ranked by likelihood where that is fast enough."""
+"""Show and Tell on a data set. Captions and images are also ranked by likelihood, unless there are too many pairs."""
 
 from __future__ import annotations
 
