@@ -129,6 +129,14 @@ def test_regions_take_the_model_s_own_head():
         assert spread(encoder.regions(images(2, size), whole)[:, 0], vector(images(2, size))) < 1e-4
 
 
+def test_the_licence_is_the_one_that_timm_states():
+    config = timm.get_pretrained_cfg("resnet10t")
+    assert config is not None
+    assert config.license
+    assert Encoder("timm/resnet10t", weights="random").licence == config.license
+    assert Encoder("squeezenet1_0", weights="random").licence == ""
+
+
 def test_options_are_part_of_the_name_and_of_the_fingerprint():
     assert Encoder(f"timm/{SMALL_VIT},img_size=96", weights="random").input_size == 96
     prints = {Encoder(f"timm/{SMALL}{options}", weights="random").fingerprint for options in ("", ",pad_type=same")}

@@ -74,5 +74,7 @@ def features(
     network = encoders.Encoder(encoder or default_encoder(dataset), output)
     stored = store.features(load_dataset(dataset), network, view, region_provider, tolerant=tolerant, progress=True)
     say(f"{stored.array.shape} {stored.array.dtype} in {stored.path}")
+    if network.licence:
+        say(f"timm states that its weights of {network.name} have the licence {network.licence}")
     for name in stored.skipped:
         say(f"left out: {name}")

@@ -51,6 +51,7 @@ class Encoder(nn.Module):
             raise CapbenchError(f"an encoder gives vector, grid or regions, not {output!r}")
         trunk = load_trunk(name, weights)
         self.name, self.output, self.input_size = name, output, trunk.input_size  # side of an image in pixels
+        self.licence = trunk.licence  # of the published weights; empty where it is not stated
         self.body, self.head = trunk.body, trunk.head
         self.dim = trunk.channels if output == "grid" else trunk.dim
         self.layer = trunk.layers[0] if output == "grid" else trunk.layers[1]

@@ -51,6 +51,7 @@ class Trunk:
     layers: tuple[str, str]  # the names of the map and of the vector
     pixels: tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of pixels in 0..1
     input_size: int = 224  # side of an image in pixels
+    licence: str = ""  # of the published weights, as timm states it; torchvision states none
 
 
 def load_trunk(name: str, weights: str | Path = "auto") -> Trunk:
@@ -213,7 +214,7 @@ def _timm_trunk(name: str, weights: str | Path) -> Trunk:
         grid = body(torch.zeros(1, 3, size, size))
         dim = head(grid).shape[-1]
     layers = ("forward_features", "average" if isinstance(head, _Average) else "forward_head")
-    return Trunk(body, head, grid.shape[1], dim, layers, pixels, size)
+    return Trunk(body, head, grid.shape[1], dim, layers, pixels, size, config.get("license") or "")
 
 
 class _ToMap(nn.Module):
