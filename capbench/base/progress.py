@@ -20,7 +20,7 @@ def reporter(progress: Report | bool | None, what: str) -> Iterator[Report]:
         return
     start = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    speed = TextColumn("{task.fields[speed]:.0f} images/s")
+    speed = TextColumn("{task.fields[speed]:.3g} images/s")
     with Progress(*columns, speed, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task(what, total=None, speed=0.0)
         yield lambda done, total: bar.update(
