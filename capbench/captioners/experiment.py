@@ -224,13 +224,14 @@ class CaptioningExperiment:
 
     def chosen_beam(self) -> tuple[int, Evaluation]:
         """The width with the best BLEU-4 on validation, the narrower in a tie, and what a record says of the choice."""
-        beam, note, metrics = self.recipe.beam_size, "of the recipe", {}
-        if self.recipe.choose_beam:
-            bleu4 = {width: float(self.validation_bleu(width)[3]) for width in self.widths}
-            beam = max(bleu4, key=lambda width: bleu4[width])
-            note = f"the best of {self.widths} by BLEU-4 on validation"
-            metrics = {f"validation_bleu4_beam{width}": score for width, score in bleu4.items()}
-        return beam, Evaluation({"beam": float(beam), **metrics}, {}, (f"beam: {beam}, {note}",))
+        if not self.recipe.choose_beam:
+            beam = self.recipe.beam_size
+            return beam, Evaluation({"beam": float(beam)}, {}, (f"beam: {beam}, of the recipe",))
+        bleu4 = {width: float(self.validation_bleu(width)[3]) for width in self.widths}
+        beam = max(bleu4, key=lambda width: bleu4[width])
+        metrics = {f"validation_bleu4_beam{width}": score for width, score in bleu4.items()}
+        note = f"beam: {beam}, the best of {self.widths} by BLEU-4 on validation"
+        return beam, Evaluation({"beam": float(beam), **metrics}, {}, (note,))
 
     def variety(self, n_best: list[list[str]]) -> dict[str, float]:
         """How new and varied the captions of each image are, best first."""
