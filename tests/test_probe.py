@@ -16,8 +16,8 @@ from capbench.data.scenes import scenes
 from capbench.evidence.probes import ProbeEntry, ProbeRecord, load_probes, save_probe
 from capbench.leaderboard.encoders import render
 from capbench.metrics.probe import (
-    FUNCTION_WORDS,
     PENALTIES,
+    STOP_WORDS,
     Seen,
     content_words,
     influence,
@@ -126,11 +126,11 @@ def test_a_word_without_a_curve_is_refused():
         probe(seen(50, True), val, test)
 
 
-def test_content_words_are_by_number_of_images_and_none_is_a_function_word():
+def test_content_words_are_by_number_of_images_and_none_is_a_stop_word():
     images = [{"a", "dog", "red"}, {"the", "dog"}, {"cat", "is", "red", "dog"}]
     assert content_words(images) == ["dog", "red", "cat"]
-    assert {"the", "is", "in", "near", "another"} <= FUNCTION_WORDS
-    assert not {"man", "two", "red", "standing", "top"} & FUNCTION_WORDS
+    assert {"the", "is", "in", "under", "both"} <= STOP_WORDS
+    assert not {"man", "two", "red", "standing", "top"} & STOP_WORDS
 
 
 @pytest.fixture(scope="module")

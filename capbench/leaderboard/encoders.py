@@ -20,10 +20,9 @@ _SPACE = "\u00a0"
 PROTOCOL = """\
 Ridge regression from the features of an image, each standardised, to the presence of each word in the image's captions.
 The penalty with the best mean area under the ROC curve (AUC) on the validation images is taken; the mean area on the
-test images is shown, where 0.5 is chance. The words are the most frequent ones of the training captions, by number of
-images, without those of the closed classes (articles, pronouns, prepositions, conjunctions, auxiliaries; the list is in
-[probe.py](../capbench/metrics/probe.py)). Intervals of 95 % are over draws of test images; a difference is paired, on
-the same images and words."""
+test images is shown, where 0.5 is chance. The words are those that the most training images have in their captions,
+without nltk's stop words ([probe.py](../capbench/metrics/probe.py) lists them). Intervals of 95 % are over draws of
+test images; a difference is paired, on the same images and words."""
 
 
 def render(records: Sequence[ProbeRecord]) -> dict[str, bytes]:

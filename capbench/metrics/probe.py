@@ -21,17 +21,17 @@ from scipy.stats import rankdata
 from capbench.base.errors import CapbenchError
 
 PENALTIES = tuple(10.0 ** (half / 2) for half in range(-2, 9))  # the mean square of a standardised feature is 1
-_CLOSED_CLASSES = """
-    a an the this that these those each every some any all both no another other others one several many few
-    i you he she it its we they me him her us them himself herself itself themselves his their our your my
-    who whom whose which what someone something somebody there here when where how s t
-    of in on at to for with by from into onto through over under above below up down out off about around across
-    along near next beside besides behind between among against toward towards past during after before inside
-    outside without within upon beyond as like than away back together nearby
-    and or but while whilst if because so not is are was were be been being am has have had having
-    do does did doing can could will would may very just also too then
+_ENGLISH = """
+    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself
+    it its itself they them their theirs themselves what which who whom this that these those
+    am is are was were be been being have has had having do does did doing can will just don should now
+    a an the and but if or because as until while of at by for with about against between into through during before
+    after above below to from up down in out on off over under again further then once here there when where why how
+    all any both each few more most other some such no nor not only own same so than too very
+    s t d ll m o re ve y ain aren couldn didn doesn hadn hasn haven isn ma mightn mustn needn shan shouldn wasn weren
+    won wouldn
 """
-FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())  # the others are nouns, verbs, adjectives and numerals
+STOP_WORDS = frozenset(_ENGLISH.split())  # those of nltk's corpus `stopwords`, without contractions
 
 
 class Seen(NamedTuple):
@@ -55,12 +55,12 @@ class Probe:
 
 
 def content_words(images: Sequence[AbstractSet[str]]) -> list[str]:
-    """The words of the images' captions but `FUNCTION_WORDS`, by the number of images that have them, then alphabet.
+    """The words of the images' captions but `STOP_WORDS`, by the number of images that have them, then alphabet.
 
     >>> content_words([{"a", "dog"}, {"a", "dog", "runs"}])
     ['dog', 'runs']
     """
-    occurrences = Counter(word for words in images for word in words if word not in FUNCTION_WORDS)
+    occurrences = Counter(word for words in images for word in words if word not in STOP_WORDS)
     return sorted(occurrences, key=lambda word: (-occurrences[word], word))
 
 

@@ -89,7 +89,8 @@ class TranslationalExperiment(CaptioningExperiment):
             right += int((guess == target)[:, : WIDTH - 1].sum())
             places += len(captions) * (WIDTH - 1)
             for forced, written in zip(target.tolist(), guess.tolist(), strict=True):
-                reference, candidate = sentence(forced), sentence(written)
+                reference = sentence(forced)
+                candidate = sentence(written[: max(WIDTH - 1, len(reference) + 2)])  # whatever the longest of a chunk
                 for n, values in scores.items():
                     values.append(single_bleu(reference, candidate, n))
         bleu = {f"article_bleu{n}": 100 * float(np.mean(values)) for n, values in scores.items()}
