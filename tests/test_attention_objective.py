@@ -25,7 +25,7 @@ RECIPE = AttentionRecipe(
     attention_dim=3,
     dropout=0.0,
     lambda_doubly=0.0,
-    lambda_reward=1.0,
+    lambda_reward=20.0,  # of one caption of two steps, N / (10 T) times 20 is equation 12 itself
     lambda_entropy=0.0,
 )
 CAPTION = torch.tensor([[1, 4, 2]])  # two steps
@@ -36,8 +36,8 @@ def model() -> ShowAttendTell:
     torch.manual_seed(3)
     built = ShowAttendTell(RECIPE, 6, 4).double()
     with torch.no_grad():
-        for parameter in built.f_att.parameters():
-            parameter.mul_(4)  # attention that matters
+        for parameter in built.parameters():
+            parameter.normal_(std=0.8)  # attention that matters
     return built.train()
 
 
@@ -52,7 +52,7 @@ def along(net: ShowAttendTell, a: torch.Tensor, path: tuple[int, ...]) -> tuple[
         one = torch.zeros_like(alpha)
         one[0, 0, location] = 1
         z = net.gated(context(one, a), h)
-        h, c = lstm_step(net.lstm, torch.cat([words[:, t, None], z], -1), h, c)
+        h, c = lstm_step(net.T_y(words[:, t, None]) + net.T_h(h) + net.T_z(z), c)
         hidden.append(h)
         contexts.append(z)
     scores = net.output(words, torch.cat(hidden, 1), torch.cat(contexts, 1))
@@ -85,12 +85,12 @@ def test_the_gradient_of_hard_attention_is_right_on_average(monkeypatch):
     assert torch.allclose(expected, exact, rtol=1e-4, atol=1e-6)
 
 
-def test_the_baseline_is_the_moving_average_of_the_likelihood():
+def test_the_baseline_is_the_moving_average_of_the_likelihood_of_a_word():
     net, a = model(), torch.randn(1, LOCATIONS, 4, dtype=torch.float64)
     net.b.fill_(-2.0)
     torch.manual_seed(0)
     path = net.path(a, CAPTION)
-    reward = float(word_log_probs(path.scores, CAPTION)[0].detach().sum())
+    reward = float(word_log_probs(path.scores, CAPTION)[0].detach().mean())
     torch.manual_seed(0)
     objective(net, a, CAPTION)
     assert float(net.b) == pytest.approx(0.9 * -2.0 + 0.1 * reward, rel=1e-6)

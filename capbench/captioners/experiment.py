@@ -251,7 +251,8 @@ class CaptioningExperiment:
 
 def scores_by_beam(scorer: CaptionScorer, sentences: dict[int, list[str]]) -> Evaluation:
     """BLEU of the sentences that beams of each width wrote, and its counts."""
-    metrics, arrays = {}, {}
+    metrics: dict[str, float] = {}
+    arrays: dict[str, np.ndarray] = {}
     tokens = iter(scorer.tokenize(list(chain.from_iterable(sentences.values()))))
     for width, of_width in sentences.items():
         statistics = bleu_statistics([next(tokens) for _ in of_width], scorer.references)

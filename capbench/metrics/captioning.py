@@ -25,7 +25,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pydantic import model_validator
 
 from capbench.base.errors import CapbenchError
-from capbench.data.captions import duplicates
+from capbench.data.captions import duplicates, one_line
 from capbench.data.checked_json import Checked, Line, read_json
 from capbench.metrics.jars import (
     TIME_LIMIT,
@@ -92,7 +92,7 @@ class CaptionScorer:
         if len(candidates) != len(self.references):
             images = f"{len(self.references):,} images"
             raise CapbenchError(f"{len(candidates):,} candidates for {images}: give one an image")
-        captions, written = self.tokenize(candidates), [f"{text[:1].upper()}{text[1:]} ." for text in candidates]
+        captions, written = self.tokenize(candidates), list(map(_sentence, candidates))
         counts = {"bleu": bleu_statistics(captions, self.references)}
         counts["bleu_as_written"] = bleu_statistics(written, self.written)
         per_image = {"rouge_l": self._rouge_l(captions)}
@@ -258,6 +258,16 @@ def _resampled(runs: list[np.ndarray], score: Score, samples: int, random: np.ra
         drawn = random.multinomial(images, np.full(images, 1 / images), min(step, samples - start))
         values.append(score((drawn @ flat).reshape(-1, seeds, kinds)))
     return np.concatenate(values).T
+
+
+def _sentence(words: str) -> str:
+    """Words as a sentence of a text file; what is no character goes, as it does in the tokeniser.
+
+    >>> _sentence("a dog runs")
+    'A dog runs .'
+    """
+    text = " ".join(one_line(words).replace("\ufffd", " ").split())
+    return f"{text[:1].upper()}{text[1:]} ."
 
 
 def _listed(ids: Sequence[int]) -> str:
