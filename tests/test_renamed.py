@@ -19,7 +19,7 @@ from capbench.training.experiment import Recipe
 RESULTS = Path(__file__).parents[1] / "leaderboards" / "results"
 MEANS = Path(__file__).with_name("means_of_schema_1.csv")  # of the rows, under the names of schema 1
 OF_THE_PAPERS = {
-    "karpathy": {"brnn", "rnn"},
+    "karpathy": {"brnn", "rnn", "rnn-released"},
     "show_and_tell": {"nic"},
     "show_attend_tell": {"soft", "hard"},
     "translational": {

@@ -12,6 +12,7 @@ from capbench.base.grouping import grouped
 from capbench.evidence.results import Results
 from capbench.evidence.verdicts import BEST_TO_WORST, Claim, Outcome, Reported, Role, Verdict, outcome, verdict
 from capbench.leaderboard.pooled import EMBEDDED, SETTING, Runs, gather, marks
+from capbench.metrics import registry
 from capbench.runs.paper import Paper
 
 _EMBEDDED = "an embedded data set, which no paper reports"
@@ -46,6 +47,7 @@ class Row:
     split: str
     protocol: str
     metric: str
+    rule: str = ""  # how captions are scored
     dataset_fingerprint: str = ""
     encoder: str = ""
     view: str = ""
@@ -108,7 +110,7 @@ class Board:
         if match.runs is not None:
             return self._of_ours(match.runs, number.metric, **theirs)
         where = (match.preset, number.dataset, number.split, number.protocol, number.metric)
-        return Row(self.paper.name, *where, **theirs)
+        return Row(self.paper.name, *where, registry.metric(number.metric).rule, **theirs)
 
     def _of_ours(self, runs: Runs, metric: str, **theirs: Any) -> Row:
         estimate = runs.estimate(metric)
@@ -122,7 +124,8 @@ class Board:
         }
         if interval:
             ours |= {"ci_low": interval.low, "ci_high": interval.high, "test": interval.test}
-        return Row(paper=self.paper.name, metric=metric, **(ours | theirs))
+        rule = registry.metric(metric).rule
+        return Row(paper=self.paper.name, metric=metric, rule=rule, **(ours | theirs))
 
 
 def board(paper: Paper, results: Results, origin: str = "") -> Board:

@@ -81,6 +81,9 @@ def summary(board: Board) -> Iterator[str]:
         yield f"**The paper's own numbers: {cells.counts(own)}.**  "
     else:
         yield f"**The paper has no number that our runs can be compared with** (for context: {_context(board):,}).  "
+    rules = dict.fromkeys(metric(number.metric).rule for number in board.paper.reported if number.role == "target")
+    if scored := [*filter(None, rules)]:
+        yield f"Its captions are scored by the rule of the paper: {'; '.join(scored)}.  "
     if others:
         yield f"Other systems' numbers, as baselines and counted apart: {cells.counts(others)}.  "
     yield f"Claims: {claims(board)}." if board.outcomes else "No claim of this paper is tested yet."
