@@ -270,6 +270,15 @@ def test_the_first_table_has_seven_columns_at_most(tmp_path):
     assert heads[3:] == ["BLEU-1/2/3/4", "BLEU-1/2/3/4 without brevity penalty", "METEOR", "CIDEr-D"]
 
 
+def test_the_first_table_shows_the_rule_that_a_paper_scores_by(tmp_path):
+    keys = [*(f"bleu{n}_as_written_no_bp" for n in (1, 2, 3, 4)), "meteor_as_written"]
+    ours = record(metrics=dict.fromkeys([*keys, *(f"bleu{n}" for n in (1, 2, 3, 4)), "meteor", "cider"], 10.0))
+    shown = text(fake(tmp_path / "p", *(reported(metric=key) for key in keys)), saved(tmp_path, ours))
+    heads = section(shown, WHOLE).splitlines()[1].strip("| ").split(" | ")
+    as_written = ["BLEU-1/2/3/4 as written, without brevity penalty", "METEOR as written"]
+    assert heads[3:] == ["BLEU-1/2/3/4", "METEOR", "CIDEr-D", *as_written]
+
+
 def test_embedded_results_stand_apart_and_meet_no_number_of_a_paper(tmp_path):
     paper = fake(tmp_path / "p", reported(dataset="scenes"))
     results = saved(tmp_path, *three_seeds(dataset="scenes", encoder="scenes"))

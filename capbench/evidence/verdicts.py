@@ -203,8 +203,9 @@ def on_most_telling(better: str, worse: str, test: Callable[[Results], Outcome])
 
 
 def beats(better: str, worse: str, metric: str) -> Callable[[Results], Outcome]:
-    """The test that one preset beats another in a metric, on the most telling data set that has both."""
-    return on_most_telling(better, worse, lambda candidates: difference(candidates, better, worse, metric))
+    """The test that one preset beats another in a metric, on the most telling data set that has both scored in it."""
+    test = on_most_telling(better, worse, lambda candidates: difference(candidates, better, worse, metric))
+    return lambda results: test(replace(results, records=tuple(r for r in results.records if metric in r.metrics)))
 
 
 def points_at_what_is_named(preset: str) -> Callable[[Results], Outcome]:
