@@ -39,7 +39,7 @@ class GeneratorExperiment(CaptioningExperiment):
         model.expect(self.word_counts())
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
-        """Captions of nearly one length; of all lengths where the cost is per sentence, so that longer ones weigh more."""
+        """Captions of nearly one length; of all lengths where the cost is per sentence and longer ones weigh more."""
         if self.cost_per == "word":
             return super().batches(epoch)
         return shuffled(len(self.train.image_of_caption), self.recipe.training.batch_size, self.seed, epoch)
