@@ -27,7 +27,7 @@ def test_all_stands_for_every_preset():
     assert everything == set(paper("vsepp").presets("scenes"))
 
 
-def test_photographs_are_encoded_by_mobilenet_unless_others_are_named():
+def test_photographs_are_encoded_by_efficientnet_lite2_unless_others_are_named():
     assert {job.encoder for job in plan(paper("vsepp"), "flickr8k", ["vse0"])} == {"timm/tf_efficientnet_lite2"}
     assert settings(plan(paper("vsepp"), "flickr8k", ["vse0"], ["vgg19", "resnet152"], seed=4)) == [
         ("vgg19", "vse0", 4),

@@ -20,9 +20,18 @@ def reporter(progress: Report | bool | None, what: str) -> Iterator[Report]:
         return
     start = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    speed = TextColumn("{task.fields[speed]:.3g} images/s")
+    speed = TextColumn("{task.fields[speed]} images/s")
     with Progress(*columns, speed, console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task(what, total=None, speed=0.0)
+        task = bar.add_task(what, total=None, speed="0")
         yield lambda done, total: bar.update(
-            task, completed=done, total=total, speed=done / (time.perf_counter() - start)
+            task, completed=done, total=total, speed=_rounded(done / (time.perf_counter() - start))
         )
+
+
+def _rounded(speed: float) -> str:
+    """Whole images above ten, else two digits that count.
+
+    >>> _rounded(1234.5), _rounded(0.0371)
+    ('1234', '0.037')
+    """
+    return f"{speed:.0f}" if speed >= 10 else f"{speed:.2g}"

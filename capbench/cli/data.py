@@ -55,7 +55,8 @@ def features(
     dataset
         The data set.
     encoder
-        The network: torchvision's names, or timm/<name>. If not given: timm/tf_efficientnet_lite2 for photographs.
+        The network: torchvision's names, or timm/<name>. If not given: timm/tf_efficientnet_lite2 for photographs,
+        the scenes' own for scenes.
     view
         What the network sees: the centre (1C), the mean of ten crops (10C), the whole image squeezed to a square, or
         the mean of that image and its mirror at two sizes (views).

@@ -41,7 +41,7 @@ def run(
         One or several presets, or `all`; the paper's headline presets if not given.
     encoder
         One or several networks: torchvision's names, or timm/<name>. If not given: timm/tf_efficientnet_lite2 for
-        photographs.
+        photographs, the scenes' own for scenes.
     seeds
         Run the seeds 0 to SEEDS - 1. An ensemble of n models runs once for every n seeds.
     seed

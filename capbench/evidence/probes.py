@@ -21,8 +21,8 @@ class ProbeEntry(BaseModel):
 
     model_config = RECORD_CONFIG
 
-    images: PositiveInt
-    penalty: PositiveFloat
+    images: PositiveInt  # of the training split that it was fitted on
+    penalty: PositiveFloat  # on the squared weights, chosen on the validation images
     area: float  # the mean of `areas`
     areas: tuple[float, ...]  # under the ROC curve on the test images, one a word
     influence: tuple[float, ...]  # of each test image on the mean area
@@ -45,11 +45,11 @@ class ProbeRecord(JsonRecord):
     dataset: str
     dataset_fingerprint: str
     encoder: str
-    encoder_fingerprint: str
+    encoder_fingerprint: str  # of its name, layer and weights
     features_fingerprint: str
     view: str  # the part of an image that the encoder saw
     dim: PositiveInt  # of the features
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # whose presence is told, the most frequent first
     seed: NonNegativeInt  # of the order in which training images are taken
     entries: tuple[ProbeEntry, ...]  # by number of training images
     commit: str

@@ -46,6 +46,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
 
 # Fields that every recipe has since schema 2, with what they were before.
 ADDED: Mapping[str, Any] = {"region_provider": None, "ensemble_size": 1, "warmup": 0, "metric": None, "finetune": False}
+# What VSE++ did before its recipes said so.
 VSEPP_ADDED: Mapping[str, Any] = {"batches": "length_grouped", "same_image_negatives": False}
 
 

@@ -62,9 +62,9 @@ def model(runs: Runs) -> str:
 
 
 def beam(runs: Runs) -> str:
-    """The width of the beam that wrote the captions, and BLEU at the paper's width; empty for other models.
+    """The width of the beam that wrote the captions, and BLEU at the recipe's width; empty for other models.
 
-    "beam 3 (seeds 0, 2), 4 (seed 1), chosen on validation; at the paper's 20: BLEU 57.4 / 39.1 / 25.6 / 16.5".
+    "beam 3 (seeds 0, 2), 4 (seed 1), chosen on validation; at the recipe's 20: BLEU 57.4 / 39.1 / 25.6 / 16.5".
     """
     by_width = grouped(runs.results.values("beam").items(), itemgetter(1))
     if not by_width:
@@ -76,8 +76,8 @@ def beam(runs: Runs) -> str:
         return f"beam {widths}"
     published = runs.first.recipe["beam_size"]
     scores = [runs.estimate(f"bleu{n}_beam{published}") for n in (1, 2, 3, 4)]
-    at_paper_s = " / ".join(f"{score.mean:.1f}" for score in scores if score)
-    return f"beam {widths}, chosen on validation; at the recipe's {published}: BLEU {at_paper_s or DASH}"
+    at_its_own = " / ".join(f"{score.mean:.1f}" for score in scores if score)
+    return f"beam {widths}, chosen on validation; at the recipe's {published}: BLEU {at_its_own or DASH}"
 
 
 def preset(runs: Runs, paper: Paper, notes: Notes) -> str:

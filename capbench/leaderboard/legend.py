@@ -14,10 +14,10 @@ _METRICS = (
     "captions of an image, text to image (c→i) for the image of a caption. **Median rank** is that of the first right "
     "answer, 1 is best. **rsum** is the sum of the six recalls. Ties count against the model.",
     "**BLEU** is coco-caption's, after the PTB tokeniser unless a note says otherwise. **No bp** is without brevity "
-    "penalty. **As written** is without a tokeniser, as Show, Attend and Tell's code scores: references keep capitals and "
-    "full stops, and a caption begins with a capital and ends in a full stop. **CIDEr-D** is coco-caption's variant, "
-    "× 100. The **beam** that writes the captions is the best of 1 to 9 and the paper's width, by BLEU-4 on validation; a "
-    "note names it and gives BLEU at the paper's width.",
+    "penalty, as Show, Attend and Tell reports it. **As written** is without a tokeniser, against references that keep "
+    "their capitals and full stops, as its released code scores. **CIDEr-D** is coco-caption's variant, × 100.",
+    "**Beam.** Where a recipe says so, the width of the beam with the best BLEU-4 on validation writes the captions. A "
+    "note beside the preset gives the width, and BLEU on test at the recipe's own.",
     "**New** is the percentage of captions that do not occur among the training captions. **Self-BLEU** is the BLEU-4 "
     "of each of an image's best captions (as many as the beam, 15 at most) against the others; low means varied.",
     "**Pointing** is how often the location with the most weight, or the centre of the best region, lies on what a "

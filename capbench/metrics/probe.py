@@ -1,7 +1,7 @@
 """A linear probe: how well the words of an image's captions can be told from a vector of its features.
 
-Ridge regression from the standardised features to the presence of each word, a value of 0 or 1; the regularisation is
-the one with the best mean area under the ROC curve on the validation images, and the areas on the test images count.
+Ridge regression from the standardised features to the presence of each word, a value of 0 or 1; the penalty is the
+one with the best mean area under the ROC curve on the validation images, and the areas on the test images count.
 It needs no captioner, so that it says what an encoder alone contributes.
 """
 
@@ -51,6 +51,7 @@ class Probe:
 
     @property
     def area(self) -> float:
+        """The mean of `areas`."""
         return float(self.areas.mean())
 
 

@@ -130,7 +130,8 @@ def load_run(folder: Path) -> Trained:
 
 
 def _metrics(folder: Path, records: Sequence[str]) -> Mapping[str, float]:
-    paths = [path for path in (Places(folder.parents[1]).records / name for name in records) if path.exists()]
+    runs = folder.resolve().parent.parent
+    paths = [path for path in (Places(runs).records / name for name in records) if path.exists()]
     return read_record(Result, paths[0]).metrics if paths else {}
 
 

@@ -50,7 +50,8 @@ class Encoder(nn.Module):
         if output not in get_args(Output):
             raise CapbenchError(f"an encoder gives vector, grid or regions, not {output!r}")
         trunk = load_trunk(name, weights)
-        self.name, self.output, self.input_size = name, output, trunk.input_size  # side of an image in pixels
+        self.name, self.output = name, output
+        self.input_size = trunk.input_size  # side of an image in pixels
         self.licence = trunk.licence  # of the published weights; empty where it is not stated
         self.body, self.head = trunk.body, trunk.head
         self.dim = trunk.channels if output == "grid" else trunk.dim
@@ -105,6 +106,7 @@ class Encoder(nn.Module):
     def fold(self, dtype: torch.dtype = torch.float32) -> Encoder:
         """A copy for inference on the same device: batch norm folded into the convolutions, channels last.
 
+        A network that torch.fx cannot trace keeps its layers as they are.
         In float32 on a CPU it stays within 1e-4 of the plain encoder's largest value; on CUDA, PyTorch's TF32 setting
         applies. bfloat16 is faster on hardware that has it but moves the vectors (norm of the difference to norm: 1 %
         for SqueezeNet, 17 % for MobileNetV2), so it is never the default. Raises CapbenchError for bfloat16 on a

@@ -46,8 +46,8 @@ class Trunk:
 
     body: nn.Module  # images -> map [n, channel, height, width]
     head: nn.Module  # map -> vector [n, dim]
-    channels: int
-    dim: int
+    channels: int  # of the map
+    dim: int  # of the vector
     layers: tuple[str, str]  # the names of the map and of the vector
     pixels: tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of pixels in 0..1
     input_size: int = 224  # side of an image in pixels

@@ -49,8 +49,8 @@ class AlignmentModel(nn.Module):
         """v of every region."""
         features = regions.sign() * regions.abs().sqrt() if self.recipe.standardised_roots else regions
         scaled = self.scaled(features.flatten(0, 1)).view(regions.shape)
-        dropped = scaled[:, :1] if self.recipe.shared_mask else scaled
-        v: Tensor = self.W_m(scaled * self.dropout(torch.ones_like(dropped)))  # equation 1
+        masked_alike = scaled[:, :1] if self.recipe.shared_mask else scaled
+        v: Tensor = self.W_m(scaled * self.dropout(torch.ones_like(masked_alike)))  # equation 1
         return normalize(v, dim=-1) if self.recipe.normalise_regions else v
 
     def embed_words(

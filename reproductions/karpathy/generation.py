@@ -39,7 +39,7 @@ class GeneratorExperiment(CaptioningExperiment):
         model.expect(self.word_counts())
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
-        """Captions of one length together; of all lengths, if the cost is per sentence and the longer weigh more."""
+        """Captions of nearly one length; of all lengths where the cost is per sentence and longer ones weigh more."""
         if self.cost_per == "word":
             return super().batches(epoch)
         return shuffled(len(self.train.image_of_caption), self.recipe.training.batch_size, self.seed, epoch)

@@ -74,7 +74,7 @@ class Translator(nn.Module):
         return None if self.attention is None else self.attention.keys(v)
 
     def start(self, a: Float[Tensor, "image *location dim"]) -> State:
-        """Zeros."""
+        """The state before START: zeros."""
         zeros = self.word.weight.new_zeros(len(a), 1, self.recipe.hidden_dim)
         state = {"h": zeros, "cell": zeros} if self.recipe.decoder == "lstm" else {"h": zeros}
         if self.recipe.attention:

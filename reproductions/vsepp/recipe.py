@@ -31,7 +31,7 @@ class VSERecipe(Recipe):
     min_count: int = 4
     input: Literal["unit", "standardised_roots"] = "unit"  # features of unit length, or their standardised square roots
     update_gate_bias: float = 0.0  # initial bias of the GRU's update gate; above 0 the GRU first keeps its state
-    batches: Literal["random", "length_grouped"] = "random"
+    batches: Literal["random", "length_grouped"] = "random"  # captions of any lengths, or of nearly one
     same_image_negatives: bool = True  # whether another caption of the same image is a negative
     negatives: int | None = None  # how many negatives each query has; None: the whole batch
     training: Training = PUBLISHED
@@ -63,7 +63,7 @@ def protocols(dataset: str, recipe: VSERecipe) -> tuple[str, ...]:
 def for_small_data(recipe: VSERecipe) -> VSERecipe:
     """Four views of an image, standardised features, a GRU that keeps its state, averaged weights, fewer epochs.
 
-    Batches hold captions of one length, and two captions of one image are no negatives of each other.
+    Batches hold captions of nearly one length, and two captions of one image are no negatives of each other.
     """
     training = Training(epochs=5, batch_size=128, learning_rate=5e-4, lr_step_epochs=4, clip_norm=2.0, ema_decay=0.998)
     return replace(
