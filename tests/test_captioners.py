@@ -328,3 +328,18 @@ def test_the_glove_preset_keeps_the_vectors_of_its_file(places, monkeypatch):
     monkeypatch.delenv("CAPBENCH_GLOVE")
     with pytest.raises(CapbenchError, match="set CAPBENCH_GLOVE"):
         record("translational", "gru-glove", places)
+
+
+def test_a_finished_run_on_word_vectors_needs_their_file_no_more_and_another_file_is_another_run(places, monkeypatch):
+    first = record("translational", "lstm-glove", places)
+    assert first.recipe["embedding_dim"] == 50
+    folder = places.runs / "translational" / "lstm-glove-scenes-scenes-s0"
+    vectors = Path(os.environ["CAPBENCH_GLOVE"])
+    with monkeypatch.context() as without:
+        without.delenv("CAPBENCH_GLOVE")
+        assert captioner(folder, places.runs).recipe.embedding_dim == 50
+    vectors.write_text("circle" + " 0.5" * 20 + "\n")
+    job = Job("translational", "lstm-glove", "scenes", "scenes", 0)
+    assert captioner(folder, places.runs).recipe.embedding_dim == 50
+    assert run(job, places, Materials(), lambda *_: None).trained
+    assert captioner(folder, places.runs).recipe.embedding_dim == 20

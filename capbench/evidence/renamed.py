@@ -40,7 +40,6 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "word": "word_dim",
     },
     "karpathy": {"keep": "recurrent_init", "vectors": "word_vectors"},
-    "show_and_tell": {"keep_bias": "forget_gate_bias"},
     "vsepp": {"keep_bias": "update_gate_bias"},
 }  # fmt: skip
 
@@ -69,6 +68,9 @@ def recipe(paper: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         renamed["training"] = _renamed(FIELDS["training"], renamed["training"])
     if renamed.get("init_from"):
         renamed["init_from"] = preset(paper, renamed["init_from"])
+    if paper == "show_and_tell":
+        renamed = {"im2txt": False, **renamed}
+        renamed.pop("keep_bias", None)  # of the forget gate, as today where it was not 0
     if paper == "vsepp":
         renamed = {**VSEPP_ADDED, **renamed}
         if not renamed.pop("normalise_images", True) and renamed.get("similarity") == "cosine":

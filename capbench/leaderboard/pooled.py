@@ -137,7 +137,7 @@ def marks(record: Result, paper: Paper | None = None) -> tuple[str, ...]:
         remarks.append("commit unknown")
     if paper is not None and record.recipe:
         try:
-            today = json.loads(json.dumps(asdict(paper.recipe(record.preset, record.dataset))))
+            today = json.loads(json.dumps(asdict(paper.recipe(record.preset, record.dataset).as_in(record.recipe))))
         except CapbenchError:
             remarks.append("no such preset now")
         else:

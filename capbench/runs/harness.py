@@ -111,7 +111,7 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
     Raises CapbenchError for bad input, which leaves no folder behind; StoppedError after a signal.
     """
     owner = paper(job.paper)
-    recipe = owner.recipe(job.preset, job.dataset)
+    recipe = owner.recipe(job.preset, job.dataset).here()
     if job.seed < 0:
         raise CapbenchError(f"the seed is {job.seed}; give 0 or more")
     folder = places.folder(job)

@@ -113,7 +113,7 @@ def load_run(folder: Path) -> Trained:
     described = description(folder)
     job = described.job
     owner = paper(job.paper)
-    recipe = owner.recipe(job.preset, job.dataset)
+    recipe = owner.recipe(job.preset, job.dataset).as_in(described.identity["recipe"])
     changed = checkpoint.differences(asdict(recipe), described.identity["recipe"])
     if changed:
         raise CapbenchError(f"{folder} was trained with another recipe; train it again:\n  " + "\n  ".join(changed))
@@ -131,8 +131,10 @@ def load_run(folder: Path) -> Trained:
 
 def _metrics(folder: Path, records: Sequence[str]) -> Mapping[str, float]:
     runs = folder.resolve().parent.parent
-    paths = [path for path in (Places(runs).records / name for name in records) if path.exists()]
-    return read_record(Result, paths[0]).metrics if paths else {}
+    try:
+        return read_record(Result, Places(runs).records / records[0]).metrics if records else {}
+    except CapbenchError:  # the record is gone or damaged: the model is still whole
+        return {}
 
 
 def finished_runs(runs: Path) -> list[Path]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -55,6 +55,17 @@ class Recipe:
     metric: str | None = None  # the validation metric that chooses the snapshot; None: the paper's
     finetune: bool = False  # whether the encoder is trained too
     training: Training
+
+    of_files: ClassVar[tuple[str, ...]] = ()  # fields that are None in a preset: files of the machine decide them
+
+    def here(self) -> Recipe:
+        """The recipe as it runs on this machine, its `of_files` filled in. Raises CapbenchError without those files."""
+        return self
+
+    def as_in(self, run: Mapping[str, Any]) -> Recipe:
+        """The recipe with the `of_files` of a run, given the fields of the run's recipe."""
+        decided = {name: run[name] for name in self.of_files if getattr(self, name) is None and name in run}
+        return replace(self, **decided)
 
 
 @dataclass(frozen=True)

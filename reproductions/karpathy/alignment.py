@@ -7,9 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
-from capbench.data.word_vectors import dimension_of, file_of
 from capbench.kernels.maxsim import maxsim
-from reproductions.karpathy.recipe import VECTORS, AlignmentRecipe
+from reproductions.karpathy.recipe import AlignmentRecipe
 
 
 class AlignmentModel(nn.Module):
@@ -30,7 +29,8 @@ class AlignmentModel(nn.Module):
         self.recipe = recipe
         self.scaled = nn.BatchNorm1d(feature_dim, affine=False) if recipe.standardised_roots else nn.Identity()
         self.W_m = nn.Linear(feature_dim, recipe.embedding_dim)
-        word_dim = recipe.word_dim or dimension_of(file_of(*VECTORS))
+        word_dim = recipe.here().word_dim
+        assert word_dim is not None
         self.W_w = nn.Embedding(vocabulary_size, word_dim)
         self.W_e = nn.Linear(word_dim * (2 * recipe.window + 1), recipe.hidden_dim)
         if recipe.recurrent:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
+from capbench.base.files import sha256
 from capbench.captioners.experiment import CaptioningRecipe
+from capbench.data.word_vectors import dimension_of, file_of
 from capbench.kernels.maxsim.reference import Form
 from capbench.training.experiment import Recipe, Training
 from capbench.vision.encoders import Output
@@ -45,6 +47,7 @@ class AlignmentRecipe(Recipe):
     embedding_dim: int = 1024
     hidden_dim: int = 512
     word_dim: int | None = 300  # None: that of the file of word vectors
+    vectors_sha256: str | None = None  # of the file of word vectors
     recurrent_init: float = 0.0  # diagonal of the initial W_f and W_b, all else 0; 0: random matrices
     word_vectors: Literal["learnt", "file"] = "learnt"  # file: read from a file and kept
     margin: float = 1.0
@@ -57,6 +60,14 @@ class AlignmentRecipe(Recipe):
     view: View = "whole"
     region_provider: Provider | None = "multiscale"
     training: Training = ALIGNING
+
+    of_files: ClassVar = ("word_dim", "vectors_sha256")
+
+    def here(self) -> AlignmentRecipe:
+        if self.word_vectors == "learnt" or self.vectors_sha256 is not None:
+            return self
+        path = file_of(*VECTORS)
+        return replace(self, word_dim=dimension_of(path), vectors_sha256=sha256(path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from capbench.data.vocabulary import END, START
 from capbench.vision.weights import hash_tensors
 from reproductions.show_and_tell.model import ShowAndTell
 
+VERSION = 1  # of the computation: a change starts a stopped ranking anew
 IMAGES_AT_ONCE = 8  # kept together when they are done; their states of one depth take 300 MB on Flickr8K
 PREFIXES_AT_ONCE = 64  # the scores of all words after them, for the images at once, are about as large as a cache
 
@@ -186,7 +187,7 @@ def _kept(
         return nothing
     words = torch.tensor([word for caption in captions for word in caption])
     of_what = hash_tensors({**model.state_dict(), "of images": images, "of words": words})
-    path = scratch / f"likelihoods-{of_what[:16]}.npy"
+    path = scratch / f"likelihoods-{VERSION}-{of_what[:16]}.npy"
     if not path.exists():
         atomic_write(path, lambda file: np.save(file, nothing))
     kept: np.ndarray = open_memmap(path, mode="r+")

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from capbench.captioners.decoding import State, Step
 from capbench.captioners.layers import AdditiveAttention
 from capbench.data.vocabulary import START, Vocabulary
-from capbench.data.word_vectors import dimension_of, file_of
-from reproductions.translational.recipe import GLOVE, TranslatorRecipe
+from reproductions.translational.recipe import TranslatorRecipe
 
 CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
 
@@ -25,7 +24,8 @@ class Translator(nn.Module):
     def __init__(self, recipe: TranslatorRecipe, vocabulary: Vocabulary, annotation_dim: int) -> None:
         super().__init__()
         self.recipe = recipe
-        embedding_dim, hidden_dim = recipe.embedding_dim or dimension_of(file_of(GLOVE)), recipe.hidden_dim
+        embedding_dim, hidden_dim = recipe.here().embedding_dim, recipe.hidden_dim
+        assert embedding_dim is not None
         self.encode = nn.Linear(annotation_dim, embedding_dim)
         self.normalise = nn.BatchNorm1d(embedding_dim, momentum=0.01)
         self.embed = nn.Embedding(len(vocabulary), embedding_dim)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
+from capbench.base.files import sha256
 from capbench.captioners.experiment import CaptioningRecipe
+from capbench.data.word_vectors import dimension_of, file_of
 from capbench.training.experiment import Training
 from capbench.vision.encoders import Output
 from capbench.vision.extraction import View
@@ -33,11 +35,20 @@ class TranslatorRecipe(CaptioningRecipe):
     attention: bool = True  # as in the text; the released decoders see one vector, as their first input only
     glove: bool = False  # whether word vectors are read from a file and kept
     embedding_dim: int | None = 300  # None: that of the file of word vectors
+    vectors_sha256: str | None = None  # of the file of word vectors
     hidden_dim: int = 256
     beam_size: int = 3
     output: Output = "grid"
     view: View = "whole"
     training: Training = ADAM
+
+    of_files: ClassVar = ("embedding_dim", "vectors_sha256")
+
+    def here(self) -> TranslatorRecipe:
+        if not self.glove or self.vectors_sha256 is not None:
+            return self
+        path = file_of(GLOVE)
+        return replace(self, embedding_dim=dimension_of(path), vectors_sha256=sha256(path))
 
 
 def presets(dataset: str) -> Mapping[str, TranslatorRecipe]:
