@@ -14,7 +14,14 @@ import torch
 from PIL import Image
 
 from capbench.base.errors import CapbenchError, StoppedError
-from capbench.captioners.experiment import Ensemble, caption_images, cross_entropy, with_ensembles, word_log_probs
+from capbench.captioners.experiment import (
+    CaptioningExperiment,
+    Ensemble,
+    caption_images,
+    cross_entropy,
+    with_ensembles,
+    word_log_probs,
+)
 from capbench.captioners.layers import AdditiveAttention, context
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, UNKNOWN, Vocabulary
@@ -25,9 +32,10 @@ from capbench.runs import harness, loaded
 from capbench.runs.harness import Materials, Places, run
 from capbench.runs.job import Job, description
 from capbench.runs.paper import paper
-from capbench.tools.caption import PANEL, Captioned, captioner, captions_of, draw_attention, write_results
+from capbench.tools.caption import PANEL, Captioned, beam_of, captioner, captions_of, draw_attention, write_results
 from capbench.tools.drawing import font
 from capbench.tools.pictures import look_at
+from capbench.training.experiment import Evaluation
 from reproductions.show_and_tell import make_model as show_and_tell
 from reproductions.show_and_tell.recipe import presets as nic_presets
 from reproductions.show_attend_tell.model import ShowAttendTell
@@ -343,3 +351,40 @@ def test_a_finished_run_on_word_vectors_needs_their_file_no_more_and_another_fil
     assert captioner(folder, places.runs).recipe.embedding_dim == 50
     assert run(job, places, Materials(), lambda *_: None).trained
     assert captioner(folder, places.runs).recipe.embedding_dim == 20
+
+
+def chooser(beam_size: int, choose_beam: bool, bleu4: dict[int, float]) -> CaptioningExperiment:
+    """An experiment that finds these scores on validation, and 0 at other widths."""
+    experiment = CaptioningExperiment.__new__(CaptioningExperiment)
+    experiment.recipe = AttentionRecipe(attention="soft", beam_size=beam_size, choose_beam=choose_beam)
+    experiment.validation_bleu = lambda width: np.array([0, 0, 0, bleu4.get(width, 0.0)])  # type: ignore[method-assign]
+    return experiment
+
+
+def test_validation_chooses_the_narrowest_of_the_best_widths():
+    beam, said = chooser(12, True, {2: 18.0, 4: 19.0, 7: 19.0}).chosen_beam()
+    assert beam == said.metrics["beam"] == 4
+    assert {key for key in said.metrics if key != "beam"} == {f"validation_bleu4_beam{n}" for n in (*range(1, 10), 12)}
+    assert said.metrics["validation_bleu4_beam7"] == 19
+    assert said.notes == ("beam: 4, the best of [1, 2, 3, 4, 5, 6, 7, 8, 9, 12] by BLEU-4 on validation",)
+    assert chooser(12, True, {9: 18.0, 12: 18.1}).chosen_beam()[0] == 12
+
+
+def test_a_recipe_may_fix_its_width():
+    beam, said = chooser(3, False, {4: 19.0}).chosen_beam()
+    assert beam == 3
+    assert (said.metrics, said.notes) == ({"beam": 3.0}, ("beam: 3, of the recipe",))
+
+
+def test_the_chosen_width_writes_the_captions_of_the_record_and_of_the_tool(places, monkeypatch):
+    monkeypatch.setattr(CaptioningExperiment, "chosen_beam", lambda self: (2, Evaluation({"beam": 2.0}, {})))
+    found = record("show_attend_tell", "soft-ours", places)
+    arrays = load_arrays(found, places.records)
+    assert arrays["captions"].shape[1] == 2  # as many as the beam has hypotheses
+    assert np.array_equal(arrays["bleu_statistics"], arrays["bleu_beam2"])
+    assert [found.metrics[f"bleu{n}_beam2"] for n in (1, 4)] == [found.metrics["bleu1"], found.metrics["bleu4"]]
+    trained = captioner(None, places.runs)
+    assert beam_of(trained) == 2
+    for path in places.records.glob("*.json"):
+        path.unlink()
+    assert beam_of(captioner(None, places.runs)) == trained.recipe.beam_size == 5
