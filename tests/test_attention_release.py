@@ -39,7 +39,7 @@ def model(attention: Any) -> ShowAttendTell:
     return net
 
 
-def annotations() -> Tensor:
+def random_annotations() -> Tensor:
     return torch.rand(N, L, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
@@ -79,11 +79,11 @@ def released(net: ShowAttendTell, context: Tensor, samples: Tensor | None) -> Re
 
 def compare(net: ShowAttendTell, ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
     for (name, _), mine, wanted in zip(net.named_parameters(), ours, theirs, strict=True):
-        assert torch.allclose(mine, wanted, **EXACT), name
+        assert torch.allclose(mine, wanted, EXACT["rtol"], EXACT["atol"]), name
 
 
 def test_the_loss_of_soft_attention_and_its_gradient_are_the_released_ones():
-    net, context = model("soft"), annotations()
+    net, context = model("soft"), random_annotations()
     cost, alphas, _ = released(net, context, None)
     penalty = ((1.0 - alphas.sum(0)) ** 2).sum(0).mean()  # alpha_c = 1
     theirs, ours = cost.sum(0).mean() + penalty, objective(net, context, CAPTIONS)
@@ -93,7 +93,7 @@ def test_the_loss_of_soft_attention_and_its_gradient_are_the_released_ones():
 
 
 def test_the_released_penalty_is_that_of_equation_14_times_captions_over_locations():
-    net, context = model("soft"), annotations()
+    net, context = model("soft"), random_annotations()
     cost, alphas, _ = released(net, context, None)
     of_equation_14 = (1.0 - alphas.sum(0)).square().sum(1).mean()
     ours = objective(net, context, CAPTIONS) - cost.sum(0).mean()
@@ -103,7 +103,7 @@ def test_the_released_penalty_is_that_of_equation_14_times_captions_over_locatio
 @pytest.mark.parametrize("sampled", [True, False])
 def test_the_learning_rule_of_hard_attention_is_the_released_one(sampled, monkeypatch):
     """RL_sumCost: the gradient that Theano is given for the attention weights replaces that of the penalty."""
-    net, context = model("hard"), annotations()
+    net, context = model("hard"), random_annotations()
     baseline = 1.3  # of the cost, where ours is of the log-likelihood
     net.b.fill_(-baseline)
     one_hot = torch.nn.functional.one_hot(PICKED.T, L).double()
@@ -122,7 +122,7 @@ def test_the_learning_rule_of_hard_attention_is_the_released_one(sampled, monkey
 def test_the_weights_of_reward_and_entropy_follow_from_the_sums_over_a_batch(monkeypatch):
     """In averages over N captions: N / (10 T) and 0.002 N, which are 0.53 and 0.128 for 64 captions of 12 steps."""
     assert pytest.approx((0.53, 0.128), abs=0.004) == (64 / (10 * 12), 0.002 * 64)
-    net, context = model("hard"), annotations()
+    net, context = model("hard"), random_annotations()
     steps = iter(PICKED.T)
     monkeypatch.setattr(torch, "multinomial", lambda alpha, count: next(steps)[:, None])
     monkeypatch.setattr(torch, "rand", lambda size, device: torch.zeros(size))
@@ -151,7 +151,7 @@ def test_the_presets_of_the_paper_take_the_steps_of_the_released_rmsprop(preset)
 
 
 def test_start_is_zero_and_stays_so():
-    net, context = model("soft"), annotations()
+    net, context = model("soft"), random_annotations()
     assert not net.E.weight[START].any()
     objective(net, context, CAPTIONS).backward()
     assert net.E.weight.grad is not None
@@ -159,7 +159,7 @@ def test_start_is_zero_and_stays_so():
 
 
 def test_dropout_is_on_the_hidden_state_and_before_the_output_alone():
-    net, context = model("soft"), annotations()
+    net, context = model("soft"), random_annotations()
     shapes: list[torch.Size] = []
     net.dropout.register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape))
     net(context, CAPTIONS)

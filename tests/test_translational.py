@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def padded(width: int) -> Tensor:
     return torch.tensor([words + [PAD] * (width - len(words)) for words in WORDS])
 
 
-def model(decoder: str, attention: bool) -> Translator:
+def model(decoder: Literal["lstm", "gru"], attention: bool) -> Translator:
     torch.manual_seed(3)
     recipe = TranslatorRecipe(decoder=decoder, attention=attention, embedding_dim=4, hidden_dim=HIDDEN)
     return Translator(recipe, VOCABULARY, DIM).double().train()
@@ -152,7 +153,8 @@ def experiments(monkeypatch, tmp_path):
     owner, materials = paper("translational"), Materials()
 
     def make(preset: str) -> TranslationalExperiment:
-        recipe = replace(owner.recipe(preset, "scenes"), hidden_dim=16)
+        preset_of_scenes: Any = owner.recipe(preset, "scenes")
+        recipe: TranslatorRecipe = replace(preset_of_scenes, hidden_dim=16)
         inputs = materials.inputs(Job("translational", preset, "scenes", "scenes", 0), recipe)
         made = owner.prepare(recipe, inputs, 0, torch.device("cpu"))
         assert isinstance(made, TranslationalExperiment)
