@@ -50,9 +50,9 @@ def context(
 
 
 def lstm_step(
-    gates: Float[Tensor, "image beam gates"], memory: Float[Tensor, "image beam hidden"]
-) -> tuple[Float[Tensor, "image beam hidden"], Float[Tensor, "image beam hidden"]]:
-    """h = o tanh(c) and c = f c_before + i g of every beam, from the inputs of the gates i, f, o and the candidate g.
+    gates: Float[Tensor, "*batch gates"], memory: Float[Tensor, "*batch hidden"]
+) -> tuple[Float[Tensor, "*batch hidden"], Float[Tensor, "*batch hidden"]]:
+    """h = o tanh(c) and c = f c_before + i g, from the inputs of the gates i, f, o and the candidate g.
 
     Source: Hochreiter, Schmidhuber 1997, with the forget gate of Gers et al. 2000.
     """

@@ -206,12 +206,12 @@ def _timm_trunk(name: str, weights: str | Path) -> Trunk:
     pixels = tuple(config["mean"]), tuple(config["std"])
     body: nn.Module = _Method(model, "forward_features")
     with torch.inference_mode():
-        sample = body(torch.zeros(1, 3, size, size))
-        if sample.ndim == 4 and sample.shape[1] == model.num_features:
+        grid = body(torch.zeros(1, 3, size, size))
+        if grid.ndim == 4 and grid.shape[1] == model.num_features:
             head: nn.Module = _Method(model, "forward_head", pre_logits=True)
         else:
-            body, head = nn.Sequential(body, _ToMap(sample, model)), _Average()
-        grid = body(torch.zeros(1, 3, size, size))
+            to_map = _ToMap(grid, model)
+            body, head, grid = nn.Sequential(body, to_map), _Average(), to_map(grid)
         dim = head(grid).shape[-1]
     layers = ("forward_features", "average" if isinstance(head, _Average) else "forward_head")
     return Trunk(body, head, grid.shape[1], dim, layers, pixels, size, config.get("license") or "")

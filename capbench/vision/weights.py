@@ -43,8 +43,7 @@ def find_weights(name: str, address: str | None = None) -> Path:
     """
     address = address or published_address(name)
     file = address.rsplit("/", 1)[1]
-    given, cache = path_from("CAPBENCH_WEIGHTS"), cache_folder() / "weights"
-    folders = [given, cache] if given else [cache]
+    folders, cache, where = _folders()
     hub = Path(torch.hub.get_dir()) / "checkpoints" / file
     for path in [folder / leaf for folder in folders for leaf in (f"{name}.safetensors", file)] + [hub]:
         if path.is_file():
@@ -52,7 +51,6 @@ def find_weights(name: str, address: str | None = None) -> Path:
     try:
         return download(address, cache / file)
     except CapbenchError as error:
-        where = given or f"{cache} (or a folder named by CAPBENCH_WEIGHTS)"
         raise CapbenchError(f"{error}. Put {file}, or {name}.safetensors, into {where}") from error
 
 
@@ -62,8 +60,8 @@ def find_timm_weights(name: str) -> Path:
     Looks for `<name>.safetensors` in $CAPBENCH_WEIGHTS and in the cache folder's `weights`. Raises CapbenchError that
     says which file to put where when the download fails.
     """
-    given, cache = path_from("CAPBENCH_WEIGHTS"), cache_folder() / "weights"
-    for folder in [given, cache] if given else [cache]:
+    folders, cache, where = _folders()
+    for folder in folders:
         if (path := folder / f"{name}.safetensors").is_file():
             return path
     import timm
@@ -76,8 +74,15 @@ def find_timm_weights(name: str) -> Path:
         return Path(hf_hub_download(config.hf_hub_id, "model.safetensors", cache_dir=cache / "hub"))
     except Exception as error:  # the hub's client and its transport raise many kinds
         fault = str(error).splitlines()[0] if str(error) else type(error).__name__
-        where = given or f"{cache} (or a folder named by CAPBENCH_WEIGHTS)"
         raise CapbenchError(f"no weights of {name}: {fault}. Put {name}.safetensors into {where}") from error
+
+
+def _folders() -> tuple[list[Path], Path, str]:
+    """The folders that are searched, the one of downloads, and where a user is to put a file."""
+    given, cache = path_from("CAPBENCH_WEIGHTS"), cache_folder() / "weights"
+    if given:
+        return [given, cache], cache, str(given)
+    return [cache], cache, f"{cache} (or a folder named by CAPBENCH_WEIGHTS)"
 
 
 def hash_in_name(file: str) -> str | None:

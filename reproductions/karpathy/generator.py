@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from capbench.captioners.decoding import State, Step
+from capbench.captioners.layers import lstm_step
 from reproductions.karpathy.recipe import GeneratorRecipe
 
 
@@ -114,9 +115,7 @@ class MultimodalRNN(nn.Module):
         if self.recipe.cell == "rnn":
             h = relu(x + self.W_hh(h))  # equation 14
             return h, (h, c)
-        i, forget, o, g = (x + self.W_hh(h)).chunk(4, -1)
-        c = forget.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
+        h, c = lstm_step(x + self.W_hh(h), c)
         return h, (h, c)
 
     def _before(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
