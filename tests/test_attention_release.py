@@ -150,6 +150,13 @@ def test_the_presets_of_the_paper_take_the_steps_of_the_released_rmsprop(preset)
         assert weight.detach().numpy() == pytest.approx(p, rel=1e-9, abs=1e-15)
 
 
+def test_the_presets_have_the_released_weights_of_the_losses_or_say_so():
+    weights = {name: (r.lambda_doubly, r.lambda_reward, r.lambda_entropy) for name, r in presets("flickr8k").items()}
+    hundredth = weights.pop("hard-ours")
+    assert set(weights.values()) == {(1.0, 1.0, 0.002)}
+    assert hundredth == pytest.approx((1.0, 0.01, 0.00002))
+
+
 def test_start_is_zero_and_stays_so():
     net, context = model("soft"), random_annotations()
     assert not net.E.weight[START].any()
