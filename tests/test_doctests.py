@@ -51,6 +51,12 @@ def test_an_example_gives_what_it_shows(module, name, text):
     assert not result.failed, "".join(said)
 
 
+def test_the_readme_calls_the_library_as_it_is():
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert result.attempted > 0
+    assert not result.failed
+
+
 @pytest.mark.parametrize("file", SHOWN, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_public_function_shows_how_it_is_called(file):
     functions = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
