@@ -19,6 +19,7 @@ from capbench.cli.app import app
 from capbench.data.datasets import NAMES, SPLIT_FILES
 from capbench.data.scenes import scenes
 from capbench.evidence.records import save_result
+from capbench.runs.tracking import CURVES, Tracker
 from capbench.vision.extraction import VIEWS
 from capbench.vision.networks import ENCODERS
 from capbench.vision.regions import PROVIDERS
@@ -89,6 +90,7 @@ def test_the_choices_of_options_are_those_of_the_modules_that_do_the_work():
     assert options.ENCODERS == ENCODERS
     assert get_args(options.View) == tuple(VIEWS)
     assert get_args(options.RegionProvider) == PROVIDERS
+    assert get_args(options.Tracker) == get_args(Tracker) == tuple(CURVES)
 
 
 REFUSED = {

@@ -36,7 +36,10 @@ ORDER = (
 PAPERS_MAY_NOT_IMPORT = ("cli", "tools", "leaderboard", "runs.harness", "runs.loaded")
 
 # Imported under another name than the one they are installed by, or brought by a declared one.
-INSTALLED_AS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "triton": "torch"}
+INSTALLED_AS = {
+    "PIL": "pillow", "huggingface_hub": "huggingface-hub", "lazy_loader": "lazy-loader",
+    "mlflow": "mlflow-skinny", "triton": "torch",
+}  # fmt: skip
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FOREIGN_PATH = re.compile(
     r"(?<![\w.~$})\]/-])/(?:home|root|work|workspace|tmp|mnt|media|Users|opt|srv|scratch)/\w|\b[A-Z]:\\Users"
@@ -164,7 +167,9 @@ def test_papers_never_import_each_other_nor_what_runs_them():
 
 
 def test_what_capbench_imports_is_a_declared_dependency():
-    declared = {re.split(r"[^\w-]", line)[0] for line in pyproject()["project"]["dependencies"]}
+    project = pyproject()["project"]
+    extras = (line for lines in project["optional-dependencies"].values() for line in lines)
+    declared = {re.split(r"[^\w-]", line)[0] for line in [*project["dependencies"], *extras]}
     known = sys.stdlib_module_names | {"capbench", "reproductions"} | declared
     for file in modules("capbench", "reproductions"):
         libraries = {name.partition(".")[0] for name in imports(file)}

@@ -23,6 +23,7 @@ RegionProvider = Literal[
     "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn",
     "retinanet_resnet50_fpn_v2",
 ]  # fmt: skip
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
 def _known(_: object, name: str | None) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from capbench.cli.options import Count, Dataset, Encoder, OneOrMore, Seed
+from capbench.cli.options import Count, Dataset, Encoder, OneOrMore, Seed, Tracker
+
+if TYPE_CHECKING:
+    from capbench.runs.job import Job
+    from capbench.training.loop import TrainingState
 
 
 def run(
@@ -18,6 +23,7 @@ def run(
     seeds: Count = 3,
     seed: Seed | None = None,
     fresh: bool = False,
+    track: Annotated[list[Tracker] | None, OneOrMore] = None,
     runs: Path = Path("runs"),
     leaderboards: Path = Path("leaderboards"),
 ) -> None:
@@ -48,6 +54,8 @@ def run(
         Run this seed alone.
     fresh
         Train from the beginning, even a run that has finished or can be resumed.
+    track
+        Draw the curves of the runs with TensorBoard (in their folders), W&B or MLflow, too.
     runs
         The folder of checkpoints, trained models and, in its `records`, of what they scored.
     leaderboards
@@ -58,16 +66,24 @@ def run(
     from capbench.runs.harness import run as run_job
     from capbench.runs.paper import paper as find_paper
     from capbench.runs.plan import Session, plan
+    from capbench.runs.tracking import Tracking
 
     owner, places, materials = find_paper(paper), Places(runs), Materials()
+    tracking = Tracking(track or (), places)
     jobs = plan(owner, dataset, preset, encoder, seeds, seed)
     materials.dataset(dataset)  # a missing data set is refused before anything is written
     session = Session(places.runs / owner.name / "session.json", jobs)
-    with Bars(owner, len(jobs)) as bars:
+    with Bars(owner, len(jobs)) as bars, closing(tracking):
+
+        def report(job: Job, state: TrainingState, batches: int) -> None:
+            bars.report(job, state, batches)
+            tracking.report(job, state, batches)
+
         for job in session.remaining():
             bars.start(job)
-            finished = run_job(job, places, materials, bars.report, fresh=fresh)
+            finished = run_job(job, places, materials, report, fresh=fresh)
             session.add(job, finished.records)
+            tracking.done(job, finished)
             bars.done(finished)
     session.clear()
     conclude(owner, places, leaderboards, session.records)
