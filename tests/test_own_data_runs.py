@@ -153,9 +153,9 @@ def test_every_kind_of_model_trains_on_data_of_ones_own(here, captions, paper, p
 
 
 def test_features_and_the_probe_take_a_folder(here, capsys):
-    draw(here / "birds")
+    draw(here / "birds", splits=("train",) * 8 + ("val",) * 4 + ("test",) * 4)
     run("features", "birds/", "--encoder", "scenes")
-    assert capsys.readouterr().out.startswith("(12, 512) float32")
+    assert capsys.readouterr().out.startswith("(16, 512) float32")
     run("probe", "scenes", "--dataset", "./birds", "--out", "probes")
     (record,) = load_probes(Path("probes"))
     assert record.dataset == "birds"
