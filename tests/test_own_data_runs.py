@@ -23,7 +23,7 @@ from capbench.runs.loaded import Trained, finished_runs, load_run
 from capbench.tools.pictures import look_at
 from capbench.tools.search import captions_of_image, images_of_sentence
 from tests.own_data import ENGLISH, RUSSIAN, draw
-from tests.test_own_data import JAPANESE
+from tests.test_own_data import JAPANESE, in_karpathys_format
 
 PHOTOGRAPHS = "flickr8k"  # has the recipes that any data set but the scenes has
 
@@ -119,6 +119,19 @@ def test_sentences_in_other_letters_are_searched_and_unknown_words_told(here, ca
     Path("lines.txt").write_text(f"{query}\n{odd}\n", encoding="utf-8")
     ranked = captions_of_image(trained, look_at(trained, Path("birds/images/0.png")), Path("lines.txt"), 5)
     assert ([line for line, _ in ranked.captions], ranked.unknown) == ([query], (odd,))
+
+
+def test_a_query_finds_the_words_of_a_split_file_whose_tokens_have_capitals(here):
+    draw(here / "source")
+    (here / "birds").mkdir()
+    in_karpathys_format(here / "birds" / "dataset.json", here / "source", lambda raw: raw.replace(".", " .").split())
+    (here / "source" / "images").rename(here / "birds" / "images")
+    _, trained = train("vsepp", "vsepp-ours", "birds")
+    assert {"A", "This", "."} <= set(trained.vocabulary.words)
+    red, blue = (trained.read(f"a {colour} square, zebra") for colour in ("red", "blue"))
+    assert trained.vocabulary.decode(red.numbers) == ["A", "red", "square,", "<unknown>"]
+    assert (red.unknown, blue.unknown) == (("zebra",), ("zebra",))
+    assert red.numbers != blue.numbers
 
 
 def novelty_by_hand(written: Sequence[str], training: Sequence[str]) -> float:
