@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -19,7 +19,7 @@ RUSSIAN = {
 }
 
 
-def draw(folder: Path, captions: dict[str, tuple[str, ...]] = ENGLISH, splits: Sequence[str] = SPLITS) -> Path:
+def draw(folder: Path, captions: Mapping[str, Sequence[str]] = ENGLISH, splits: Sequence[str] = SPLITS) -> Path:
     """Write the pictures and `captions.csv` into a folder."""
     (folder / "images").mkdir(parents=True)
     rows = []

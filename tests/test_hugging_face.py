@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def png(colour: str) -> bytes:
     return file.getvalue()
 
 
-def built(columns: dict, images: str = "image"):
+def built(columns: dict[str, Any], images: str = "image"):
     return hf.Dataset.from_dict(columns).cast_column(images, hf.Image())
 
 

@@ -31,6 +31,12 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path / "work"
 
 
+def named(given: str) -> Own:
+    own = find(given)
+    assert own is not None
+    return own
+
+
 def run(*words: str) -> None:
     app(words, exit_on_error=False, print_error=False, result_action="return_value")
 
@@ -64,18 +70,12 @@ def test_a_table_gives_the_images_in_the_order_of_their_first_rows_with_all_thei
 
 def test_json_lines_with_one_caption_or_a_list_give_the_same_data_set_as_a_table(here):
     table = load_dataset("birds")
-    lines = [
-        {"image": name, "split": split, "caption": list(captions), "ignored": 1}
-        for name, split, captions in zip(
-            table.image_names,
-            table.split_of_image,
-            table.split("train").of_images(table.captions[:16]) * 2,
-            strict=False,
-        )
-    ]
-    single = [{**line, "caption": caption} for line in lines[:2] for caption in line["caption"]]
+    lines: list[dict[str, object]] = []
+    for image, (name, split) in enumerate(zip(table.image_names, table.split_of_image, strict=True)):
+        line, captions = {"image": name, "split": split, "ignored": 1}, table.captions[2 * image : 2 * image + 2]
+        lines += [{**line, "caption": each} for each in captions] if image < 2 else [{**line, "caption": captions}]
     Path("birds/captions.csv").rename("birds/kept.csv")
-    text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in (*single, *lines[2:]))
+    text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     Path("birds/captions.jsonl").write_text("\ufeff" + text + "\r\n", encoding="utf-8")
     assert load_dataset("birds").fingerprint == table.fingerprint == load_dataset("birds/kept.csv").fingerprint
 
@@ -188,16 +188,16 @@ def test_the_tokeniser_is_a_part_of_the_fingerprint_unless_it_is_karpathys(here)
 
 
 def test_a_folder_is_known_by_its_name_and_a_command_by_its_path_from_here(here, monkeypatch):
-    assert find("birds") == Own("birds", Path("birds"), place="./birds")
+    assert named("birds") == Own("birds", Path("birds"), place="./birds")
     assert load_dataset(str(here / "birds")).place == "./birds", "no path of the machine"
     Path("My Birds (2)").mkdir()
-    assert find("./My Birds (2)") == Own("my-birds-2", Path("My Birds (2)"), place="./My Birds (2)")
-    assert find("birds/captions.csv").name == "birds"
+    assert named("./My Birds (2)") == Own("my-birds-2", Path("My Birds (2)"), place="./My Birds (2)")
+    assert named("birds/captions.csv").name == "birds"
     monkeypatch.chdir("birds")
-    assert (find(".").name, find(".").place) == ("birds", "./.")
-    assert find("../birds").place == "./."
+    assert (named(".").name, named(".").place) == ("birds", "./.")
+    assert named("../birds").place == "./."
     monkeypatch.chdir("images")
-    assert find("..") == Own("birds", Path(".."), place="..")
+    assert named("..") == Own("birds", Path(".."), place="..")
 
 
 @pytest.mark.parametrize("folder", ["coco", "Flickr8K", "鳥"])
