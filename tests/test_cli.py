@@ -16,8 +16,10 @@ from cyclopts import App
 from capbench.base.errors import CapbenchError, StoppedError
 from capbench.cli import main, options
 from capbench.cli.app import app
-from capbench.data.datasets import NAMES, SPLIT_FILES
+from capbench.data.captions import SPLITS
+from capbench.data.datasets import NAMES, SOURCES, SPLIT_FILES, WITHOUT_RESTVAL
 from capbench.data.scenes import scenes
+from capbench.data.tokenizers import TOKENIZERS
 from capbench.evidence.records import save_result
 from capbench.runs.tracking import CURVES, Tracker
 from capbench.vision.extraction import VIEWS
@@ -86,7 +88,9 @@ def test_the_help_lists_the_exit_codes(tmp_path):
 
 
 def test_the_choices_of_options_are_those_of_the_modules_that_do_the_work():
-    assert get_args(options.Dataset) == NAMES
+    assert ("scenes", *SOURCES, WITHOUT_RESTVAL) == NAMES
+    assert set(get_args(options.Tokenizer)) == set(TOKENIZERS)
+    assert get_args(options.Split) == SPLITS
     assert options.ENCODERS == ENCODERS
     assert get_args(options.View) == tuple(VIEWS)
     assert get_args(options.RegionProvider) == PROVIDERS

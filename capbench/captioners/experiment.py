@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from capbench.captioners.decoding import Captions, State, Step, beam_search, ensemble, join_states
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
+from capbench.data.tokenizers import KARPATHY
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
@@ -203,8 +204,8 @@ class CaptioningExperiment:
 
     def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
         """All caption metrics at the chosen beam, BLEU at the others, and how new and varied the captions are."""
-        captions, (beam, chosen) = split.captions, self.chosen_beam()
-        scorer = CaptionScorer([[captions[i] for i in own] for own in captions_of_images(split)])
+        beam, chosen = self.chosen_beam()
+        scorer = CaptionScorer.of(split)
         best = self.write(split, beam, n_best=min(beam, N_BEST))
         sentences = {beam: self.sentences(best[:, 0])}
         with ThreadPoolExecutor(1) as thread:  # METEOR is a process of its own: meanwhile the other beams are searched
@@ -235,14 +236,17 @@ class CaptioningExperiment:
 
     def variety(self, n_best: list[list[str]]) -> dict[str, float]:
         """How new and varied the captions of each image are, best first."""
-        best, known = [of_image[0] for of_image in n_best], self.train.captions
+        best, tokenizer = [of_image[0] for of_image in n_best], self.inputs.dataset.tokenizer
+        known: Sequence[str] = self.train.captions
+        if tokenizer != KARPATHY:  # the tokens of a split file need not be those of its raw captions
+            known = [" ".join(words) for words in self.train.tokens]
         metrics = {
-            "novelty": novelty(best, known),
-            "novelty_n_best": novelty(list(chain.from_iterable(n_best)), known),
-            "distinct2": distinct_n(best, 2),
-            "vocabulary_used": float(vocabulary_used(best)),
+            "novelty": novelty(best, known, tokenizer),
+            "novelty_n_best": novelty(list(chain.from_iterable(n_best)), known, tokenizer),
+            "distinct2": distinct_n(best, 2, tokenizer),
+            "vocabulary_used": float(vocabulary_used(best, tokenizer)),
         }
-        return metrics | ({"self_bleu": self_bleu(n_best)} if len(n_best[0]) > 1 else {})
+        return metrics | ({"self_bleu": self_bleu(n_best, tokenizer)} if len(n_best[0]) > 1 else {})
 
     def sentences(self, written: Int[np.ndarray, "caption length"]) -> list[str]:
         """Word numbers as text."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cyclopts import App, Parameter
 
 from capbench import __version__
-from capbench.cli.data import datasets, export, features
+from capbench.cli.data import add_dataset, datasets, export, features, import_hugging_face, remove
 from capbench.cli.leaderboard import leaderboard
 from capbench.cli.records import add
 from capbench.cli.run import run
@@ -31,7 +31,12 @@ for command in (run, leaderboard, features, probe, search, caption, align):
     app.command(command)
 
 data = App(name="datasets", default_command=datasets)
+data.command(add_dataset, name="add")
+data.command(remove)
 data.command(export)
+importing = App(name="import", help="Write a data set of another library as a folder of your own.")
+importing.command(import_hugging_face, name="hf")
+data.command(importing)
 app.command(data)
 
 records = App(name="records", help="Records of your runs.")

@@ -5,12 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from capbench.cli.options import Count, Dataset, Encoder, RegionProvider, View
+from capbench.base.errors import CapbenchError
+from capbench.cli.options import Count, Dataset, Encoder, RegionProvider, Split, Tokenizer, View
 from capbench.cli.output import say
 
 
 def datasets() -> None:
-    """List the data sets: their sizes and where they are, or what to download and where to put it."""
+    """List the data sets, yours after the known ones: sizes and places, or what to download and where to put it.
+
+    A data set of your own is a folder with images and one file: `captions.csv` with the columns image, caption and
+    split (train, val or test), a row for each caption; `captions.jsonl` with an object of the same keys on each line,
+    where the caption may be a list; or a split file `dataset*.json` in Karpathy's format. Images lie in `images/` or
+    beside that file, and their names are relative to there. Every `--dataset` takes the folder's path, or its name once
+    it is added.
+    """
     from capbench.data.datasets import describe
 
     for name, images, captions, splits, place in describe():
@@ -18,6 +26,87 @@ def datasets() -> None:
         if images != "-":
             say(f"  {images} images, {captions} captions: {splits}")
         say(f"  {place}")
+
+
+def add_dataset(name: str, folder: Path, /, *, tokenizer: Tokenizer | None = None) -> None:
+    """Check a data set of your own and remember its folder by a name.
+
+    Parameters
+    ----------
+    name
+        The name for `--dataset`: a-z, 0-9, _ and -.
+    folder
+        The folder, or the file in it that holds the captions.
+    tokenizer
+        How captions and queries become words: letters and digits of any script (unicode), what stands between white
+        space (whitespace), or a-z and 0-9 alone (karpathy). If not given: unicode for a table; for a split file, the
+        one that gives its tokens.
+    """
+    from capbench.data.datasets import check_training_images, summary
+    from capbench.data.folders import read_own
+    from capbench.data.registered import Own, check_name, register
+
+    check_name(name)
+    dataset = read_own(Own(name, folder, tokenizer or ""))
+    check_training_images(dataset)
+    for line in summary(dataset):
+        say(line)
+    say(f"{name} stands in {register(name, folder, tokenizer or '')}; use it with --dataset {name}")
+
+
+def remove(name: str, /) -> None:
+    """Forget the name of a data set of your own; its folder stays as it is.
+
+    Parameters
+    ----------
+    name
+        A name that `capbench datasets add` has registered.
+    """
+    from capbench.data.registered import unregister
+
+    say(f"{name} is gone from {unregister(name)}; its folder is as it was")
+
+
+def import_hugging_face(
+    source: str,
+    folder: Path,
+    /,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    split_column: str | None = None,
+    split: Split | None = None,
+) -> None:
+    """Write a data set of Hugging Face as a folder that `--dataset` takes: `images/` and `captions.jsonl`.
+
+    Needs the extra: pip install 'capbench[hf]'.
+
+    Parameters
+    ----------
+    source
+        OWNER/NAME on the hub, a folder of `save_to_disk`, or a folder of parquet or arrow files.
+    folder
+        The folder to write; it must not be there yet.
+    image_column
+        The column of images; the only one if not given.
+    caption_column
+        The column of captions, one or a list for each image; caption, captions, text or sentences if not given.
+    split_column
+        A column that says train, val or test; `split` if there is one, else the names of the data set's own splits.
+    split
+        Put every image into this split.
+    """
+    from capbench.data.datasets import summary
+    from capbench.data.folders import read_own
+    from capbench.data.hugging_face import Columns, import_dataset
+    from capbench.data.registered import Own
+
+    if split is not None and split_column is not None:
+        raise CapbenchError("give --split, which puts all images into one split, or --split-column, not both")
+    import_dataset(source, folder, Columns(image_column, caption_column, split_column), split)
+    for line in summary(read_own(Own(folder.resolve().name, folder))):
+        say(line)
+    say(f"it is in {folder}; use it with --dataset {folder}/, or name it with capbench datasets add NAME {folder}")
 
 
 def export(dataset: Literal["scenes"], folder: Path, /, *, images: Count | None = None) -> None:
@@ -53,7 +142,7 @@ def features(
     Parameters
     ----------
     dataset
-        The data set.
+        A known data set, one that `capbench datasets add` has registered, or the path of a folder.
     encoder
         The network: torchvision's names, or timm/<name>. If not given: timm/tf_efficientnet_lite2 for photographs,
         the scenes' own for scenes.
@@ -72,8 +161,9 @@ def features(
     from capbench.vision import features as store
 
     output: encoders.Output = "regions" if region_provider else "vector"
+    pictures = load_dataset(dataset)
     network = encoders.Encoder(encoder or default_encoder(dataset), output)
-    stored = store.features(load_dataset(dataset), network, view, region_provider, tolerant=tolerant, progress=True)
+    stored = store.features(pictures, network, view, region_provider, tolerant=tolerant, progress=True)
     say(f"{stored.array.shape} {stored.array.dtype} in {stored.path}")
     if network.licence:
         say(f"timm states that its weights of {network.name} have the licence {network.licence}")

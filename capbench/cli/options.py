@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from capbench.base.errors import CapbenchError
+from capbench.data.registered import find
+
 # Spelled out here because the modules that define them import torch; a test compares the two.
-Dataset = Literal["scenes", "flickr8k", "flickr30k", "coco", "coco-norestval"]
 ENCODERS = (
     "alexnet", "vgg16", "vgg19", "resnet50", "resnet101", "resnet152",
     "densenet121", "densenet161", "densenet169", "densenet201",
@@ -26,12 +28,23 @@ RegionProvider = Literal[
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
+def _dataset(_: object, name: str | None) -> None:
+    """Refuse what is neither a known nor a registered name nor a path; whether a path holds a data set shows later."""
+    try:
+        find(name) if name is not None else None
+    except CapbenchError as error:
+        raise ValueError(str(error)) from error
+
+
 def _known(_: object, name: str | None) -> None:
     if name is not None and name not in ENCODERS and not TIMM.fullmatch(name):
         close = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, ENCODERS, n=1))
         raise ValueError(f'no encoder "{name}".{close} There are {", ".join(ENCODERS)}, and timm/<name>.')
 
 
+Dataset = Annotated[str, Parameter(validator=_dataset)]
+Split = Literal["train", "val", "test"]
+Tokenizer = Literal["unicode", "whitespace", "karpathy"]
 Encoder = Annotated[str, Parameter(validator=_known)]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]

@@ -42,7 +42,8 @@ def run(
     paper
         The paper, for example vsepp.
     dataset
-        The data set; scenes are drawn, the others are read from CAPBENCH_DATA.
+        The data set: scenes, flickr8k, flickr30k, coco, coco-norestval, one that `capbench datasets add` has
+        registered, or the path of a folder. Scenes are drawn; the other known ones are read from CAPBENCH_DATA.
     preset
         One or several presets, or `all`; the paper's headline presets if not given.
     encoder
@@ -62,6 +63,8 @@ def run(
         The folder of the committed records and the pages.
     """
     from capbench.cli.reporting import Bars, conclude
+    from capbench.data.datasets import check_trainable
+    from capbench.data.registered import find
     from capbench.runs.harness import Materials, Places
     from capbench.runs.harness import run as run_job
     from capbench.runs.paper import paper as find_paper
@@ -70,8 +73,9 @@ def run(
 
     owner, places, materials = find_paper(paper), Places(runs), Materials()
     tracking = Tracking(track or (), places)
-    jobs = plan(owner, dataset, preset, encoder, seeds, seed)
-    materials.dataset(dataset)  # a missing data set is refused before anything is written
+    own = find(dataset)
+    jobs = plan(owner, own.name if own else dataset, preset, encoder, seeds, seed)
+    check_trainable(materials.dataset(dataset))  # refused before anything is written
     session = Session(places.runs / owner.name / "session.json", jobs)
     with Bars(owner, len(jobs)) as bars, closing(tracking):
 

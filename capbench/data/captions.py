@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import fingerprint
+from capbench.data.tokenizers import KARPATHY, TOKENIZERS
 
 SPLITS = ("train", "val", "test")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+ENGLISH = 0.99  # of the letters of English captions, and more, are a to z
 Box = tuple[float, float, float, float]
 
 
@@ -70,6 +72,8 @@ class CaptionDataset:
     image_of_caption: NDArray[np.int64] = field(repr=False)  # index into `images`
     phrases: tuple[tuple[Phrase, ...], ...] | None = field(default=None, repr=False)  # None where boxes are unknown
     notes: tuple[str, ...] = ()  # what a protocol must state, such as the split of the restval images
+    tokenizer: str = KARPATHY  # made the tokens, and reads queries
+    place: str = ""  # how a command names a data set that is known by its folder alone; empty for one with a name
 
     def __post_init__(self) -> None:
         self._check_lengths()
@@ -82,10 +86,27 @@ class CaptionDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all fields that have one entry an image or a caption, without pixels and phrases."""
+        """SHA-256 of all fields that have one entry an image or a caption, without pixels and phrases.
+
+        A tokeniser other than Karpathy's is a part of it.
+        """
         images = (self.image_names, self.image_ids, self.split_of_image)
-        fields = (*images, self.captions, self.tokens, self.caption_ids, self.image_of_caption.tolist())
+        captions = (self.captions, self.tokens, self.caption_ids, self.image_of_caption.tolist())
+        fields = (*images, *captions, *([] if self.tokenizer == KARPATHY else [self.tokenizer]))
         return hashlib.sha256("".join(fingerprint(value) for value in fields).encode()).hexdigest()
+
+    @cached_property
+    def metric_tokenizer(self) -> str:
+        """The tokeniser that caption metrics take; empty for coco-caption's, which is made for English.
+
+        That is for captions that may be English: Karpathy's tokeniser reads them, or nearly all letters are a to z.
+        Others are scored by the words of the data set.
+        """
+        if self.tokenizer == KARPATHY:
+            return ""
+        letters = Counter(filter(str.isalpha, "".join(self.captions)))
+        plain = sum(count for letter, count in letters.items() if letter.isascii())
+        return "" if plain >= ENGLISH * letters.total() else self.tokenizer
 
     def split(self, name: str) -> Split:
         """One split, in the order of the data set. Raises CapbenchError for an unknown name."""
@@ -112,6 +133,7 @@ class CaptionDataset:
                 )
 
     def _check_values(self) -> None:
+        _refuse(self.name, f"tokenisers other than {', '.join(TOKENIZERS)}", {self.tokenizer} - set(TOKENIZERS))
         _refuse(self.name, "outside the image folder", (n for n in self.image_names if not stays_inside(n)))
         unknown = sorted(set(self.split_of_image) - set(SPLITS))
         _refuse(self.name, f"split names other than {', '.join(SPLITS)}", unknown)
@@ -152,6 +174,13 @@ class Split:
     @property
     def tokens(self) -> tuple[tuple[str, ...], ...]:
         return tuple(self.dataset.tokens[i] for i in self.caption_index)
+
+    def of_images(self, values: Sequence[str]) -> list[list[str]]:
+        """What each caption has, by image: `of_images(split.captions)` are the references of each."""
+        own: list[list[str]] = [[] for _ in self.image_index]
+        for value, image in zip(values, self.image_of_caption, strict=True):
+            own[image].append(value)
+        return own
 
     def images_of(self, captions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The image of each of some captions, given by their numbers in the split: an index into `dataset.images`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -43,21 +44,50 @@ def read_json(path: Path, model: type[Model]) -> Model:
 def parse_json(content: bytes, path: Path, model: type[Model]) -> Model:
     """`content`, read from `path`, as `model`. Raises CapbenchError as `read_json` does."""
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        value = json.loads(decoded(content, path))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         whole = error.doc[error.pos :].strip() and error.doc.rstrip()[-1] in "}]"
         cut = "" if whole else "; the file ends too early, fetch it again"
         raise CapbenchError(f"{path}, {place}: malformed JSON: {error.msg}{cut}") from error
+    except (ValueError, RecursionError) as error:
+        raise CapbenchError(f"{path}: malformed JSON: {error}") from error
+    return _validated(value, path, model)
+
+
+def read_json_lines(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
+    """The number and the content of each line that is not blank, as `model`.
+
+    Raises CapbenchError naming the file and the line that is malformed or whose field is missing or wrong.
+    """
+    for number, line in enumerate(decoded(read_bytes(path, path), path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            fault = f"malformed JSON: {error.msg} (column {error.colno})"
+            raise CapbenchError(f"{place}: {fault}; write one whole object a line") from error
+        except (ValueError, RecursionError) as error:
+            raise CapbenchError(f"{place}: malformed JSON: {error}") from error
+        yield number, _validated(value, place, model)
+
+
+def decoded(content: bytes, path: Path) -> str:
+    """The text of a file, without a byte-order mark. Raises CapbenchError naming the line that is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise CapbenchError(f"{path}, line {line}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise CapbenchError(f"{path}: malformed JSON: {error}") from error
+
+
+def _validated(value: object, place: object, model: type[Model]) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise CapbenchError(f"{path}: {_explain(error)}") from error
+        raise CapbenchError(f"{place}: {_explain(error)}") from error
 
 
 def _explain(error: ValidationError) -> str:

@@ -10,7 +10,7 @@ from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset
 from capbench.data.checked_json import Checked, Line, read_json
 from capbench.data.images import ImageFolder
-from capbench.data.vocabulary import tokenize
+from capbench.data.tokenizers import tokenize
 
 
 def read_coco_captions(path: Path, image_folder: Path, split: str, name: str = "coco") -> CaptionDataset:

@@ -1,4 +1,4 @@
-"""The data sets by name: the embedded scenes, and those read from the user's files."""
+"""The data sets by name: the embedded scenes, the published ones in the user's files, and the user's own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 
 from capbench.base.cache import path_from
 from capbench.base.errors import CapbenchError
-from capbench.data.captions import CaptionDataset
+from capbench.data.captions import SPLITS, CaptionDataset
+from capbench.data.folders import read_own
 from capbench.data.karpathy_split import Restval, read_karpathy_split
+from capbench.data.registered import KNOWN, find, registered
 from capbench.data.scenes import scenes
 
 
@@ -46,24 +48,25 @@ SOURCES = {
 SPLIT_FILES = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 SCENES_FINGERPRINT = "20d1145c806b2039006beb815a88d394205deee10fa9b0a76c8f86b0f3003a5d"  # of `scenes()`, by a test
 WITHOUT_RESTVAL = "coco-norestval"  # COCO's files with the 82,783 training images alone
-NAMES = ("scenes", *SOURCES, WITHOUT_RESTVAL)
+NAMES = KNOWN
 NOT_PUBLISHED = "not the published split"  # how a note on such data begins
 
 
 def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
-    """A data set by name: "scenes", or one with files under `data` (default CAPBENCH_DATA).
+    """A data set by name: "scenes", one with files under `data` (default CAPBENCH_DATA), or the user's own.
 
     The files are `<data>/<name>/dataset_<name>.json` and the folder `<data>/<name>/images`. "coco" trains on COCO's
     restval images too, "coco-norestval" leaves them out. A `departure` from the published split is warned about and
-    noted in `notes`. Raises CapbenchError that names missing files and where to put them.
+    noted in `notes`. Another name is a registered one or a folder (see `capbench.data.registered.find`), read by
+    `read_own`. Raises CapbenchError that names missing files and where to put them.
 
     >>> load_dataset("scenes").splits
     ('train', 'val', 'test')
     """
     if name == "scenes":
         return scenes()
-    if name not in NAMES:
-        raise CapbenchError(f"no data set {name!r}; choose one of {', '.join(NAMES)}")
+    if own := find(name):
+        return read_own(own)
     folder = _folder(name, data)
     split_file = folder / SOURCES[_family(name)].split_file
     if not split_file.is_file():
@@ -82,18 +85,56 @@ def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
     return dataset
 
 
+def check_trainable(dataset: CaptionDataset) -> None:
+    """Raises CapbenchError for a data set without images of each split, or with fewer than two training images."""
+    counts = Counter(dataset.split_of_image)
+    lacking = [split for split in SPLITS if not counts[split]]
+    if lacking:
+        uses = "training takes train, the choice of an epoch val, the scores test"
+        raise CapbenchError(f"{dataset.name} has no image in {' and '.join(lacking)}: {uses}; put images there")
+    check_training_images(dataset)
+
+
+def check_training_images(dataset: CaptionDataset) -> None:
+    """Raises CapbenchError where there is one training image: it has no other to be told from."""
+    if dataset.split_of_image.count("train") == 1:
+        raise CapbenchError(f"{dataset.name} has one training image, and training needs two: put more into train")
+
+
 def describe(data: Path | None = None) -> Iterator[tuple[str, str, str, str, str]]:
     """A row for each data set: name, images, captions, splits, and where it is or how to get it."""
-    for name in NAMES:
+    mine = registered()
+    for name in (*NAMES, *mine):
         try:
             dataset = load_dataset(name, data)
         except CapbenchError as error:
             yield name, "-", "-", "-", str(error)
             continue
-        counts = Counter(dataset.split_of_image)
-        splits = " / ".join(f"{counts[split]:,} {split}" for split in dataset.splits)
-        place = "drawn on the spot" if name == "scenes" else str(_folder(name, data))
-        yield name, f"{len(dataset.images):,}", f"{len(dataset.captions):,}", splits, place
+        place = (
+            "drawn on the spot" if name == "scenes" else str(mine[name].path if name in mine else _folder(name, data))
+        )
+        yield name, f"{len(dataset.images):,}", f"{len(dataset.captions):,}", splits_line(dataset), place
+
+
+def summary(dataset: CaptionDataset) -> Iterator[str]:
+    """What there is to say of a data set of the user's own: counts, words, and what it cannot be used for."""
+    images, captions = f"{len(dataset.images):,} images", f"{len(dataset.captions):,} captions"
+    yield f"{dataset.name}: {images}, {captions}: {splits_line(dataset)}"
+    words = {word for tokens in dataset.tokens for word in tokens}
+    silent = sum(not tokens for tokens in dataset.tokens)
+    without = f"; {silent:,} captions have none" if silent else ""
+    yield f"{len(words):,} different words by the tokeniser {dataset.tokenizer}{without}"
+    if dataset.metric_tokenizer:
+        yield "METEOR, SPICE and the PTB tokeniser are made for English: BLEU, ROUGE-L and CIDEr-D count these words"
+    yield from dataset.notes
+    if lacking := [split for split in SPLITS if split not in dataset.splits]:
+        yield f"no image in {' and '.join(lacking)}: it can be scored on what it has, and no model trains on it"
+
+
+def splits_line(dataset: CaptionDataset) -> str:
+    """The images of each split: "6,000 train / 1,000 val / 1,000 test"."""
+    counts = Counter(dataset.split_of_image)
+    return " / ".join(f"{counts[split]:,} {split}" for split in dataset.splits)
 
 
 def departure(dataset: CaptionDataset) -> str:

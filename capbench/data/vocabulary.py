@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,22 +11,14 @@ from pathlib import Path
 
 from pydantic import NonNegativeInt
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, unknown
 from capbench.base.files import atomic_write, fingerprint, read_bytes
 from capbench.data.captions import duplicates
 from capbench.data.checked_json import Checked, parse_json
+from capbench.data.tokenizers import KARPATHY, TOKENIZERS, spelling, tokenize
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIAL = ("<pad>", "<start>", "<end>", "<unknown>")
-
-
-def tokenize(text: str) -> list[str]:
-    """The words of a caption, as Karpathy's split files have them: lower case, nothing but a-z and 0-9.
-
-    >>> tokenize("A man in a T-shirt.")
-    ['a', 'man', 'in', 'a', 'tshirt']
-    """
-    return re.sub(r"[^a-z0-9\s]", "", text.lower()).split()
 
 
 @dataclass(frozen=True)
@@ -43,16 +34,19 @@ class Vocabulary:
     words: tuple[str, ...] = field(repr=False)
     counts: tuple[int, ...] = field(repr=False)  # how often each word occurred in the text it was built from
     unknown_count: int = 0  # tokens of that text that were too rare to keep
+    tokenizer: str = KARPATHY  # of that text, and of what is asked in its words
 
     def __post_init__(self) -> None:
         if len(self.words) != len(self.counts):
             raise CapbenchError(f"a vocabulary of {len(self.words)} words has {len(self.counts)} counts")
+        if self.tokenizer not in TOKENIZERS:
+            raise unknown("tokeniser", self.tokenizer, TOKENIZERS)
         twice = duplicates(self.words) or [word for word in self.words if word in SPECIAL]
         if twice:
             raise CapbenchError(f"the vocabulary has {twice[0]!r} twice")
 
     @classmethod
-    def build(cls, tokens: Iterable[Sequence[str]], min_count: int) -> Vocabulary:
+    def build(cls, tokens: Iterable[Sequence[str]], min_count: int, tokenizer: str = KARPATHY) -> Vocabulary:
         """The words that occur at least `min_count` times in the training captions, by frequency, then alphabet.
 
         A token spelled like a special one counts as too rare. Raises CapbenchError if no word remains.
@@ -63,7 +57,7 @@ class Vocabulary:
         if not words:
             raise CapbenchError(f"no word occurs {min_count} times or more; lower min_count or give more captions")
         counts = tuple(occurrences[word] for word in words)
-        return cls(words, counts, occurrences.total() - sum(counts))
+        return cls(words, counts, occurrences.total() - sum(counts), tokenizer)
 
     def __len__(self) -> int:
         """How many numbers there are, the four special ones included."""
@@ -76,8 +70,9 @@ class Vocabulary:
 
     @cached_property
     def _spellings(self) -> dict[str, int]:
-        """The number of the most frequent word that `tokenize` would spell so: "Red" for "red"."""
-        return {"".join(tokenize(word)): number for word, number in reversed(self.numbers.items())}
+        """The number of the most frequent word of a `spelling`: "Red" for "red"."""
+        spelled = ((spelling(word, self.tokenizer), number) for word, number in reversed(self.numbers.items()))
+        return {letters: number for letters, number in spelled if letters}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,13 +83,20 @@ class Vocabulary:
         """START, a number for each token, END; an unknown token becomes UNKNOWN."""
         return [START, *(self.numbers.get(token, UNKNOWN) for token in tokens), END]
 
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a sentence, by the tokeniser of the text that the vocabulary was built from."""
+        return tokenize(text, self.tokenizer)
+
     def encode_text(self, text: str) -> list[int]:
         """As `encode`, the tokens those of `tokenize` or, where the data have others, their nearest spelling.
 
         >>> Vocabulary(("Red", "T-shirt"), (2, 1)).encode_text("A red t-shirt")
         [1, 3, 4, 5, 2]
         """
-        return [START, *(self.numbers.get(w, self._spellings.get(w, UNKNOWN)) for w in tokenize(text)), END]
+        return [START, *map(self._nearest, self.tokenize(text)), END]
+
+    def _nearest(self, word: str) -> int:
+        return self.numbers.get(word) or self._spellings.get(spelling(word, self.tokenizer), UNKNOWN)
 
     def decode(self, numbers: Iterable[int]) -> list[str]:
         """The words before the first END, without START and PAD; UNKNOWN is "<unknown>".
@@ -115,7 +117,12 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write JSON that `load` reads."""
-        content = {"words": self.words, "counts": self.counts, "unknown_count": self.unknown_count}
+        content = {
+            "words": self.words,
+            "counts": self.counts,
+            "unknown_count": self.unknown_count,
+            "tokenizer": self.tokenizer,
+        }
         atomic_write(path, json.dumps(content, indent=0).encode())
 
     @classmethod
@@ -131,7 +138,7 @@ class Vocabulary:
             )
         file = parse_json(content, path, _VocabularyFile)
         try:
-            return cls(tuple(file.words), tuple(file.counts), file.unknown_count)
+            return cls(tuple(file.words), tuple(file.counts), file.unknown_count, file.tokenizer)
         except CapbenchError as error:
             raise CapbenchError(f"{path}: {error}") from error
 
@@ -140,3 +147,4 @@ class _VocabularyFile(Checked):
     words: list[str]
     counts: list[NonNegativeInt]
     unknown_count: NonNegativeInt = 0
+    tokenizer: str = KARPATHY

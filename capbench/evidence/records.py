@@ -84,6 +84,7 @@ class Result(JsonRecord):
     precision: str = ""  # of training: "bf16" or "fp32"
     published: bool | None = None  # whether the data are the published split; None where nothing is published
     images: int | None = None  # of the split
+    tokenizer: str = ""  # of caption metrics, where the captions are in other letters than English; else coco-caption's
     started: Moment
     wall_seconds: float
     energy_joules: float | None = None

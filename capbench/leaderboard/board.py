@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from capbench.base.grouping import grouped
+from capbench.data.datasets import NAMES
 from capbench.evidence.results import Results
 from capbench.evidence.verdicts import BEST_TO_WORST, Claim, Outcome, Reported, Role, Verdict, outcome, verdict
 from capbench.leaderboard.pooled import EMBEDDED, SETTING, Runs, gather, marks
@@ -124,7 +125,7 @@ class Board:
         }
         if interval:
             ours |= {"ci_low": interval.low, "ci_high": interval.high, "test": interval.test}
-        rule = registry.metric(metric).rule
+        rule = registry.rule(metric, runs.first.tokenizer)
         return Row(paper=self.paper.name, metric=metric, rule=rule, **(ours | theirs))
 
 
@@ -139,13 +140,14 @@ def board(paper: Paper, results: Results, origin: str = "") -> Board:
 def _matches(number: Reported, groups: Sequence[Runs]) -> Iterator[Match]:
     """Our runs under the number's own data set, protocol and split; then each preset that has none, with the reason.
 
-    Runs on data that are not canonical are never among them.
+    Runs on data that are not canonical, and on a user's own, are never among them.
     """
     if number.role == "context" or number.dataset in EMBEDDED:
         reason = "shown for context" if number.role == "context" else _EMBEDDED
         yield Match(number, "", Verdict("not comparable", reason=reason))
         return
-    on_dataset = [r for r in groups if r.canonical and r.first.dataset == number.dataset]
+    known = number.dataset in NAMES
+    on_dataset = [r for r in groups if known and r.canonical and r.first.dataset == number.dataset]
     on_dataset = [r for r in on_dataset if r.first.preset in number.presets]
     same = [r for r in on_dataset if (r.first.protocol, r.first.split) == (number.protocol, number.split)]
     for runs in same:

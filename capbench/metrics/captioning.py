@@ -25,8 +25,9 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pydantic import model_validator
 
 from capbench.base.errors import CapbenchError
-from capbench.data.captions import duplicates, one_line
+from capbench.data.captions import Split, duplicates, one_line
 from capbench.data.checked_json import Checked, Line, read_json
+from capbench.data.tokenizers import tokenize
 from capbench.metrics.jars import (
     TIME_LIMIT,
     find_java,
@@ -65,12 +66,16 @@ class CaptionScorer:
 
     Captions are raw text; an image may have any number of references. Without Java `simple_tokenize` stands in for
     the PTB tokeniser, METEOR and SPICE are absent, and the notes say so. `timeout` is for each run of Java, in seconds.
+
+    All of this is made for English. For captions of another language `tokenizer` names one of
+    `capbench.data.tokenizers`: BLEU, ROUGE-L and CIDEr-D count its words, without Java; METEOR, SPICE and what is
+    "as written" are absent, and the notes say so. `of` decides by the captions of a data set.
     Raises CapbenchError when there is no image, when an image has no reference, or when the tokeniser fails.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]], timeout: float = TIME_LIMIT) -> None:
+    def __init__(self, references: Sequence[Sequence[str]], timeout: float = TIME_LIMIT, tokenizer: str = "") -> None:
         _check_references(references)
-        self.timeout = timeout
+        self.timeout, self.tokenizer = timeout, tokenizer
         self.has_java = find_java() is not None
         tokenised = iter(self.tokenize([caption for own in references for caption in own]))
         self.written = references
@@ -79,8 +84,20 @@ class CaptionScorer:
         self._cider.crefs = [cider_scorer.cook_refs(own) for own in self.references]
         self._cider.compute_doc_freq()
 
+    @classmethod
+    def of(cls, split: Split, timeout: float = TIME_LIMIT) -> CaptionScorer:
+        """The scorer of a split's captions, by the tokeniser that the data set has for metrics.
+
+        With one of its own, the references are the tokens of the data set.
+        """
+        tokenizer = split.dataset.metric_tokenizer
+        references = [" ".join(words) for words in split.tokens] if tokenizer else split.captions
+        return cls(split.of_images(references), timeout, tokenizer)
+
     def tokenize(self, captions: Sequence[str]) -> list[str]:
         """The tokens of each caption between single spaces, by the tokeniser that the references went through."""
+        if self.tokenizer:
+            return [" ".join(tokenize(caption, self.tokenizer)) for caption in captions]
         return ptb_tokenize(captions, self.timeout) if self.has_java else simple_tokenize(captions)
 
     def score(self, candidates: Sequence[str]) -> CaptionScores:
@@ -92,9 +109,8 @@ class CaptionScorer:
         if len(candidates) != len(self.references):
             images = f"{len(self.references):,} images"
             raise CapbenchError(f"{len(candidates):,} candidates for {images}: give one an image")
-        captions, written = self.tokenize(candidates), list(map(_sentence, candidates))
+        captions = self.tokenize(candidates)
         counts = {"bleu": bleu_statistics(captions, self.references)}
-        counts["bleu_as_written"] = bleu_statistics(written, self.written)
         per_image = {"rouge_l": self._rouge_l(captions)}
         notes = list(self._tokenizer_notes(captions))
         if len(captions) > 1:
@@ -103,17 +119,10 @@ class CaptionScorer:
             notes.append(
                 "cider: not defined for a single image, because words are weighted by how many images have them"
             )
-        try:
-            both = meteor_statistics([*captions, *written], [*self.references, *self.written], self.timeout)
-            counts["meteor"], counts["meteor_as_written"] = np.split(both, 2)
-        except CapbenchError as error:
-            notes.append(f"meteor: {error}")
-        try:
-            per_image["spice"] = spice(captions, self.references, self.timeout)
-        except CapbenchError as error:
-            notes.append(f"spice: {error}")
+        if not self.tokenizer:
+            notes += self._made_for_english(candidates, captions, counts, per_image)
         metrics = {name: float(values.mean()) for name, values in per_image.items()}
-        for rule in ("", "_as_written"):
+        for rule in ("", "_as_written") if not self.tokenizer else ("",):
             for suffix, penalty in (("", True), ("_no_bp", False)):
                 values = bleu(counts[f"bleu{rule}"].sum(0), brevity_penalty=penalty)
                 metrics |= {f"bleu{n}{rule}{suffix}": float(value) for n, value in enumerate(values, start=1)}
@@ -122,6 +131,26 @@ class CaptionScorer:
         if "meteor" in counts:
             per_image["meteor"] = meteor(counts["meteor"])
         return CaptionScores(metrics, per_image, counts, tuple(notes))
+
+    def _made_for_english(
+        self,
+        candidates: Sequence[str],
+        captions: list[str],
+        counts: dict[str, NDArray[np.int64]],
+        per_image: dict[str, NDArray[np.float64]],
+    ) -> Iterator[str]:
+        """METEOR, SPICE and what is "as written" into `counts` and `per_image`; why one of them is absent."""
+        written = list(map(_sentence, candidates))
+        counts["bleu_as_written"] = bleu_statistics(written, self.written)
+        try:
+            both = meteor_statistics([*captions, *written], [*self.references, *self.written], self.timeout)
+            counts["meteor"], counts["meteor_as_written"] = np.split(both, 2)
+        except CapbenchError as error:
+            yield f"meteor: {error}"
+        try:
+            per_image["spice"] = spice(captions, self.references, self.timeout)
+        except CapbenchError as error:
+            yield f"spice: {error}"
 
     def _rouge_l(self, captions: list[str]) -> NDArray[np.float64]:
         pairs = zip(captions, self.references, strict=True)
@@ -134,7 +163,11 @@ class CaptionScorer:
         return 100.0 * np.array(scorer.compute_cider(), dtype=np.float64)
 
     def _tokenizer_notes(self, captions: list[str]) -> Iterator[str]:
-        if not self.has_java:
+        if self.tokenizer:
+            yield f"tokeniser: {self.tokenizer}, of the data set; the PTB tokeniser is made for English"
+            for name in ("meteor", "spice"):
+                yield f"{name}: made for English, and these captions are not in its letters"
+        elif not self.has_java:
             yield "tokeniser: simple_tokenize, because no Java was found; published numbers use the PTB tokeniser"
         if empty := captions.count(""):
             yield f"candidates: {empty:,} of {len(captions):,} have no word"

@@ -92,6 +92,16 @@ def metric(key: str) -> Metric:
     return METRICS.get(key) or Metric(key, key, key.replace("_", " "), digits=2)
 
 
+def rule(key: str, tokenizer: str = "") -> str:
+    """How captions are scored, in a few words; a tokeniser other than coco-caption's is named.
+
+    >>> rule("bleu4"), rule("bleu4", "unicode"), rule("rsum", "unicode")
+    ('coco-caption', 'coco-caption, tokeniser unicode', '')
+    """
+    words = metric(key).rule
+    return f"{words}, tokeniser {tokenizer}" if tokenizer and words.startswith(COCO) else words
+
+
 def columns(keys: Iterable[str], lesser: bool = False) -> list[Metric]:
     """The metrics of a table in their order, unknown ones last; `lesser` keeps those that are not `shown`."""
     ordered = sorted(set(keys), key=lambda key: (_ORDER.get(key, len(_ORDER)), key))

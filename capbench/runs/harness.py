@@ -21,7 +21,7 @@ from capbench.base.files import check_writable
 from capbench.base.processor import computes_bf16
 from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, protocol_line
-from capbench.data.datasets import is_published, load_dataset
+from capbench.data.datasets import check_trainable, is_published, load_dataset
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.records import Epoch, Result, load_results, save_result
 from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, describe, description, identity
@@ -72,20 +72,23 @@ class Materials:
         self._features: dict[tuple[str | None, ...], tuple[Encoder, Features]] = {}
 
     def dataset(self, name: str) -> CaptionDataset:
+        """A data set by name; one that was loaded from a folder is known by its own name from then on."""
         if name not in self._datasets:
-            self._datasets[name] = load_dataset(name)
+            loaded = load_dataset(name)
+            self._datasets |= {name: loaded, **({loaded.name: loaded} if loaded.place else {})}
         return self._datasets[name]
 
     def inputs(self, job: Job, recipe: Recipe) -> Inputs:
         """What the experiment of a job is made from. Raises CapbenchError for missing data or an unknown encoder."""
         dataset = self.dataset(job.dataset)
+        check_trainable(dataset)
         key = (job.dataset, job.encoder, recipe.output, recipe.view, recipe.region_provider)
         if key not in self._features:
             encoder = Encoder(job.encoder, recipe.output).to(default_device())
             stored = features(dataset, encoder, recipe.view, recipe.region_provider, store=self.store, progress=True)
             self._features[key] = (encoder, stored)
         encoder, stored = self._features[key]
-        vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count)
+        vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count, dataset.tokenizer)
         return Inputs(dataset, encoder, stored, vocabulary)
 
 
@@ -204,9 +207,10 @@ def _result(
         dataset_fingerprint=inputs.dataset.fingerprint,
         published=is_published(inputs.dataset),
         images=len(scored.image_index),
+        tokenizer=inputs.dataset.metric_tokenizer,
         features_fingerprint=inputs.features.fingerprint,
         vocabulary_size=len(inputs.vocabulary),
-        command=job.command,
+        command=replace(job, dataset=inputs.dataset.place or job.dataset).command,
         notes=[protocol_line(scored), *evaluation.notes, *damaged, *skipped],
         **made_by,
     )

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from capbench.base.errors import CapbenchError
 from capbench.base.json_records import read_record
 from capbench.data.images import PictureFiles
-from capbench.data.vocabulary import UNKNOWN, Vocabulary, tokenize
+from capbench.data.tokenizers import KARPATHY
+from capbench.data.vocabulary import UNKNOWN, Vocabulary
 from capbench.evidence.records import Result
 from capbench.runs.harness import Places
 from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, description
@@ -98,9 +99,12 @@ class Trained:
 
     def read(self, text: str) -> Sentence:
         """The words of a sentence. Raises CapbenchError if it has none, or none that the vocabulary has."""
-        words = tuple(tokenize(text))
+        words = tuple(self.vocabulary.tokenize(text))
         if not words:
-            raise CapbenchError(f"the sentence {text!r} has no word with a letter from a to z or a digit")
+            letters = "a letter from a to z" if self.vocabulary.tokenizer == KARPATHY else "a letter"
+            raise CapbenchError(
+                f"the sentence {text!r} has no word with {letters} or a digit; {self.job} knows no others"
+            )
         numbers = self.vocabulary.encode_text(text)
         unknown = dict.fromkeys(word for word, number in zip(words, numbers[1:-1], strict=True) if number == UNKNOWN)
         if len(unknown) == len(set(words)):

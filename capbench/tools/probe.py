@@ -70,7 +70,7 @@ def probe_encoder(dataset: CaptionDataset, encoder: Encoder, view: View, images:
         seed=SEED,
         entries=tuple(entries),
         started=started,
-        command=command(dataset.name, encoder.name, view, images),
+        command=command(dataset.place or dataset.name, encoder.name, view, images),
         **{name: made_by[name] for name in ("commit", "dirty", "versions", "device", "threads")},
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.data.batches import padded
-from capbench.data.vocabulary import UNKNOWN, tokenize
+from capbench.data.vocabulary import UNKNOWN
 from capbench.runs.loaded import Trained, find_run
 from capbench.tools.pictures import Seen
 
@@ -65,7 +65,8 @@ def captions_of_image(trained: Trained, picture: Seen, captions: Path, top: int)
     except (OSError, UnicodeDecodeError) as error:
         raise CapbenchError(f"cannot read the captions {captions}: {error}") from error
     encoded = {line.strip(): trained.vocabulary.encode_text(line) for line in lines}
-    unknown = [w for line, n in encoded.items() for w, i in zip(tokenize(line), n[1:-1], strict=True) if i == UNKNOWN]
+    words = trained.vocabulary.tokenize
+    unknown = [w for line, n in encoded.items() for w, i in zip(words(line), n[1:-1], strict=True) if i == UNKNOWN]
     known = {line: numbers for line, numbers in encoded.items() if set(numbers[1:-1]) - {UNKNOWN}}
     if not known:
         raise CapbenchError(f"{captions} holds no caption with a word that {trained.job} knows; write one a line")

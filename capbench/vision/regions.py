@@ -230,7 +230,8 @@ def _clipped(box: Box, width: int, height: int, place: str) -> Box:
 def _regions_file(dataset: Pictures) -> Path:
     if not isinstance(dataset.images, ImageFolder):
         raise CapbenchError(f"there is no folder for a {FILE} of {dataset.name}; take regions of multiscale or objects")
-    path = dataset.images.root.parent / FILE
+    root = dataset.images.root
+    path = (root.parent if root.name == "images" else root) / FILE
     if not path.is_file():
         raise CapbenchError(f"{path} is missing; put a JSON object from image names to lists of boxes there")
     return path
