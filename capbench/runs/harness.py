@@ -18,6 +18,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import check_writable
+from capbench.base.plugins import versions
 from capbench.base.processor import computes_bf16
 from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, protocol_line
@@ -144,6 +145,7 @@ def _train_and_record(
 ) -> FinishedRun:
     device, folder = default_device(), places.folder(job)
     made_by = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
+    made_by["versions"] |= versions(owner.entry) | inputs.encoder.packages
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     restart_peak_memory(device)

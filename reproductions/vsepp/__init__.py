@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from capbench.runs.paper import Paper
-from reproductions.vsepp.claims import CLAIMS
-from reproductions.vsepp.experiment import VSEExperiment
-from reproductions.vsepp.model import VSE
-from reproductions.vsepp.recipe import HEADLINE, presets, protocols
+
+from .claims import CLAIMS
+from .experiment import VSEExperiment
+from .model import VSE
+from .recipe import HEADLINE, presets, protocols
 
 PAPER = Paper(
     name="vsepp",
