@@ -23,14 +23,17 @@ from capbench.vision.networks import load_trunk
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "tests" / "example_paper"
 OURS = ["karpathy", "show_and_tell", "show_attend_tell", "translational", "vsepp"]
-PAPER = (
-    "from dataclasses import replace\nfrom capbench.runs.paper import paper\nPAPER = replace(paper('vsepp'), name={!r})"
-)
+PAPER = """
+from dataclasses import replace
+from capbench.runs.paper import bundled
+PAPER = replace(bundled()["vsepp"], name={!r})
+"""
 TRUNK = """
 from torch import nn
 from capbench.vision.networks import Trunk
 def make(weights):
-    return Trunk(nn.AvgPool2d(8), nn.Flatten(), {channels}, 48, ("map", "vector"), ((0.0,) * 3, (1.0,) * 3), input_size=32)
+    pixels = ((0.0,) * 3, (1.0,) * 3)
+    return Trunk(nn.AvgPool2d(8), nn.Flatten(), {channels}, 48, ("map", "vector"), pixels, input_size=32)
 """
 
 

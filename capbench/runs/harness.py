@@ -119,7 +119,7 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
     if job.seed < 0:
         raise CapbenchError(f"the seed is {job.seed}; give 0 or more")
     folder = places.folder(job)
-    with _claimed(folder, places):
+    with claimed(folder, places):
         inputs = materials.inputs(job, recipe)
         if recipe.init_from is not None:
             seeds = range(job.seed * recipe.ensemble_size, (job.seed + 1) * recipe.ensemble_size)
@@ -249,7 +249,7 @@ def _finished(folder: Path, wanted: Mapping[str, Any], places: Places) -> Finish
 
 
 @contextmanager
-def _claimed(folder: Path, places: Places) -> Iterator[None]:
+def claimed(folder: Path, places: Places) -> Iterator[None]:
     """A run's folder for this process alone; folders that stay empty are removed.
 
     The system releases the lock of a dead process. Raises CapbenchError when another process holds it, or when a folder

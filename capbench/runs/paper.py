@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from capbench.base import plugins
 from capbench.base.errors import CapbenchError, unknown
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.verdicts import Claim, Reported, read_reported
+from capbench.runs.released import PREFIX, Released
 from capbench.training.experiment import Experiment, Inputs, Recipe
 
 
@@ -41,6 +43,7 @@ class Paper:
     experiment: Callable[[Any, Inputs, Any, int, torch.device], Experiment]  # recipe, inputs, model, seed, device
     claims: tuple[Claim, ...]
     protocols: Callable[[str, Any], tuple[str, ...]] = lambda dataset, recipe: ("whole",)  # of the test split
+    released: Callable[[Path, Path], Released] | None = None  # reads a checkpoint of the authors' code, and its words
     entry: EntryPoint | None = field(default=None, repr=False)  # of another package; discovery fills it in
 
     def __post_init__(self) -> None:
@@ -73,6 +76,19 @@ class Paper:
             raise unknown(f"{self.name} preset", preset, presets)
         return presets[preset]
 
+    def recipe_of(self, preset: str, dataset: str, run: Mapping[str, Any]) -> Recipe:
+        """The recipe of a run, given its fields: of its preset as it is today, or of a released checkpoint.
+
+        Raises CapbenchError for an unknown preset, and for fields that are none of a recipe's.
+        """
+        if not preset.startswith(PREFIX):
+            return self.recipe(preset, dataset).as_in(run)
+        kind = type(next(iter(self.presets(dataset).values())))
+        try:
+            return TypeAdapter(kind).validate_python(run)
+        except ValidationError as error:
+            raise CapbenchError(f"{self.name} {preset}: its recipe cannot be read: {error}") from error
+
     def prepare(self, recipe: Recipe, inputs: Inputs, seed: int, device: torch.device) -> Experiment:
         """An experiment with a new model, whose initial weights depend on the seed alone."""
         torch.manual_seed(seed)
@@ -95,9 +111,7 @@ def papers() -> dict[str, Paper]:
     for paper in _discover():
         if paper.name in known:
             places = f"{known[paper.name].place} and {paper.place}"
-            raise CapbenchError(
-                f"two papers have the name {paper.name!r}: {places}; change PAPER's name in one of them"
-            )
+            raise CapbenchError(f"two papers have the name {paper.name!r}: {places}; rename PAPER in one of them")
         known[paper.name] = paper
     return known
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
@@ -15,7 +14,7 @@ from capbench.base.files import fingerprint
 from capbench.base.plugins import versions
 from capbench.base.processor import computes_bf16
 from capbench.vision.folding import fold_convolutions
-from capbench.vision.networks import load_trunk, outside
+from capbench.vision.networks import Weights, load_trunk, outside
 from capbench.vision.weights import hash_tensors
 
 Output = Literal["vector", "grid", "regions"]
@@ -26,7 +25,8 @@ class Encoder(nn.Module):
 
     `name` is one of `capbench.vision.networks.ENCODERS`, or "timm/" with the name of a model of timm and options of its
     constructor ("timm/mobilenetv2_100,pad_type=same"), or that of another package's entry point. `weights` are "auto"
-    (see `capbench.vision.weights`), "random" (the same each time) or a file. `output` says what `forward` gives:
+    (see `capbench.vision.weights`), "random" (the same each time), a file, or a table of tensors by torchvision's
+    names. `output` says what `forward` gives:
 
     - "vector" [n, dim]: fc7 after its ReLU for alexnet and vgg, timm's own vector before the classifier, the mean of
       the last map for the others;
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
     std: Tensor
     _fingerprint = ""  # of the original, in a folded copy
 
-    def __init__(self, name: str, output: Output = "vector", weights: str | Path = "auto") -> None:
+    def __init__(self, name: str, output: Output = "vector", weights: Weights = "auto") -> None:
         super().__init__()
         if output not in get_args(Output):
             raise CapbenchError(f"an encoder gives vector, grid or regions, not {output!r}")

@@ -7,6 +7,7 @@ where it is used: its import takes seconds.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -60,16 +61,22 @@ class Trunk:
     licence: str = ""  # of the published weights, as timm states it; torchvision states none
 
 
-def load_trunk(name: str, weights: str | Path = "auto") -> Trunk:
+Weights = str | Path | Mapping[str, Tensor]  # "auto", "random", a file, or a table of tensors by torchvision's names
+
+
+def load_trunk(name: str, weights: Weights = "auto") -> Trunk:
     """The trunk of an encoder, frozen and in eval mode; `weights` as for `Encoder`.
 
     Raises CapbenchError for an unknown name, and for weights that are missing, damaged or of another architecture.
     """
     check_name(name)
-    if name.startswith(TIMM):
-        return _timm_trunk(name, weights)
-    if entry := outside(name):
-        return _outside_trunk(entry, weights)
+    if not isinstance(weights, Mapping):
+        if name.startswith(TIMM):
+            return _timm_trunk(name, weights)
+        if entry := outside(name):
+            return _outside_trunk(entry, weights)
+    elif name not in ENCODERS:
+        raise CapbenchError(f"a table of tensors is read for the networks of torchvision alone, not for {name}")
     return _trunk(name, _load(name, weights).eval().requires_grad_(False))
 
 
@@ -97,9 +104,7 @@ def outside(name: str) -> EntryPoint | None:
     """
     entry = plugins.named(plugins.ENCODERS).get(name)
     if entry and name in ENCODERS:
-        raise CapbenchError(
-            f"the encoder {name!r} is capbench's and that of {plugins.place(entry)}; uninstall that one"
-        )
+        raise CapbenchError(f"the encoder {name!r} is capbench's and that of {plugins.place(entry)}; uninstall that")
     return entry
 
 
@@ -119,7 +124,7 @@ def load_detector(name: str, weights: str | Path = "auto") -> nn.Module:
     return model
 
 
-def _load(name: str, weights: str | Path) -> nn.Module:
+def _load(name: str, weights: Weights) -> nn.Module:
     """A network of `ENCODERS` or `DETECTORS`, frozen and in eval mode."""
     if name == "scenes" and weights == "auto":
         return load_scenes_trunk().requires_grad_(False)
@@ -128,8 +133,11 @@ def _load(name: str, weights: str | Path) -> nn.Module:
         options = OPTIONS.get(name, {"weights_backbone": None} if name in DETECTORS else {})
         model: nn.Module = ScenesTrunk() if name == "scenes" else torchvision.models.get_model(name, **options)
     if weights != "random":
-        path = find_weights(name) if weights == "auto" else Path(weights)
-        state = load_weights(path)
+        if isinstance(weights, Mapping):
+            path, state = Path(f"the table of {name}"), dict(weights)
+        else:
+            path = find_weights(name) if weights == "auto" else Path(weights)
+            state = load_weights(path)
         if name == "googlenet":
             state = {key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2."))}
         load_state_dict(model, state, path)

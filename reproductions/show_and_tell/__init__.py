@@ -11,6 +11,7 @@ from .claims import CLAIMS
 from .experiment import ShowAndTellExperiment
 from .model import ShowAndTell
 from .recipe import HEADLINE, presets
+from .released import read_released
 
 make_model = with_ensembles(lambda recipe, vocabulary, feature_dim: ShowAndTell(recipe, len(vocabulary), feature_dim))
 
@@ -25,4 +26,5 @@ PAPER = Paper(
     model=make_model,
     experiment=ShowAndTellExperiment,
     claims=CLAIMS,
+    released=read_released,
 )

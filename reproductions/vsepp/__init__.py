@@ -10,6 +10,7 @@ from .claims import CLAIMS
 from .experiment import VSEExperiment
 from .model import VSE
 from .recipe import HEADLINE, presets, protocols
+from .released import read_released
 
 PAPER = Paper(
     name="vsepp",
@@ -23,4 +24,5 @@ PAPER = Paper(
     experiment=VSEExperiment,
     claims=CLAIMS,
     protocols=protocols,
+    released=read_released,
 )
