@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -85,8 +86,9 @@ def test_a_preset_trained_in_an_empty_folder_is_recorded_with_the_commit_that_wa
 
 
 def test_a_paper_and_an_encoder_of_another_package_run_and_have_a_page(site, folder):
+    (line,) = re.findall(r"^capbench (run bag-of-words)$", (ROOT / "README.md").read_text("utf-8"), re.M)
     words = ["--dataset", "flickr8k", "--encoder", "thumbnail", "--seed", "0"]
-    done = capbench("run", "bag-of-words", *words, site=site, cwd=folder)
+    done = capbench(*line.split(), *words, site=site, cwd=folder)
     assert done.returncode == 0, done.stderr
     (record,) = load_results(folder / "runs" / "records", "bag_of_words")
     assert (record.encoder, record.versions["bag-of-words"]) == ("thumbnail", "0.1")

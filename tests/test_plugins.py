@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def install(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def folder_of_papers(tmp_path, monkeypatch) -> Path:
+def folder_of_papers(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder that counts as a part of reproductions/."""
     folder = tmp_path / "reproductions"
     folder.mkdir()
@@ -149,7 +150,7 @@ def test_the_commands_of_the_guide_to_adding_a_paper_add_one(folder_of_papers):
     (name,) = re.findall(r"^capbench run (\S+)", block, re.M)
     added = paper(name)
     assert added.folder == folder_of_papers / name
-    assert added.experiment.__module__ == f"reproductions.{name}.experiment"  # type: ignore[attr-defined]
+    assert added.experiment.__module__ == f"reproductions.{name}.experiment"
     assert added.headline[0] in added.presets("scenes")
 
 

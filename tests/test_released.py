@@ -65,11 +65,12 @@ def vse_words() -> dict[str, int]:
 def options(**changes: Any) -> argparse.Namespace:
     """What train.py saves as opt."""
     given = {
-        "data_path": "data", "data_name": "f8k_precomp", "vocab_path": "vocab", "margin": 0.2, "num_epochs": 30, "batch_size": 128,
-        "word_dim": WORD, "embed_size": EMBED, "grad_clip": 2.0, "crop_size": 224, "num_layers": 1, "learning_rate": 0.0002,
-        "lr_update": 15, "workers": 10, "log_step": 10, "val_step": 500, "logger_name": "runs/x", "resume": "", "max_violation": True,
-        "img_dim": DIM, "finetune": False, "cnn_type": "vgg19", "use_restval": False, "measure": "cosine", "use_abs": False,
-        "no_imgnorm": False, "vocab_size": len(vse_words()),
+        "data_path": "data", "data_name": "f8k_precomp", "vocab_path": "vocab", "margin": 0.2, "num_epochs": 30,
+        "batch_size": 128, "word_dim": WORD, "embed_size": EMBED, "grad_clip": 2.0, "crop_size": 224, "num_layers": 1,
+        "learning_rate": 0.0002, "lr_update": 15, "workers": 10, "log_step": 10, "val_step": 500,
+        "logger_name": "runs/x", "resume": "", "max_violation": True, "img_dim": DIM, "finetune": False,
+        "cnn_type": "vgg19", "use_restval": False, "measure": "cosine", "use_abs": False, "no_imgnorm": False,
+        "vocab_size": len(vse_words()),
     }  # fmt: skip
     return argparse.Namespace(**(given | changes))
 
@@ -280,9 +281,7 @@ class Evil:
 
 def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(here):
     write_vse(here, opt=Evil())
-    with pytest.raises(
-        CapbenchError, match=r"model_best.pth.tar is refused: .* could run code \(it asks for posix.mkdir"
-    ):
+    with pytest.raises(CapbenchError, match=r"is refused: .* could run code \(it asks for posix.mkdir"):
         command(*VSE)
     assert not (here / "executed").exists()
     assert not (here / "runs").exists()
@@ -372,7 +371,7 @@ def test_another_checkpoint_needs_another_name_and_the_same_one_does_not(here):
 
 
 def test_a_paper_without_a_reader_names_those_that_have_one(here):
-    with pytest.raises(CapbenchError, match="no released checkpoint of karpathy; .* those of show_and_tell, vsepp"):
+    with pytest.raises(CapbenchError, match=r"no released checkpoint of karpathy; .* those of show_and_tell, vsepp"):
         command("karpathy", *VSE[1:])
 
 
