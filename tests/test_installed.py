@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from capbench.base.errors import CapbenchError
+from capbench.cli.app import app
 from capbench.evidence.records import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,10 +100,12 @@ def test_a_paper_and_an_encoder_of_another_package_run_and_have_a_page(site, fol
     assert "](../reproductions" not in page
 
 
-@pytest.mark.parametrize(("words", "code"), [([], 0), (["--json"], 0), (["--check"], 2)], ids=str)
-def test_the_leaderboard_says_that_the_committed_records_are_elsewhere(site, tmp_path, words, code):
-    done = capbench("leaderboard", *words, site=site, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    said = done.stderr if code else done.stdout
-    assert "the project's own come with its repository" in said or said == "[]\n"
+def test_the_leaderboard_says_that_the_committed_records_are_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    app(["leaderboard"], result_action="return_value")
+    assert "the project's own come with its repository, not with the installed package" in capsys.readouterr().out
+    app(["leaderboard", "--json"], result_action="return_value")
+    assert capsys.readouterr().out == "[]\n"
+    with pytest.raises(CapbenchError, match=r"leaderboards.results has no record; .*`capbench records add`"):
+        app(["leaderboard", "--check"], exit_on_error=False, print_error=False, result_action="return_value")
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import re
 import shlex
 import types
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,27 +200,28 @@ def test_without_record_neither_data_nor_weights_are_needed_and_the_file_says_it
     assert not (here / "runs" / "records").exists()
 
 
-class OldPickler(pickle._Pickler):  # type: ignore[name-defined,misc]
-    """Writes text and bytes as Python 2 did, and numpy's numbers under the module of old."""
-
-    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
-
-    def _string(self, value: str | bytes) -> None:
-        data = value.encode("latin1") if isinstance(value, str) else value
-        self.write(b"U" + bytes([len(data)]) + data)
-        self.memoize(value)
-
-    def save_global(self, value: Any, name: str | None = None) -> None:
-        if getattr(value, "__name__", "") == "scalar":
-            self.write(b"cnumpy.core.multiarray\nscalar\n")
-            self.memoize(value)
-        else:
-            super().save_global(value, name)
-
-    dispatch[str] = dispatch[bytes] = _string
-    dispatch[types.BuiltinFunctionType] = dispatch[types.FunctionType] = dispatch[type] = save_global
+PURE: Any = vars(pickle)["_Pickler"]  # in Python, so that it can be changed
 
 
+def old_string(pickler: Any, value: str | bytes) -> None:
+    """Text and bytes as Python 2 wrote both."""
+    data = value.encode("latin1") if isinstance(value, str) else value
+    pickler.write(b"U" + bytes([len(data)]) + data)
+    pickler.memoize(value)
+
+
+def old_global(pickler: Any, value: Any, name: str | None = None) -> None:
+    """numpy's numbers under the module of old."""
+    if getattr(value, "__name__", "") == "scalar":
+        pickler.write(b"cnumpy.core.multiarray\nscalar\n")
+        pickler.memoize(value)
+    else:
+        PURE.save_global(pickler, value, name)
+
+
+WRITERS: dict[type, Any] = {str: old_string, bytes: old_string}
+WRITERS |= dict.fromkeys((types.BuiltinFunctionType, types.FunctionType, type), old_global)
+OldPickler: Any = type("OldPickler", (PURE,), {"dispatch": PURE.dispatch | WRITERS, "save_global": old_global})
 OLD: Any = types.SimpleNamespace(
     __name__="old", Pickler=OldPickler, dump=lambda value, file, protocol: OldPickler(file, protocol).dump(value)
 )
@@ -454,7 +455,8 @@ def test_a_show_tell_model_writes_the_caption_that_the_released_one_writes(here)
         written = caption_images(trained.model, torch.from_numpy(images), beam_size=1).words[:, 0]
     captions = []
     for image in images:
-        model, number, words = Released(tell_state(), image), 0, []
+        model, number = Released(tell_state(), image), 0
+        words: list[str] = []
         while len(words) < written.shape[1]:
             number = int(model.word(number).argmax())
             if number == 0:
