@@ -25,6 +25,7 @@ from capbench.base.errors import CapbenchError
 from capbench.captioners.experiment import caption_images
 from capbench.cli.app import app
 from capbench.data.batches import padded
+from capbench.data.datasets import load_dataset
 from capbench.data.scenes import scenes
 from capbench.evidence.records import load_arrays, load_results
 from capbench.evidence.results import Results
@@ -198,6 +199,17 @@ def test_without_record_neither_data_nor_weights_are_needed_and_the_file_says_it
     trained = load_run(here / "runs" / "vsepp" / "released-vsepp-coco-resnet152-s0")
     assert trained.recipe.view == "10C"
     assert not (here / "runs" / "records").exists()
+
+
+def test_a_checkpoint_is_scored_on_a_folder_of_ones_own(here, monkeypatch):
+    monkeypatch.setattr(harness, "load_dataset", load_dataset)
+    app(["datasets", "export", "scenes", "pictures", "--images", "3"], result_action="return_value")
+    write_vse(here)
+    command(*VSE[:4], "--dataset", "./pictures", "--encoder", "scenes", "--record")
+    (record,) = load_results(here / "runs" / "records")
+    assert (record.dataset, record.images) == ("pictures", 3)
+    assert "--dataset ./pictures" in record.command
+    assert load_run(here / "runs" / "vsepp" / "released-vsepp-pictures-scenes-s0").job.dataset == "pictures"
 
 
 PURE: Any = vars(pickle)["_Pickler"]  # in Python, so that it can be changed

@@ -57,6 +57,7 @@ def import_released(
         The folder of the committed records and the pages.
     """
     from capbench.cli.reporting import conclude
+    from capbench.data.registered import find
     from capbench.runs.harness import Materials, Places
     from capbench.runs.importing import Request, import_run
     from capbench.runs.paper import paper as find_paper
@@ -66,8 +67,12 @@ def import_released(
     words = ["capbench", "import", paper, checkpoint.name, "--vocabulary", vocabulary.name]
     words += [word for option, value in chosen.items() if value for word in (option, value)]
     command = shlex.join([*words, *["--record"] * record])
-    request = Request(checkpoint, vocabulary, name, dataset, encoder, view, record, command)
-    imported = import_run(owner, request, places, Materials())
+    own = find(dataset) if dataset else None
+    request = Request(checkpoint, vocabulary, name, own.name if own else dataset, encoder, view, record, command)
+    materials = Materials()
+    if dataset and record:
+        materials.dataset(dataset)  # a folder is known by its name from then on
+    imported = import_run(owner, request, places, materials)
     say(imported.folder)
     if imported.records:
         conclude(owner, places, leaderboards, [path.name for path in imported.records])

@@ -155,6 +155,7 @@ def _scored(
             dataset_fingerprint=dataset.fingerprint,
             published=is_published(dataset),
             images=len(scored.image_index),
+            tokenizer=dataset.metric_tokenizer,
             features_fingerprint=stored.fingerprint,
             vocabulary_size=len(released.vocabulary),
             wall_seconds=0.0,
