@@ -128,6 +128,9 @@ REFUSED = {
     "caption . --sheet a.svg": r"cannot draw a\.svg: name a file that ends in \.png",
     "align a.png ball --out a.pdf": r"cannot draw a\.pdf",
     "align a.png ball --beta -1": '"-1.0" for --beta.*>= 0',
+    "import vsepp a.pth.tar": "--vocabulary",
+    "import vsepp a.pth.tar --vocabulary b.json": "cannot read the vocabulary b.json",
+    "import karpathy a.pth.tar --vocabulary b.json": "no released checkpoint of karpathy.*show_and_tell, vsepp",
     "datasets export flickr8k out": '"flickr8k".*scenes',
     "datasets export scenes out --images 0": '"0" for --images.*>= 1',
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import re
 import subprocess
@@ -29,7 +30,8 @@ Moment = Annotated[str, AfterValidator(_utc)]  # ISO 8601, kept in UTC
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
     """What produces a number here: the fields of a Result from `commit` to `threads`, `instruction_set` and `blas`.
 
-    `commit` is "unknown" if capbench does not run from its own git checkout. Changes under leaderboards/ do not make
+    `commit` is that of capbench's own git checkout or, installed from a repository, the one that the installer noted
+    (PEP 610); else "unknown". Changes under leaderboards/ do not make
     the tree dirty. `instruction_set` and `blas` are blank unless the device is a CPU. Holds no name of a host or user
     and nothing of the environment.
     """
@@ -57,11 +59,23 @@ def _commit() -> tuple[str, bool]:
     try:
         top = git("rev-parse", "--show-toplevel")
         if not top or Path(top).resolve() != root:
-            return "unknown", False
+            return _installed_commit(root), False
         changes = git("status", "--porcelain", "--", ".", ":(exclude)leaderboards")
         return git("rev-parse", "--verify", "--quiet", "HEAD") or "unknown", bool(changes)
     except (OSError, subprocess.SubprocessError):
-        return "unknown", False
+        return _installed_commit(root), False
+
+
+def _installed_commit(root: Path) -> str:
+    """The commit of the package installed in `root`, from its direct_url.json; "unknown" where that names none."""
+    for installed in importlib.metadata.distributions(name="capbench", path=[str(root)]):
+        try:
+            commit = str(json.loads(installed.read_text("direct_url.json") or "{}")["vcs_info"]["commit_id"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        if re.fullmatch(r"[0-9a-f]{7,64}", commit):
+            return commit
+    return "unknown"
 
 
 def _version(package: str) -> str:

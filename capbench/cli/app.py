@@ -6,6 +6,7 @@ from cyclopts import App, Parameter
 
 from capbench import __version__
 from capbench.cli.data import add_dataset, datasets, export, features, import_hugging_face, remove
+from capbench.cli.importing import import_released
 from capbench.cli.leaderboard import leaderboard
 from capbench.cli.records import add
 from capbench.cli.run import run
@@ -29,6 +30,7 @@ app = App(
 )
 for command in (run, leaderboard, features, probe, search, caption, align):
     app.command(command)
+app.command(import_released, name="import")
 
 data = App(name="datasets", default_command=datasets)
 data.command(add_dataset, name="add")

@@ -16,7 +16,7 @@ def leaderboard(
     as_json: Json = False,
     leaderboards: Path = Path("leaderboards"),
 ) -> None:
-    """Rewrite the pages from the committed records.
+    """Rewrite the pages from the committed records. Without a record it says so and writes nothing.
 
     Parameters
     ----------
@@ -28,9 +28,14 @@ def leaderboard(
         The folder of the records and pages.
     """
     from capbench import leaderboard as board
+    from capbench.base.errors import CapbenchError
     from capbench.runs.paper import papers
 
-    if as_json:
+    if leaderboards == board.FOLDER and (reason := board.absent(leaderboards)):
+        if check:
+            raise CapbenchError(reason)
+        print("[]" if as_json else reason)
+    elif as_json:
         print(json.dumps(board.rows_as_json(papers(), leaderboards), indent=1))
     elif check:
         stale = board.check(papers(), leaderboards)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from capbench.base import plugins
 from capbench.base.errors import CapbenchError
 from capbench.data.registered import find
 
@@ -37,9 +38,12 @@ def _dataset(_: object, name: str | None) -> None:
 
 
 def _known(_: object, name: str | None) -> None:
-    if name is not None and name not in ENCODERS and not TIMM.fullmatch(name):
-        close = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, ENCODERS, n=1))
-        raise ValueError(f'no encoder "{name}".{close} There are {", ".join(ENCODERS)}, and timm/<name>.')
+    if name is None or name in ENCODERS or TIMM.fullmatch(name):
+        return
+    known = (*ENCODERS, *plugins.named(plugins.ENCODERS))
+    if name not in known:
+        close = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, known, n=1))
+        raise ValueError(f'no encoder "{name}".{close} There are {", ".join(known)}, and timm/<name>.')
 
 
 Dataset = Annotated[str, Parameter(validator=_dataset)]

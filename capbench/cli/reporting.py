@@ -85,4 +85,6 @@ def conclude(paper: Paper, places: Places, leaderboards: Path, made: Collection[
             say(item)
         else:
             console.print(item)
+    if reason := leaderboard.absent(leaderboards):
+        say(reason)
     say(page)

@@ -128,19 +128,24 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read what `save` wrote. Raises CapbenchError for anything else; a pickle is never opened."""
-        content = read_bytes(path, f"the vocabulary {path}")
-        # Pickles of protocol 2 and above start with 0x80; older ones often with "(", and end with a dot.
-        old_pickle = content.rstrip()[-1:] == b"." and content.lstrip()[:1] not in b"{[\xef"
-        if old_pickle or content[:1] in (b"\x80", b"("):
-            raise CapbenchError(
-                f"{path} is a pickle, which could run code when opened, and is refused; export it to JSON in the "
-                'project that made it: {"words": [...], "counts": [...]}'
-            )
+        content = refuse_pickle(path, 'in the project that made it: {"words": [...], "counts": [...]}')
         file = parse_json(content, path, _VocabularyFile)
         try:
             return cls(tuple(file.words), tuple(file.counts), file.unknown_count, file.tokenizer)
         except CapbenchError as error:
             raise CapbenchError(f"{path}: {error}") from error
+
+
+def refuse_pickle(path: Path, how: str) -> bytes:
+    """The content of a vocabulary's file. Raises CapbenchError for a pickle, saying how to export it to JSON."""
+    content = read_bytes(path, f"the vocabulary {path}")
+    # Pickles of protocol 2 and above start with 0x80; older ones often with "(", and end with a dot.
+    old_pickle = content.rstrip()[-1:] == b"." and content.lstrip()[:1] not in b"{[\xef"
+    if old_pickle or content[:1] in (b"\x80", b"("):
+        raise CapbenchError(
+            f"{path} is a pickle, which could run code when opened, and is refused; export it to JSON {how}"
+        )
+    return content
 
 
 class _VocabularyFile(Checked):

@@ -12,7 +12,7 @@ from capbench.evidence.verdicts import Reported
 from capbench.leaderboard.board import Board
 from capbench.leaderboard.pooled import Runs, parts
 from capbench.runs.paper import Paper
-from capbench.vision.networks import ENCODERS, TIMM
+from capbench.vision.networks import ENCODERS, TIMM, outside
 
 _NAMED = 12  # rows of the paper that a comment names
 
@@ -60,7 +60,7 @@ def _again(paper: Paper, group: Sequence[Runs]) -> Iterator[str]:
     dataset, network = group[0].first.dataset, group[0].first.encoder
     together: dict[str, list[str]] = {}
     for preset, settings in grouped(group, lambda runs: runs.first.preset).items():
-        if _exists(paper, preset, dataset) and (network in ENCODERS or network.startswith(TIMM)):
+        if _exists(paper, preset, dataset) and (network in ENCODERS or network.startswith(TIMM) or outside(network)):
             seeds = sorted({record.seed for runs in settings for record in runs.records})
             ensemble = paper.recipe(preset, dataset).ensemble_size > 1  # --seeds counts the models that it joins
             whole = seeds == list(range(len(seeds))) and not ensemble

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from capbench.base import plugins
 from capbench.base.grouping import grouped
 from capbench.evidence.records import Result
 from capbench.evidence.verdicts import Reported, Verdict
@@ -104,7 +105,10 @@ def _links(board: Board) -> str:
     paper = f"https://arxiv.org/abs/{arxiv[1]}" if arxiv else f"https://{site[0]}" if site else ""
     module = f"../reproductions/{name}"
     links = [f"[paper]({paper})"] * bool(paper)
-    links += [f"[module]({module})", f"[how it differs from the paper]({module}/README.md)"]
+    if board.paper.entry:
+        links.append(f"from the package {escape(plugins.place(board.paper.entry))}")
+    if board.paper.in_repository:
+        links += [f"[module]({module})", f"[how it differs from the paper]({module}/README.md)"]
     return f"{escape(citation)}. " + " · ".join([*links, f"[how to read this page]({legend.LINK})"])
 
 
@@ -210,9 +214,10 @@ def _own_tables(board: Board, rows: Sequence[System]) -> Iterator[str]:
     """The rows of role "target"; those of role "context" stand in reported.csv alone."""
     if board.paper.reported:
         path = f"../reproductions/{board.paper.name}/reported.csv"
+        file = f"[reported.csv]({path})" if board.paper.in_repository else "reported.csv"
         context = _context(board)
         others = f" Numbers for context stand there alone and are not judged: {context:,}." if context else ""
-        yield f"Each number's setting, source and confidence are in [reported.csv]({path}).{others}"
+        yield f"Each number's setting, source and confidence are in {file}.{others}"
         yield from reported.tables(board, rows)
 
 

@@ -14,6 +14,7 @@ from capbench.evidence.results import Results, data_name, is_canonical
 from capbench.metrics import registry
 from capbench.metrics.significance import Interval, seed_interval
 from capbench.runs.paper import Paper, metric_of
+from capbench.runs.released import PREFIX
 from capbench.training import checkpoint
 
 EMBEDDED = frozenset({"scenes"})  # data sets that no paper has; never compared with a paper's number
@@ -135,7 +136,9 @@ def marks(record: Result, paper: Paper | None = None) -> tuple[str, ...]:
         remarks.append("dirty tree")
     if record.commit == "unknown":
         remarks.append("commit unknown")
-    if paper is not None and record.recipe:
+    if record.preset.startswith(PREFIX):
+        remarks.append("released weights, not trained by capbench")
+    elif paper is not None and record.recipe:
         try:
             today = json.loads(json.dumps(asdict(paper.recipe(record.preset, record.dataset).as_in(record.recipe))))
         except CapbenchError:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import check_writable
+from capbench.base.plugins import versions
 from capbench.base.processor import computes_bf16
 from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, protocol_line
@@ -118,7 +119,7 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
     if job.seed < 0:
         raise CapbenchError(f"the seed is {job.seed}; give 0 or more")
     folder = places.folder(job)
-    with _claimed(folder, places):
+    with claimed(folder, places):
         inputs = materials.inputs(job, recipe)
         if recipe.init_from is not None:
             seeds = range(job.seed * recipe.ensemble_size, (job.seed + 1) * recipe.ensemble_size)
@@ -144,6 +145,7 @@ def _train_and_record(
 ) -> FinishedRun:
     device, folder = default_device(), places.folder(job)
     made_by = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
+    made_by["versions"] |= versions(owner.entry) | inputs.encoder.packages
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     restart_peak_memory(device)
@@ -247,7 +249,7 @@ def _finished(folder: Path, wanted: Mapping[str, Any], places: Places) -> Finish
 
 
 @contextmanager
-def _claimed(folder: Path, places: Places) -> Iterator[None]:
+def claimed(folder: Path, places: Places) -> Iterator[None]:
     """A run's folder for this process alone; folders that stay empty are removed.
 
     The system releases the lock of a dead process. Raises CapbenchError when another process holds it, or when a folder

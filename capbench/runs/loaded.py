@@ -56,7 +56,7 @@ class Trained:
 
     @cached_property
     def encoder(self) -> Encoder:
-        encoder = Encoder(self.job.encoder, self.recipe.output)
+        encoder = Encoder(self.job.encoder, self.recipe.output, "random" if self.encoder_weights else "auto")
         if self.encoder_weights:
             encoder.load_state_dict(self.encoder_weights)
         return encoder
@@ -117,7 +117,7 @@ def load_run(folder: Path) -> Trained:
     described = description(folder)
     job = described.job
     owner = paper(job.paper)
-    recipe = owner.recipe(job.preset, job.dataset).as_in(described.identity["recipe"])
+    recipe = owner.recipe_of(job.preset, job.dataset, described.identity["recipe"])
     changed = checkpoint.differences(asdict(recipe), described.identity["recipe"])
     if changed:
         raise CapbenchError(f"{folder} was trained with another recipe; train it again:\n  " + "\n  ".join(changed))

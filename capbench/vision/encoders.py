@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import fingerprint
+from capbench.base.plugins import versions
 from capbench.base.processor import computes_bf16
 from capbench.vision.folding import fold_convolutions
-from capbench.vision.networks import load_trunk
+from capbench.vision.networks import Weights, load_trunk, outside
 from capbench.vision.weights import hash_tensors
 
 Output = Literal["vector", "grid", "regions"]
@@ -24,8 +24,9 @@ class Encoder(nn.Module):
     """A network without its classifier, frozen and in eval mode.
 
     `name` is one of `capbench.vision.networks.ENCODERS`, or "timm/" with the name of a model of timm and options of its
-    constructor ("timm/mobilenetv2_100,pad_type=same"). `weights` are "auto" (see `capbench.vision.weights`), "random"
-    (the same each time) or a file. `output` says what `forward` gives:
+    constructor ("timm/mobilenetv2_100,pad_type=same"), or that of another package's entry point. `weights` are "auto"
+    (see `capbench.vision.weights`), "random" (the same each time), a file, or a table of tensors by torchvision's
+    names. `output` says what `forward` gives:
 
     - "vector" [n, dim]: fc7 after its ReLU for alexnet and vgg, timm's own vector before the classifier, the mean of
       the last map for the others;
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
     std: Tensor
     _fingerprint = ""  # of the original, in a folded copy
 
-    def __init__(self, name: str, output: Output = "vector", weights: str | Path = "auto") -> None:
+    def __init__(self, name: str, output: Output = "vector", weights: Weights = "auto") -> None:
         super().__init__()
         if output not in get_args(Output):
             raise CapbenchError(f"an encoder gives vector, grid or regions, not {output!r}")
@@ -53,6 +54,7 @@ class Encoder(nn.Module):
         self.name, self.output = name, output
         self.input_size = trunk.input_size  # side of an image in pixels
         self.licence = trunk.licence  # of the published weights; empty where it is not stated
+        self.packages = versions(outside(name))  # the other package that brings it, with its version
         self.body, self.head = trunk.body, trunk.head
         self.dim = trunk.channels if output == "grid" else trunk.dim
         self.layer = trunk.layers[0] if output == "grid" else trunk.layers[1]
@@ -65,8 +67,12 @@ class Encoder(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the name, the layer and the present weights; a folded copy keeps its original's."""
-        return self._fingerprint or fingerprint([self.name, self.output, self.layer, hash_tensors(self.state_dict())])
+        """A hash of the name, the layer, the present weights and the version of another package that brings it.
+
+        A folded copy keeps its original's.
+        """
+        parts = [self.name, self.output, self.layer, hash_tensors(self.state_dict()), *self.packages.items()]
+        return self._fingerprint or fingerprint(parts)
 
     def grid(self, images: UInt8[Tensor, "n 3 size size"]) -> Float[Tensor, "n channel height width"]:
         """The last convolutional map, in `compute_dtype`."""

@@ -1,12 +1,15 @@
-"""The networks of encoders and detectors by name: torchvision's, timm's, and that of the scenes; frozen, with weights.
+"""The networks of encoders and detectors by name: frozen, with weights.
 
-timm is imported where it is used: its import takes seconds.
+They are torchvision's, timm's, that of the scenes, and those of other packages by their entry points. timm is imported
+where it is used: its import takes seconds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -14,6 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from capbench.base import plugins
 from capbench.base.errors import CapbenchError
 from capbench.vision.scenes_trunk import CHANNELS, ScenesTrunk, load_scenes_trunk
 from capbench.vision.weights import find_timm_weights, find_weights, load_state_dict, load_weights
@@ -42,7 +46,10 @@ PIXELS = {  # of the encoders that were trained on other values; torchvision's `
 
 @dataclass(frozen=True)
 class Trunk:
-    """A network without its classifier."""
+    """A network without its classifier.
+
+    An entry point `capbench.encoders` names a function that makes one, given "auto", "random" or the path of weights.
+    """
 
     body: nn.Module  # images -> map [n, channel, height, width]
     head: nn.Module  # map -> vector [n, dim]
@@ -54,14 +61,22 @@ class Trunk:
     licence: str = ""  # of the published weights, as timm states it; torchvision states none
 
 
-def load_trunk(name: str, weights: str | Path = "auto") -> Trunk:
+Weights = str | Path | Mapping[str, Tensor]  # "auto", "random", a file, or a table of tensors by torchvision's names
+
+
+def load_trunk(name: str, weights: Weights = "auto") -> Trunk:
     """The trunk of an encoder, frozen and in eval mode; `weights` as for `Encoder`.
 
     Raises CapbenchError for an unknown name, and for weights that are missing, damaged or of another architecture.
     """
     check_name(name)
-    if name.startswith(TIMM):
-        return _timm_trunk(name, weights)
+    if not isinstance(weights, Mapping):
+        if name.startswith(TIMM):
+            return _timm_trunk(name, weights)
+        if entry := outside(name):
+            return _outside_trunk(entry, weights)
+    elif name not in ENCODERS:
+        raise CapbenchError(f"a table of tensors is read for the networks of torchvision alone, not for {name}")
     return _trunk(name, _load(name, weights).eval().requires_grad_(False))
 
 
@@ -77,8 +92,20 @@ def check_name(name: str) -> None:
         if not timm.is_model(model):
             near = timm.list_models(f"*{model[:8]}*")[:5]
             raise CapbenchError(f"timm {timm.__version__} has no model {model!r}; near it are {', '.join(near) or '-'}")
-    elif name not in ENCODERS:
-        raise CapbenchError(f"there is no encoder {name!r}; known are {KNOWN}")
+    elif name not in ENCODERS and not outside(name):
+        others = "".join(f", {other}" for other in plugins.named(plugins.ENCODERS))
+        raise CapbenchError(f"there is no encoder {name!r}; known are {KNOWN}{others}")
+
+
+def outside(name: str) -> EntryPoint | None:
+    """The entry point of another package's encoder; None for a name of ours or of nobody.
+
+    Raises CapbenchError where another package claims a name of ours, and where two packages claim one name.
+    """
+    entry = plugins.named(plugins.ENCODERS).get(name)
+    if entry and name in ENCODERS:
+        raise CapbenchError(f"the encoder {name!r} is capbench's and that of {plugins.place(entry)}; uninstall that")
+    return entry
 
 
 def load_detector(name: str, weights: str | Path = "auto") -> nn.Module:
@@ -97,7 +124,7 @@ def load_detector(name: str, weights: str | Path = "auto") -> nn.Module:
     return model
 
 
-def _load(name: str, weights: str | Path) -> nn.Module:
+def _load(name: str, weights: Weights) -> nn.Module:
     """A network of `ENCODERS` or `DETECTORS`, frozen and in eval mode."""
     if name == "scenes" and weights == "auto":
         return load_scenes_trunk().requires_grad_(False)
@@ -106,12 +133,39 @@ def _load(name: str, weights: str | Path) -> nn.Module:
         options = OPTIONS.get(name, {"weights_backbone": None} if name in DETECTORS else {})
         model: nn.Module = ScenesTrunk() if name == "scenes" else torchvision.models.get_model(name, **options)
     if weights != "random":
-        path = find_weights(name) if weights == "auto" else Path(weights)
-        state = load_weights(path)
+        if isinstance(weights, Mapping):
+            path, state = Path(f"the table of {name}"), dict(weights)
+        else:
+            path = find_weights(name) if weights == "auto" else Path(weights)
+            state = load_weights(path)
         if name == "googlenet":
             state = {key: value for key, value in state.items() if not key.startswith(("aux1.", "aux2."))}
         load_state_dict(model, state, path)
     return model.eval().requires_grad_(False)
+
+
+def _outside_trunk(entry: EntryPoint, weights: str | Path) -> Trunk:
+    """The trunk of another package, frozen, after a check of what it says of itself.
+
+    Raises CapbenchError naming the package where it fails, or where its maps and vectors have other shapes.
+    """
+    where = f"the encoder {entry.name} of {plugins.place(entry)}"
+    try:
+        trunk = entry.load()(weights)
+        if not isinstance(trunk, Trunk):
+            raise TypeError(f"it gives {type(trunk).__name__}, no capbench.vision.networks.Trunk")
+        for module in (trunk.body, trunk.head):
+            module.eval().requires_grad_(False)
+        with torch.inference_mode():
+            grid = trunk.body(torch.zeros(2, 3, trunk.input_size, trunk.input_size))
+            shapes = (grid.shape[:2], trunk.head(grid).shape)
+        if grid.ndim != 4 or shapes != ((2, trunk.channels), (2, trunk.dim)):
+            raise ValueError(f"two images give a map {list(grid.shape)} and vectors {list(shapes[1])}")
+    except CapbenchError:
+        raise
+    except Exception as error:  # the package's own code, which may raise anything
+        raise CapbenchError(f"{where} cannot be used: {type(error).__name__}: {error}") from error
+    return trunk
 
 
 class _Average(nn.Module):

@@ -11,12 +11,13 @@ from torch import nn
 from capbench.data.vocabulary import Vocabulary
 from capbench.runs.paper import Paper
 from capbench.training.experiment import Experiment, Inputs
-from reproductions.karpathy.alignment import AlignmentModel
-from reproductions.karpathy.claims import CLAIMS
-from reproductions.karpathy.experiment import AlignmentExperiment
-from reproductions.karpathy.generation import GeneratorExperiment, RegionGeneratorExperiment
-from reproductions.karpathy.generator import MultimodalRNN
-from reproductions.karpathy.recipe import HEADLINE, AlignmentRecipe, GeneratorRecipe, presets, protocols
+
+from .alignment import AlignmentModel
+from .claims import CLAIMS
+from .experiment import AlignmentExperiment
+from .generation import GeneratorExperiment, RegionGeneratorExperiment
+from .generator import MultimodalRNN
+from .recipe import HEADLINE, AlignmentRecipe, GeneratorRecipe, presets, protocols
 
 
 def model(recipe: AlignmentRecipe | GeneratorRecipe, vocabulary: Vocabulary, feature_dim: int) -> nn.Module:

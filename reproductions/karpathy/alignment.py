@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
 from capbench.kernels.maxsim import maxsim
-from reproductions.karpathy.recipe import AlignmentRecipe
+
+from .recipe import AlignmentRecipe
 
 
 class AlignmentModel(nn.Module):

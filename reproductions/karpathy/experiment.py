@@ -20,9 +20,10 @@ from capbench.metrics.alignment import BETAS, f1, hits, overlaps, pointing, snip
 from capbench.metrics.retrieval import evaluate_protocol
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.sources import FeatureSource
-from reproductions.karpathy.alignment import AlignmentModel
-from reproductions.karpathy.objective import structured_margin
-from reproductions.karpathy.recipe import VECTORS, AlignmentRecipe
+
+from .alignment import AlignmentModel
+from .objective import structured_margin
+from .recipe import VECTORS, AlignmentRecipe
 
 AT_ONCE = 250  # images, or captions, that are embedded together in evaluation
 WHOLE = 0  # the region that is the whole image

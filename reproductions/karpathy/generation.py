@@ -16,12 +16,13 @@ from capbench.data.captions import Split
 from capbench.metrics.captioning import bleu, bleu_statistics
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.vision.regions import Boxes
-from reproductions.karpathy.alignment import AlignmentModel
-from reproductions.karpathy.experiment import WHOLE, AlignmentExperiment
-from reproductions.karpathy.generator import MultimodalRNN
-from reproductions.karpathy.objective import cost_per_sentence, cost_per_word
-from reproductions.karpathy.recipe import AlignmentRecipe, GeneratorRecipe, presets
-from reproductions.karpathy.snippets import Snippet, snippets
+
+from .alignment import AlignmentModel
+from .experiment import WHOLE, AlignmentExperiment
+from .generator import MultimodalRNN
+from .objective import cost_per_sentence, cost_per_word
+from .recipe import AlignmentRecipe, GeneratorRecipe, presets
+from .snippets import Snippet, snippets
 
 
 class GeneratorExperiment(CaptioningExperiment):

@@ -9,7 +9,8 @@ from torch.nn.functional import relu
 
 from capbench.captioners.decoding import State, Step
 from capbench.captioners.layers import lstm_step
-from reproductions.karpathy.recipe import GeneratorRecipe
+
+from .recipe import GeneratorRecipe
 
 
 class MultimodalRNN(nn.Module):

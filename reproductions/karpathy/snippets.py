@@ -11,7 +11,8 @@ from capbench.data.captions import Split
 from capbench.data.vocabulary import END, START
 from capbench.kernels.chain import viterbi_decode
 from capbench.metrics.alignment import label_spans
-from reproductions.karpathy.experiment import AlignmentExperiment
+
+from .experiment import AlignmentExperiment
 
 
 class Snippet(NamedTuple):

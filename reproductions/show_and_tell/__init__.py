@@ -6,10 +6,12 @@ from pathlib import Path
 
 from capbench.captioners.experiment import with_ensembles
 from capbench.runs.paper import Paper
-from reproductions.show_and_tell.claims import CLAIMS
-from reproductions.show_and_tell.experiment import ShowAndTellExperiment
-from reproductions.show_and_tell.model import ShowAndTell
-from reproductions.show_and_tell.recipe import HEADLINE, presets
+
+from .claims import CLAIMS
+from .experiment import ShowAndTellExperiment
+from .model import ShowAndTell
+from .recipe import HEADLINE, presets
+from .released import read_released
 
 make_model = with_ensembles(lambda recipe, vocabulary, feature_dim: ShowAndTell(recipe, len(vocabulary), feature_dim))
 
@@ -24,4 +26,5 @@ PAPER = Paper(
     model=make_model,
     experiment=ShowAndTellExperiment,
     claims=CLAIMS,
+    released=read_released,
 )

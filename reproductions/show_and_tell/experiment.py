@@ -13,9 +13,10 @@ from capbench.data.batches import distinct, shuffled
 from capbench.data.captions import Split
 from capbench.metrics.retrieval import Ranks, match_ranks, retrieval_metrics
 from capbench.training.experiment import Evaluation, Inputs
-from reproductions.show_and_tell.objective import objective
-from reproductions.show_and_tell.ranking import likelihoods, normalised
-from reproductions.show_and_tell.recipe import NICRecipe
+
+from .objective import objective
+from .ranking import likelihoods, normalised
+from .recipe import NICRecipe
 
 PAIRS = 10_000_000  # that are ranked at most; Flickr8K's test set has 5,000,000, half an hour's work of one core
 

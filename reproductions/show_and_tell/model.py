@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from capbench.captioners.decoding import State, Step
-from reproductions.show_and_tell.recipe import NICRecipe
+
+from .recipe import NICRecipe
 
 
 class ShowAndTell(nn.Module):

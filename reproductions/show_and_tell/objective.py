@@ -7,7 +7,8 @@ from torch import Tensor
 
 from capbench.data.vocabulary import PAD
 from capbench.kernels.log_prob import target_log_probs
-from reproductions.show_and_tell.model import ShowAndTell
+
+from .model import ShowAndTell
 
 
 def objective(

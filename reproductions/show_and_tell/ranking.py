@@ -26,7 +26,8 @@ from capbench.base.signals import stop_requests
 from capbench.captioners.experiment import Ensemble
 from capbench.data.vocabulary import END, START
 from capbench.vision.weights import hash_tensors
-from reproductions.show_and_tell.model import ShowAndTell
+
+from .model import ShowAndTell
 
 VERSION = 1  # of the computation: a change starts a stopped ranking anew
 IMAGES_AT_ONCE = 8  # kept together when they are done; their states of one depth take 300 MB on Flickr8K

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from capbench.runs.paper import Paper
-from reproductions.show_attend_tell.claims import CLAIMS
-from reproductions.show_attend_tell.experiment import AttentionExperiment
-from reproductions.show_attend_tell.model import ShowAttendTell
-from reproductions.show_attend_tell.recipe import HEADLINE, presets
+
+from .claims import CLAIMS
+from .experiment import AttentionExperiment
+from .model import ShowAttendTell
+from .recipe import HEADLINE, presets
 
 PAPER = Paper(
     name="show_attend_tell",

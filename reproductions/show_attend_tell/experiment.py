@@ -11,9 +11,10 @@ from capbench.captioners.experiment import CaptioningExperiment
 from capbench.data.captions import Split
 from capbench.metrics.alignment import locations_inside, pointing
 from capbench.training.experiment import Evaluation, Inputs
-from reproductions.show_attend_tell.model import ShowAttendTell
-from reproductions.show_attend_tell.objective import objective
-from reproductions.show_attend_tell.recipe import AttentionRecipe
+
+from .model import ShowAttendTell
+from .objective import objective
+from .recipe import AttentionRecipe
 
 
 class AttentionExperiment(CaptioningExperiment):

@@ -13,7 +13,8 @@ from torch.nn.functional import embedding
 from capbench.captioners.decoding import State, Step
 from capbench.captioners.layers import AdditiveAttention, context, lstm_step
 from capbench.data.vocabulary import START
-from reproductions.show_attend_tell.recipe import AttentionRecipe
+
+from .recipe import AttentionRecipe
 
 Attend = Callable[[Tensor], tuple[Tensor, ...]]  # h [image, beam, hidden] -> z [image, beam, dim], alpha, ...
 

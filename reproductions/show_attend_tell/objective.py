@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from capbench.captioners.experiment import word_log_probs
-from reproductions.show_attend_tell.model import ShowAttendTell
+
+from .model import ShowAttendTell
 
 REWARD = 0.1  # the released code divides its reward by 10
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from capbench.runs.paper import Paper
-from reproductions.translational.claims import CLAIMS
-from reproductions.translational.experiment import TranslationalExperiment
-from reproductions.translational.model import Translator
-from reproductions.translational.recipe import HEADLINE, presets
+
+from .claims import CLAIMS
+from .experiment import TranslationalExperiment
+from .model import Translator
+from .recipe import HEADLINE, presets
 
 PAPER = Paper(
     name="translational",

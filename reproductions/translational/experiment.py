@@ -19,8 +19,9 @@ from capbench.data.vocabulary import END, PAD
 from capbench.data.word_vectors import file_of, word_vectors
 from capbench.kernels.log_prob import target_log_probs
 from capbench.training.experiment import Evaluation, Inputs
-from reproductions.translational.model import Translator
-from reproductions.translational.recipe import GLOVE, TranslatorRecipe
+
+from .model import Translator
+from .recipe import GLOVE, TranslatorRecipe
 
 WIDTH = 17  # words of every caption of the article's data, START, END and padding included
 

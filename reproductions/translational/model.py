@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from capbench.captioners.decoding import State, Step
 from capbench.captioners.layers import AdditiveAttention
 from capbench.data.vocabulary import START, Vocabulary
-from reproductions.translational.recipe import TranslatorRecipe
+
+from .recipe import TranslatorRecipe
 
 CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
 

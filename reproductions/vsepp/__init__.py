@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from capbench.runs.paper import Paper
-from reproductions.vsepp.claims import CLAIMS
-from reproductions.vsepp.experiment import VSEExperiment
-from reproductions.vsepp.model import VSE
-from reproductions.vsepp.recipe import HEADLINE, presets, protocols
+
+from .claims import CLAIMS
+from .experiment import VSEExperiment
+from .model import VSE
+from .recipe import HEADLINE, presets, protocols
+from .released import read_released
 
 PAPER = Paper(
     name="vsepp",
@@ -22,4 +24,5 @@ PAPER = Paper(
     experiment=VSEExperiment,
     claims=CLAIMS,
     protocols=protocols,
+    released=read_released,
 )

@@ -10,7 +10,8 @@ import numpy as np
 from capbench.evidence.results import Results
 from capbench.evidence.verdicts import Claim, Outcome, beats, decided, difference, on_most_telling
 from capbench.metrics.significance import bootstrap
-from reproductions.vsepp.recipe import NEGATIVES
+
+from .recipe import NEGATIVES
 
 DIRECTIONS = ("image_to_caption_r1", "caption_to_image_r1")
 

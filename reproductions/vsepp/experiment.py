@@ -14,9 +14,10 @@ from capbench.data.captions import Split
 from capbench.metrics.retrieval import evaluate_protocol
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.sources import FeatureSource
-from reproductions.vsepp.model import VSE
-from reproductions.vsepp.objective import objective
-from reproductions.vsepp.recipe import VSERecipe
+
+from .model import VSE
+from .objective import objective
+from .recipe import VSERecipe
 
 CAPTIONS = 5  # of an image, the first: COCO has up to seven, and the released lists (data.py, get_paths) five
 VALIDATED = 1000  # images, the first, that choose the snapshot: the released code cuts longer development sets to them

@@ -9,7 +9,8 @@ from torch.nn.functional import normalize
 
 from capbench.kernels.gru import last_hidden
 from capbench.kernels.ranking_loss.reference import dot_similarity, order_similarity
-from reproductions.vsepp.recipe import VSERecipe
+
+from .recipe import VSERecipe
 
 
 class VSE(nn.Module):

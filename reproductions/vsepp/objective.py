@@ -8,7 +8,8 @@ from torch import Tensor
 
 from capbench.kernels.ranking_loss import ranking_loss
 from capbench.kernels.ranking_loss.reference import LOSSES, SIMILARITIES, Loss, Similarity, excluded_pairs
-from reproductions.vsepp.recipe import VSERecipe
+
+from .recipe import VSERecipe
 
 
 def objective(

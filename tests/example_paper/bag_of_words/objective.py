@@ -1,0 +1,20 @@
+"""The loss: the sum of hinges over all negatives of a batch."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from capbench.kernels.ranking_loss import ranking_loss
+
+from .recipe import BagRecipe
+
+
+def objective(
+    recipe: BagRecipe,
+    images: Float[Tensor, "pair dim"],
+    captions: Float[Tensor, "pair dim"],
+    image_ids: Int[Tensor, " pair"],
+) -> Float[Tensor, ""]:
+    """The loss of matched images and captions."""
+    return ranking_loss(images, captions, image_ids, recipe.margin, "sum_of_hinges")
