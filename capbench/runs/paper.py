@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import nn
 
 from capbench.base.errors import unknown
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.verdicts import Claim, Reported, read_reported
+from capbench.runs.recipes import overridden
 from capbench.training.experiment import Experiment, Inputs, Recipe
 
 
@@ -44,8 +46,10 @@ class Paper:
         """The numbers that the paper prints, from its reported.csv."""
         return read_reported(self.folder / "reported.csv")
 
-    def recipe(self, preset: str, dataset: str) -> Recipe:
-        """The recipe of a preset on a data set. Raises CapbenchError naming the known presets.
+    def recipe(self, preset: str, dataset: str, overrides: Mapping[str, JsonValue] | None = None) -> Recipe:
+        """The recipe of a preset on a data set, with some fields set by hand, if any (`capbench.runs.recipes`).
+
+        Raises CapbenchError naming the known presets, and for a field or value that cannot be.
 
         >>> paper("vsepp").recipe("vse0", "flickr8k").training.epochs
         30
@@ -53,7 +57,10 @@ class Paper:
         presets = self.presets(dataset)
         if preset not in presets:
             raise unknown(f"{self.name} preset", preset, presets)
-        return presets[preset]
+        recipe = overridden(presets[preset], overrides) if overrides else presets[preset]
+        if recipe.init_from not in (None, *presets):
+            raise unknown(f"{self.name} preset to start from", str(recipe.init_from), presets)
+        return recipe
 
     def prepare(self, recipe: Recipe, inputs: Inputs, seed: int, device: torch.device) -> Experiment:
         """An experiment with a new model, whose initial weights depend on the seed alone."""
