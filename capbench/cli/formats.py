@@ -71,8 +71,8 @@ def _sides(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _cell(value: object) -> str:
     """One line, in which no control character is left."""
-    if value is None or value == "":
+    if value is None:
         return DASH
     if isinstance(value, bool):
         return str(value).lower()
-    return plain(", ".join(map(str, value)) if isinstance(value, list | tuple) else value)
+    return plain(", ".join(map(str, value)) if isinstance(value, list | tuple) else value) or DASH
