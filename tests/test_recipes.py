@@ -120,7 +120,7 @@ def test_the_printed_command_makes_the_same_job_and_each_job_has_a_folder_of_its
             assignments=asked.get("assignments") or (),
         )  # fmt: skip
         assert again == job
-    assert len({job.name for job in jobs}) == len(jobs)
+    assert len({job.name for job in jobs}) == len(set(jobs)) == len(jobs)
     assert jobs[0].name == "vsepp-ours-scenes-scenes-s1"
     assert jobs[1].name.startswith("vsepp-ours-scenes-scenes-s1-margin_0.1-")
     assert str(jobs[1]) == "vsepp vsepp-ours, margin=0.1 on scenes, scenes, seed 1"

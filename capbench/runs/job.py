@@ -37,7 +37,7 @@ class Job:
     dataset: str
     encoder: str
     seed: int
-    overrides: Mapping[str, JsonValue] = field(default_factory=dict)  # fields of the recipe that are not the preset's
+    overrides: Mapping[str, JsonValue] = field(default_factory=dict, hash=False)  # of the recipe, by dotted name
 
     def __str__(self) -> str:
         return f"{self.paper} {self.variant} on {self.dataset}, {self.encoder}, seed {self.seed}"
