@@ -154,18 +154,18 @@ def test_bleu_is_drawn_from_its_counts():
     words = ["a dog runs on the grass", "two men talk near a car", "a red ball", "a child on a swing"] * 10
     poor = ["a cat sits on a mat", "two men talk", "a blue ball there", "a child"] * 10
     counts = [bleu_statistics(each, [[word] for word in words]) for each in (poor, words)]
-    sides = [
+    a, b = (
         Side(name, DATA, ({"bleu1": value},), ({"bleu_statistics": each},))
         for name, value, each in zip("ab", (50.0, 100.0), counts, strict=True)
-    ]
-    (found,) = compare(*sides).differences
+    )
+    (found,) = compare(a, b).differences
     assert (found.verdict, found.queries, found.images) == ("better", 40, 40)
     assert "40 images and 1 against 1 seeds" in found.test
 
 
 def test_a_metric_that_cannot_be_drawn_anew_has_a_difference_alone_and_its_reason():
-    sides = [Side(name, DATA, ({"perplexity": value, KEY: 1.0},), ({},)) for name, value in (("a", 9.0), ("b", 8.0))]
-    by_key = {each.metric: each for each in compare(*sides).differences}
+    a, b = (Side(name, DATA, ({"perplexity": value, KEY: 1.0},), ({},)) for name, value in (("a", 9.0), ("b", 8.0)))
+    by_key = {each.metric: each for each in compare(a, b).differences}
     assert by_key["perplexity"].difference == -1.0
     assert by_key["perplexity"].test == "it is not made of queries or counts that could be drawn anew"
     assert by_key[KEY].test == "the record has no array 'image_to_caption'; run it again"
@@ -236,8 +236,7 @@ def test_a_claim_and_a_comparison_have_the_same_interval():
 
 
 def command(*words: object) -> None:
-    options = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}
-    app(["compare", *map(str, words)], **options)
+    app(["compare", *map(str, words)], exit_on_error=False, print_error=False, result_action="return_value")
 
 
 @pytest.fixture
@@ -278,7 +277,7 @@ def test_the_json_is_the_comparison(here, capsys):
     told = json.loads(capsys.readouterr().out)
     results = Results.load(here / "leaderboards" / "results").select(paper="vsepp", encoder="mobilenet_v2")
     a, b = (results.select(preset=name).latest for name in ("vse0", "vsepp"))
-    made = compare(*(side(name, r.records, r.arrays()) for name, r in (("a", a), ("b", b))), [KEY])
+    made = compare(side("a", a.records, a.arrays()), side("b", b.records, b.arrays()), [KEY])
     assert told["differences"] == [asdict(each) for each in made.differences]
     assert told["seeds"] == [3, 3]
 
