@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from capbench.cli.options import Dataset, Json, OneOrMore, OneOrTwo
+from capbench.cli.options import Dataset, Json, OneOrMore, OneOrTwo, recorded_name
 from capbench.cli.output import say
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def compare(
     from capbench.evidence.comparison import compare as compare_sides
 
     encoders = (encoder[0], encoder[-1]) if encoder else (None, None)
-    among = Among((leaderboards / "results", runs / "records"), dataset, split, protocol, encoders)
+    folders, data = (leaderboards / "results", runs / "records"), recorded_name(dataset) if dataset else None
+    among = Among(folders, data, split, protocol, encoders)
     compared = compare_sides(*sides(a, b, among), metrics)
     tested = [each.metric for each in compared.differences if each.p is not None]
     for key in fail_if_worse or ():

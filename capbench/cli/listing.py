@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from capbench.cli.options import Dataset, Format, OneOrMore
+from capbench.cli.options import Dataset, Format, OneOrMore, recorded_name
 from capbench.cli.output import say
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def results(
     from capbench.runs.paper import papers as all_papers
 
     names = tuple(find_paper(name).name for name in paper or ())
-    wanted = listing.Wanted(names, *(tuple(each or ()) for each in (preset, dataset, encoder, metric)))
+    data = [recorded_name(name) for name in dataset or ()]
+    wanted = listing.Wanted(names, *(tuple(each or ()) for each in (preset, data, encoder, metric)))
     committed, local = Results.load(leaderboards / "results"), Results.load(runs / "records")
     rows = listing.results(all_papers(), committed, local, wanted)
     if not rows:

@@ -36,6 +36,12 @@ def _dataset(_: object, name: str | None) -> None:
         raise ValueError(str(error)) from error
 
 
+def recorded_name(dataset: str) -> str:
+    """The name of a data set in records; a folder's is that of its data."""
+    own = find(dataset)
+    return own.name if own else dataset
+
+
 def _known(_: object, name: str | None) -> None:
     if name is not None and name not in ENCODERS and not TIMM.fullmatch(name):
         close = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, ENCODERS, n=1))

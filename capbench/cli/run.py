@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from capbench.cli.options import Assignment, Count, Dataset, Encoder, OneOrMore, Seed, Tracker
+from capbench.cli.options import Assignment, Count, Dataset, Encoder, OneOrMore, Seed, Tracker, recorded_name
 
 if TYPE_CHECKING:
     from capbench.runs.job import Job
@@ -71,7 +71,6 @@ def run(
     """
     from capbench.cli.reporting import Bars, conclude
     from capbench.data.datasets import check_trainable
-    from capbench.data.registered import find
     from capbench.runs.harness import Materials, Places
     from capbench.runs.harness import run as run_job
     from capbench.runs.paper import paper as find_paper
@@ -80,9 +79,7 @@ def run(
 
     owner, places, materials = find_paper(paper), Places(runs), Materials()
     tracking = Tracking(track or (), places)
-    own = find(dataset)
-    name = own.name if own else dataset
-    jobs = plan(owner, name, preset, encoder, seeds, seed, assignments or ())
+    jobs = plan(owner, recorded_name(dataset), preset, encoder, seeds, seed, assignments or ())
     check_trainable(materials.dataset(dataset))  # refused before anything is written
     session = Session(places.runs / owner.name / "session.json", jobs)
     with Bars(owner, len(jobs)) as bars, closing(tracking):
