@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.made_up import made_up_record
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "image_to_caption_r1"
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"name": "a_b & 50 %", "value": 1.25, "words": ["x", "y"], "same": "z"},
     {"name": "line\nend \x1b[31m", "value": None, "words": [], "same": "z"},
 ]
