@@ -87,6 +87,17 @@ def test_the_help_lists_the_exit_codes(tmp_path):
     assert all(f"{code}:" in text for code in (0, 1, 2, 75, 130))
 
 
+def test_the_help_lists_the_commands_in_groups(tmp_path):
+    text = run("--help", cwd=tmp_path).stdout
+    groups = ("Reproduce", "Bring your own", "Use a model", "Look into")
+    places = [text.index(f"─ {group} ─") for group in groups]
+    assert places == sorted(places)
+    for group, verb in zip(groups, ("run", "compare", "search", "records"), strict=True):
+        assert verb in text.split(f"─ {group} ─")[1].split("╰")[0]
+    for name in app:
+        assert name.startswith("-") or f"│ {name} " in text[places[0] :]
+
+
 def test_the_choices_of_options_are_those_of_the_modules_that_do_the_work():
     assert ("scenes", *SOURCES, WITHOUT_RESTVAL) == NAMES
     assert set(get_args(options.Tokenizer)) == set(TOKENIZERS)
@@ -112,6 +123,16 @@ REFUSED = {
     "run vsepp --seed -1": '"-1" for --seed.*>= 0',
     "run vsepp --seed 1e23": '"1e23" into int',
     "run vsepp --seed 99999999999": '"99999999999" for --seed.*< 4294967296',
+    "run vsepp --set margin": "'margin' sets no field; write training.learning_rate=1e-3",
+    "run vsepp --set margins=1": "vse0: the recipe has no field 'margins'; did you mean margin",
+    "run vsepp --set training.epochs=0": r"vse0: training\.epochs cannot be 0: it should be greater than 0",
+    "compare vse0": "B.*requires an argument",
+    "compare vse0 vsepp": "no preset with a record 'vse0'; there are none",
+    "compare vse0 vsepp --encoder": "--encoder requires at least 1",
+    "compare a.json b.json": r"a\.json is not a record",
+    "results": "no such record in leaderboards.results or runs.records",
+    "results --format yaml": '"yaml" for --format.*latex',
+    "show vsep": "no preset 'vsep'; did you mean 'vsepp'",
     "run vsepp --seeds 0": '"0" for --seeds.*>= 1',
     "leaderboard --leaderboards typo": "typo has no record",
     "leaderboard --check --leaderboards typo": "typo has no record",

@@ -178,6 +178,53 @@ def test_a_finished_job_is_not_trained_again_and_says_when_it_finished(few, tmp_
     assert first.date.startswith(load_results(places(tmp_path).records)[0].started[:10])
 
 
+def changed(preset: str = "vsepp-ours", **overrides) -> Job:
+    return replace(job(preset), overrides=overrides)
+
+
+def test_a_recipe_set_by_hand_has_a_folder_and_records_of_its_own_and_is_finished_once(few, tmp_path):
+    run(job(), places(tmp_path), Materials(), silent)
+    by_hand = replace(job(), overrides={"margin": 0.1, "training.learning_rate": 1e-3})
+    first = run(by_hand, places(tmp_path), Materials(), silent)
+    assert not run(by_hand, places(tmp_path), Materials(), never).trained
+    assert not run(job(), places(tmp_path), Materials(), never).trained
+    assert run(changed(margin=0.3), places(tmp_path), Materials(), silent).trained
+    (record,) = (r for r in load_results(places(tmp_path).records) if r.file == first.records[0].name)
+    assert (record.preset, record.overrides) == ("vsepp-ours", by_hand.overrides)
+    assert record.recipe == json.loads(json.dumps(asdict(few.recipe("vsepp-ours", "scenes", by_hand.overrides))))
+    assert record.recipe["margin"] == 0.1
+    assert record.command == f"{job().command} --set margin=0.1 --set training.learning_rate=0.001"
+    results = Results.load(places(tmp_path).records)
+    assert len(results.latest.records) == 3
+    assert [r.overrides for r in results.plain.records] == [{}]
+    with pytest.raises(CapbenchError, match="records of 3 settings cannot be pooled"):
+        results.values("rsum")
+    loaded_run = load_run(places(tmp_path).folder(by_hand))
+    assert (loaded_run.recipe.margin, loaded_run.job) == (0.1, by_hand)
+
+
+def test_a_run_that_finished_before_recipes_could_be_set_by_hand_is_not_trained_again(few, tmp_path):
+    run(job(), places(tmp_path), Materials(), silent)
+    path = places(tmp_path).folder(job()) / "run.json"
+    document = json.loads(path.read_text())
+    assert document["identity"]["job"].pop("overrides") == {}
+    path.write_text(json.dumps(document))
+    assert not run(job(), places(tmp_path), Materials(), never).trained
+    assert load_run(path.parent).job == job()
+
+
+def test_the_preset_that_another_starts_from_keeps_its_own_recipe(few, tmp_path):
+    run(changed("vsepp-ft", margin=0.1), places(tmp_path), Materials(), silent)
+    found = {record.preset: record for record in load_results(places(tmp_path).records)}
+    assert (found["vsepp"].overrides, found["vsepp"].recipe["margin"]) == ({}, 0.2)
+    assert (found["vsepp-ft"].overrides, found["vsepp-ft"].recipe["margin"]) == ({"margin": 0.1}, 0.1)
+
+
+def test_an_unknown_metric_set_by_hand_is_named_with_those_of_validation(few, tmp_path):
+    with pytest.raises(CapbenchError, match="no validation metric 'rsun'; did you mean 'rsum'"):
+        run(changed(metric="rsun"), places(tmp_path), Materials(), silent)
+
+
 @pytest.mark.parametrize("reason", ["fresh", "no record", "no snapshot", "another recipe"])
 def test_a_finished_job_is_trained_again_when(few, tmp_path, monkeypatch, reason):
     first = run(job(), places(tmp_path), Materials(), silent)
@@ -326,9 +373,9 @@ def reproduce(few, tmp_path, monkeypatch, capsys):
     """`capbench run vsepp` on a few scenes, in a folder of its own: what it says at the end."""
     monkeypatch.setattr(registry, "papers", lambda: {"vsepp": few})
 
-    def run_once(*presets: str, fresh: bool = False) -> list[str]:
+    def run_once(*presets: str, **more) -> list[str]:
         options = {"runs": tmp_path / "runs", "leaderboards": tmp_path / "leaderboards"}
-        run_command("vsepp", preset=list(presets), seed=0, fresh=fresh, **options)
+        run_command("vsepp", preset=list(presets), seed=0, **more, **options)
         return capsys.readouterr().out.splitlines()
 
     return run_once
@@ -354,6 +401,17 @@ def test_a_run_ends_with_its_agreement_with_the_committed_records(reproduce, tmp
     assert line.startswith("vse0-ours: differs from the committed records: rsum 599.0 ± 4.8 there, ")
     assert line.endswith(" here (seed 0)")
     assert ["vse0-ours", "differs"] in [line.split()[:2] for line in lines]
+
+
+def test_a_preset_changed_by_hand_has_a_row_of_its_own_and_agrees_with_nothing(reproduce, tmp_path):
+    reproduce("vse0-ours")
+    add_record(runs=places(tmp_path).runs, leaderboards=tmp_path / "leaderboards")
+    lines = reproduce("vse0-ours", assignments=["margin=0.1"])
+    assert "no committed record to compare with" in lines
+    assert sum("vse0-ours, margin=0.1" in line for line in lines) >= 2  # the job, and its row
+    page = (tmp_path / "leaderboards" / "vsepp.md").read_text(encoding="utf-8")
+    assert "`vse0-ours`" in page
+    assert "`vse0-ours, margin=0.1`" in page
 
 
 def test_own_records_never_touch_the_committed_ones_and_are_added_on_request(reproduce, few, tmp_path, monkeypatch):

@@ -158,6 +158,34 @@ def test_the_paper_s_number_stands_in_italics_below_ours_and_ours_below_its_in_i
     assert lines[theirs + 1] == "| | ↳ ours: `hard` | mobilenet_v2, 1C, 3 seeds | 42.0\u00a0±\u00a05.0\u00a0= | |"
 
 
+def test_a_preset_changed_by_hand_is_never_pooled_with_the_preset_nor_judged_as_it(tmp_path):
+    claim = Claim("one", "It has one recipe.", "Table 1", lambda results: Outcome("holds", str(len(results.records))))
+    paper = fake(tmp_path / "p", reported(value="90.0"), claims=(claim,))
+    overrides = {"training.learning_rate": 0.5}
+    recipe = json.loads(json.dumps(asdict(paper.recipe("hard", "flickr8k", overrides))))
+    by_hand = record(r1=99.0, overrides=overrides, recipe=recipe)
+    results = saved(tmp_path, *three_seeds(), by_hand)
+    shown = text(paper, results)
+    (line,) = (line for line in section(shown, WHOLE).splitlines() if "`hard, training.learning_rate=0.5`" in line)
+    assert "99.0" in line
+    assert "▲" not in line
+    assert "Caution" not in shown
+    (plain_line,) = (line for line in section(shown, WHOLE).splitlines() if "| `hard` | 3 |" in line)
+    assert "42.0" in plain_line
+    rows = {(row.overrides != {}): row for row in rows_of(paper, results) if row.metric == "image_to_caption_r1"}
+    assert (rows[True].verdict, rows[True].reason) == ("not reported", "its recipe is not the preset's")
+    assert rows[False].verdict == "short"
+    assert leaderboard.board(paper, results).outcomes[0][1].statement == "3"
+
+
+def test_the_command_of_a_preset_changed_by_hand_sets_the_field(tmp_path):
+    paper = fake(tmp_path / "p")
+    runs = saved(tmp_path, record(overrides={"loss": "it's"}), record(overrides={"gone": 1}))
+    assert commands.again(leaderboard.board(paper, runs)) == [
+        "capbench run fake --preset hard --dataset flickr8k --encoder mobilenet_v2 --set 'loss=it'\"'\"'s' --seeds 1"
+    ]
+
+
 @pytest.mark.parametrize(("value", "sign"), [("20.0", "▲"), ("41.0", "="), ("44.0", "="), ("60.0", "▼")])
 def test_the_sign_follows_the_verdict(tmp_path, value, sign):
     shown = text(fake(tmp_path / "p", reported(value=value)), saved(tmp_path, *three_seeds()))

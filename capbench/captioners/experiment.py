@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from capbench.captioners.decoding import Captions, State, Step, beam_search, ensemble, join_states
@@ -51,7 +52,7 @@ class Captioner(Protocol):
 class CaptioningRecipe(Recipe):
     """Hyper-parameters of a model that writes captions."""
 
-    beam_size: int  # the paper's width of the beam, or ours where it states none
+    beam_size: PositiveInt  # the paper's width of the beam, or ours where it states none
     choose_beam: bool = True  # whether another width writes the captions if it has a better BLEU-4 on validation
 
 

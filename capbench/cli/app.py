@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from capbench import __version__
+from capbench.cli.compare import compare
 from capbench.cli.data import add_dataset, datasets, export, features, import_hugging_face, remove
 from capbench.cli.importing import import_released
 from capbench.cli.leaderboard import leaderboard
+from capbench.cli.listing import papers, results, show
 from capbench.cli.records import add
 from capbench.cli.run import run
 from capbench.cli.tools import align, caption, probe, search
@@ -15,7 +17,7 @@ from capbench.cli.tools import align, caption, probe, search
 EXIT_CODES = """Exit codes:
 
 - 0: done
-- 1: `--check` found stale pages
+- 1: `--check` found stale pages, or `--fail-if-worse` a metric that is worse
 - 2: refused; one line names the fault
 - 75: stopped by a signal and saved; the same command resumes
 - 130: interrupted, nothing to save
@@ -28,11 +30,22 @@ app = App(
     help_epilogue=EXIT_CODES,
     default_parameter=Parameter(negative=()),  # no --no-check, no --empty-preset
 )
-for command in (run, leaderboard, features, probe, search, caption, align):
-    app.command(command)
-app.command(import_released, name="import")
+REPRODUCE, OWN, MODEL, INSIDE = (
+    Group(words, sort_key=place)
+    for place, words in enumerate(("Reproduce", "Bring your own", "Use a model", "Look into"))
+)
+for group, commands in (
+    (REPRODUCE, (run, leaderboard, results, papers, show)),
+    (OWN, (compare, features)),
+    (MODEL, (search, caption, align)),
+    (INSIDE, (probe,)),
+):
+    for command in commands:
+        app.command(command, group=group)
 
-data = App(name="datasets", default_command=datasets)
+app.command(import_released, name="import", group=OWN)
+
+data = App(name="datasets", default_command=datasets, group=OWN)
 data.command(add_dataset, name="add")
 data.command(remove)
 data.command(export)
@@ -41,6 +54,6 @@ importing.command(import_hugging_face, name="hf")
 data.command(importing)
 app.command(data)
 
-records = App(name="records", help="Records of your runs.")
+records = App(name="records", help="Records of your runs.", group=INSIDE)
 records.command(add)
 app.command(records)

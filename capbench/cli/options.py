@@ -37,6 +37,12 @@ def _dataset(_: object, name: str | None) -> None:
         raise ValueError(str(error)) from error
 
 
+def recorded_name(dataset: str) -> str:
+    """The name of a data set in records; a folder's is that of its data."""
+    own = find(dataset)
+    return own.name if own else dataset
+
+
 def _known(_: object, name: str | None) -> None:
     if name is None or name in ENCODERS or TIMM.fullmatch(name):
         return
@@ -46,12 +52,20 @@ def _known(_: object, name: str | None) -> None:
         raise ValueError(f'no encoder "{name}".{close} There are {", ".join(known)}, and timm/<name>.')
 
 
+def _assigns(_: object, text: str | None) -> None:
+    if text is not None and not re.fullmatch(r"[\w.]+=.*", text):
+        raise ValueError(f"{text!r} sets no field; write training.learning_rate=1e-3")
+
+
 Dataset = Annotated[str, Parameter(validator=_dataset)]
 Split = Literal["train", "val", "test"]
 Tokenizer = Literal["unicode", "whitespace", "karpathy"]
+Assignment = Annotated[str, Parameter(validator=_assigns)]
 Encoder = Annotated[str, Parameter(validator=_known)]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]
 Affinity = Annotated[float, Parameter(validator=Number(gte=0))]
+OneOrTwo = Parameter(consume_multiple=(1, 2))
 OneOrMore = Parameter(consume_multiple=(1, 1000))
+Format = Literal["table", "csv", "latex", "json"]
 Json = Annotated[bool, Parameter(name="--json")]

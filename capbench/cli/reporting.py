@@ -44,13 +44,13 @@ class Bars:
     def start(self, job: Job) -> None:
         self.started += 1
         self._say(f"[{self.started}/{self.jobs}] {job}")
-        self.task = self.progress.add_task(f"{job.preset}, seed {job.seed}", total=None)
+        self.task = self.progress.add_task(f"{job.variant}, seed {job.seed}", total=None)
 
     def report(self, job: Job, state: TrainingState, batches: int) -> None:
         """Called after each step with the batches of an epoch, and after each validation with 0."""
         if self.task is None:
             return
-        recipe = self.paper.recipe(job.preset, job.dataset)
+        recipe = self.paper.recipe(job.preset, job.dataset, job.overrides)
         if batches:
             steps = state.epoch * batches + state.step
             self.progress.update(self.task, completed=steps, total=recipe.training.epochs * batches)

@@ -6,7 +6,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from capbench.cli.options import Count, Dataset, Encoder, OneOrMore, Seed, Tracker
+from cyclopts import Parameter
+
+from capbench.cli.options import Assignment, Count, Dataset, Encoder, OneOrMore, Seed, Tracker, recorded_name
 
 if TYPE_CHECKING:
     from capbench.runs.job import Job
@@ -22,6 +24,7 @@ def run(
     encoder: Annotated[list[Encoder] | None, OneOrMore] = None,
     seeds: Count = 3,
     seed: Seed | None = None,
+    assignments: Annotated[list[Assignment] | None, OneOrMore, Parameter(name="--set")] = None,
     fresh: bool = False,
     track: Annotated[list[Tracker] | None, OneOrMore] = None,
     runs: Path = Path("runs"),
@@ -53,6 +56,10 @@ def run(
         Run the seeds 0 to SEEDS - 1. An ensemble of n models runs once for every n seeds.
     seed
         Run this seed alone.
+    assignments
+        Set fields of the recipe: training.learning_rate=1e-3; `capbench show` lists them. The records are marked, have
+        rows of their own, and are never pooled with the preset's nor judged as them. A preset that this one starts
+        from keeps its own recipe.
     fresh
         Train from the beginning, even a run that has finished or can be resumed.
     track
@@ -64,7 +71,6 @@ def run(
     """
     from capbench.cli.reporting import Bars, conclude
     from capbench.data.datasets import check_trainable
-    from capbench.data.registered import find
     from capbench.runs.harness import Materials, Places
     from capbench.runs.harness import run as run_job
     from capbench.runs.paper import paper as find_paper
@@ -73,8 +79,7 @@ def run(
 
     owner, places, materials = find_paper(paper), Places(runs), Materials()
     tracking = Tracking(track or (), places)
-    own = find(dataset)
-    jobs = plan(owner, own.name if own else dataset, preset, encoder, seeds, seed)
+    jobs = plan(owner, recorded_name(dataset), preset, encoder, seeds, seed, assignments or ())
     check_trainable(materials.dataset(dataset))  # refused before anything is written
     session = Session(places.runs / owner.name / "session.json", jobs)
     with Bars(owner, len(jobs)) as bars, closing(tracking):

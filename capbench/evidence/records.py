@@ -58,6 +58,7 @@ class Result(JsonRecord):
     schema_version: int = SCHEMA_VERSION
     paper: str
     preset: str
+    overrides: dict[str, JsonValue] = Field(default_factory=dict)  # fields of the recipe that are not the preset's
     dataset: str
     split: str
     protocol: str
@@ -104,9 +105,36 @@ class Result(JsonRecord):
         return renamed.record(document) | ({"schema_version": SCHEMA_VERSION} if version == 1 else {})
 
     @property
+    def variant(self) -> str:
+        """The preset, and what of its recipe was set by hand."""
+        return variant(self.preset, self.overrides)
+
+    @property
     def sees(self) -> str:
         """What the model sees of an image, in one word: the provider of its regions, or the view."""
         return self.region_provider or self.view
+
+
+def variant(preset: str, overrides: Mapping[str, JsonValue]) -> str:
+    """A preset and what of its recipe was set by hand, in words.
+
+    >>> variant("vsepp", {}), variant("vsepp", {"margin": 0.1})
+    ('vsepp', 'vsepp, margin=0.1')
+    """
+    return ", ".join([preset, *assignments(overrides)])
+
+
+def assignments(overrides: Mapping[str, JsonValue]) -> list[str]:
+    """Each field that was set by hand as `capbench run --set` reads it.
+
+    >>> assignments({"metric": "bleu4", "training.clip_norm": None})
+    ['metric=bleu4', 'training.clip_norm=none']
+    """
+    words = {None: "none", True: "true", False: "false"}
+    return [
+        f"{name}={words[value] if value is None or isinstance(value, bool) else value}"
+        for name, value in overrides.items()
+    ]
 
 
 def save_result(result: Result, arrays: Mapping[str, np.ndarray], folder: Path) -> Path:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from capbench.base.errors import CapbenchError
 from capbench.data.datasets import NOT_PUBLISHED, known_fingerprint
+from capbench.evidence import resampling
 from capbench.evidence.records import Result, load_arrays, load_results
 from capbench.metrics import registry
 from capbench.metrics.captioning import bootstrap_corpus
@@ -47,6 +48,11 @@ class Results:
         """The records of published splits and of the present scenes; see `is_canonical`."""
         return self._where(is_canonical)
 
+    @property
+    def plain(self) -> Results:
+        """The records whose recipe is their preset's own, nothing of it set by hand."""
+        return self._where(lambda record: not record.overrides)
+
     @cached_property
     def latest(self) -> Results:
         """Of records of one setting, seed and data, the one started last."""
@@ -77,34 +83,26 @@ class Results:
         """The metric by seed, from the latest records that have it. Raises CapbenchError for several settings."""
         return {r.seed: r.metrics[metric] for r in self._of_one_setting() if metric in r.metrics}
 
+    def arrays(self) -> tuple[dict[str, np.ndarray], ...]:
+        """The arrays of the latest record of each seed, in the order of `latest`.
+
+        Raises CapbenchError for several settings, and for arrays that are missing or damaged.
+        """
+        return tuple(load_arrays(record, self.folder) for record in self._of_one_setting())
+
     def queries(self, metric: str) -> tuple[Float[np.ndarray, "seed query"], Int[np.ndarray, " query"] | None]:
         """Values whose mean is the metric, and each query's image (None where a query is an image).
 
         Raises CapbenchError for a metric that is no mean over queries, without its array, or for several settings.
         """
-        entry, rows, groups = registry.metric(metric), [], None
-        for record in self._of_one_setting():
-            arrays = load_arrays(record, self.folder)
-            rows.append(entry.per_query(arrays))
-            groups = arrays.get(entry.image_of_query)
-        if not rows:
-            raise CapbenchError(f"no record has {metric}")
-        if len({len(row) for row in rows}) > 1:
-            raise CapbenchError(f"the records differ in their number of queries for {metric}; run them again")
-        return np.stack(rows), groups
+        return resampling.queries(self.arrays(), metric)
 
     def counts(self, metric: str) -> Int[np.ndarray, "seed image statistic"]:
-        """What a metric of the whole corpus (BLEU, METEOR) is computed from.
+        """What a metric of the whole corpus (BLEU, METEOR) or a sum of recalls (rsum) is computed from.
 
         Raises CapbenchError for another metric, without the counts, or for several settings.
         """
-        entry = registry.metric(metric)
-        if entry.resampled != "corpus":
-            raise CapbenchError(f"{metric} is not made of counts over the corpus; BLEU and METEOR are")
-        arrays = [load_arrays(record, self.folder) for record in self._of_one_setting()]
-        if not arrays or any(entry.array not in each for each in arrays):
-            raise CapbenchError(f"a record has no array {entry.array!r}, of which {metric} is made; run it again")
-        return np.stack([each[entry.array] for each in arrays])
+        return resampling.counts(self.arrays(), metric)
 
     def bootstrap(self, metric: str) -> Interval | None:
         """The interval of one run by resampling its queries or images; None for a metric that cannot be resampled.
@@ -112,7 +110,7 @@ class Results:
         Raises CapbenchError where the arrays are missing or damaged.
         """
         entry = registry.metric(metric)
-        if entry.resampled == "no" or not self._of_one_setting()[0].arrays:
+        if entry.resampled in ("jointly", "no") or not self._of_one_setting()[0].arrays:
             return None
         if entry.resampled == "corpus":
             return bootstrap_corpus(self.counts(metric)[0], entry.compute)
@@ -152,5 +150,5 @@ def data_name(record: Result) -> str:
 
 
 def _identity(record: Result) -> tuple[str, ...]:
-    names = ("paper", "preset", "dataset", "dataset_fingerprint", "split", "protocol", "encoder")
+    names = ("paper", "variant", "dataset", "dataset_fingerprint", "split", "protocol", "encoder")
     return (*(str(getattr(record, name)) for name in names), record.sees, str(record.seed))

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from capbench.base.errors import CapbenchError
+from capbench.evidence import resampling
 from capbench.evidence.results import Results
 from capbench.metrics import registry
-from capbench.metrics.captioning import paired_bootstrap_corpus
-from capbench.metrics.significance import Interval, paired_bootstrap, seed_interval
+from capbench.metrics.significance import Interval, seed_interval
 
 Status = Literal["exceeds", "reproduced", "close", "short", "pending", "not comparable"]
 ClaimStatus = Literal["holds", "fails", "undecided", "pending"]
@@ -225,17 +225,10 @@ def points_at_what_is_named(preset: str) -> Callable[[Results], Outcome]:
 def advantage(ours: Results, theirs: Results, metric: str, their_metric: str | None = None) -> Interval:
     """How much better ours are in a metric, by paired bootstrap; theirs may be scored in another metric.
 
-    Draws queries or images, the same for both sides, then the seeds of each side. Where both sides are the same runs,
-    the seeds are drawn together.
+    Where both sides are the same runs, the seeds are drawn together; see `resampling.advantage`.
     """
-    same, entry = ours.records == theirs.records, registry.metric(metric)
-    if entry.resampled == "corpus":
-        counts = ours.counts(metric), theirs.counts(their_metric or metric)
-        return paired_bootstrap_corpus(*counts, entry.compute, same_runs=same)
-    (a, groups), (b, _) = ours.queries(metric), theirs.queries(their_metric or metric)
-    if same:
-        a, b = a - b, np.zeros_like(b)
-    return paired_bootstrap(*((b, a) if entry.lower_is_better else (a, b)), groups=groups)
+    same = ours.records == theirs.records
+    return resampling.advantage(ours.arrays(), theirs.arrays(), metric, their_metric, same)
 
 
 def decided(interval: Interval, statement: str, metric: str) -> Outcome:
@@ -245,9 +238,12 @@ def decided(interval: Interval, statement: str, metric: str) -> Outcome:
 
 
 def outcome(claim: Claim, results: Results) -> Outcome:
-    """A claim's outcome on canonical data; pending, with the error, where its test cannot use the records."""
+    """A claim's outcome on canonical data and the presets' own recipes.
+
+    Pending, with the error, where its test cannot use the records.
+    """
     try:
-        return claim.test(results.canonical)
+        return claim.test(results.canonical.plain)
     except (CapbenchError, LookupError, ValueError, ArithmeticError) as error:
         return Outcome("pending", f"the test cannot use the records ({type(error).__name__}): {error}")
 
@@ -255,6 +251,6 @@ def outcome(claim: Claim, results: Results) -> Outcome:
 def _mean(results: Results, metric: str) -> float:
     """The metric from the arrays of the records, over seeds."""
     entry = registry.metric(metric)
-    if entry.resampled == "corpus":
+    if entry.resampled in ("corpus", "jointly"):
         return float(entry.compute(results.counts(metric).sum(1)).mean())
     return float(results.queries(metric)[0].mean())

@@ -103,8 +103,8 @@ def _compared(agreement: Agreement) -> str:
 
 def _name(agreement: Agreement, agreements: Sequence[Agreement]) -> str:
     """The preset, with those parts of the setting in which the lines differ."""
-    words = [agreement.new[0].preset]
+    words = [agreement.new[0].variant]
     for name in ("encoder", "protocol", "sees"):
-        if len({getattr(other.new[0], name) for other in agreements if other.new[0].preset == words[0]}) > 1:
+        if len({getattr(other.new[0], name) for other in agreements if other.new[0].variant == words[0]}) > 1:
             words.append(getattr(agreement.new[0], name))
     return plain(", ".join(words))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from capbench.metrics import registry
 from capbench.runs.paper import Paper
 
 _EMBEDDED = "an embedded data set, which no paper reports"
+_BY_HAND = "its recipe is not the preset's"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,7 @@ class Row:
     encoder: str = ""
     view: str = ""
     region_provider: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe that are not the preset's
     seeds: tuple[int, ...] = ()
     mean: float | None = None
     ci_low: float | None = None
@@ -121,7 +123,7 @@ class Board:
             "seeds": tuple(sorted(estimate.values)) if estimate else (),
             "mean": estimate.mean if estimate else None,
             "marks": tuple(dict.fromkeys(mark for record in runs.records for mark in marks(record, self.paper))),
-            "reason": runs.data if not runs.canonical else _EMBEDDED if runs.embedded else "",
+            "reason": _why_not_judged(runs),
         }
         if interval:
             ours |= {"ci_low": interval.low, "ci_high": interval.high, "test": interval.test}
@@ -137,17 +139,23 @@ def board(paper: Paper, results: Results, origin: str = "") -> Board:
     return Board(paper, mine, runs, matches, tuple((claim, outcome(claim, mine)) for claim in paper.claims))
 
 
+def _why_not_judged(runs: Runs) -> str:
+    if not runs.canonical:
+        return runs.data
+    return _EMBEDDED if runs.embedded else _BY_HAND if runs.first.overrides else ""
+
+
 def _matches(number: Reported, groups: Sequence[Runs]) -> Iterator[Match]:
     """Our runs under the number's own data set, protocol and split; then each preset that has none, with the reason.
 
-    Runs on data that are not canonical, and on a user's own, are never among them.
+    Runs on data that are not canonical, on a user's own, or whose recipe was changed by hand are never among them.
     """
     if number.role == "context" or number.dataset in EMBEDDED:
         reason = "shown for context" if number.role == "context" else _EMBEDDED
         yield Match(number, "", Verdict("not comparable", reason=reason))
         return
     known = number.dataset in NAMES
-    on_dataset = [r for r in groups if known and r.canonical and r.first.dataset == number.dataset]
+    on_dataset = [r for r in groups if known and r.judged and r.first.dataset == number.dataset]
     on_dataset = [r for r in on_dataset if r.first.preset in number.presets]
     same = [r for r in on_dataset if (r.first.protocol, r.first.split) == (number.protocol, number.split)]
     for runs in same:

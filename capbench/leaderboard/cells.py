@@ -82,7 +82,7 @@ def beam(runs: Runs) -> str:
 
 def preset(runs: Runs, paper: Paper, notes: Notes) -> str:
     """The name of the preset, with raised letters for the width of its beam and for a caution."""
-    name, cautions = code(runs.first.preset), _cautions(runs, paper)
+    name, cautions = code(runs.first.variant), _cautions(runs, paper)
     marked = [notes.mark(note) for note in (beam(runs), "Caution: " + "; ".join(cautions) if cautions else "") if note]
     return name + "".join(marked)
 

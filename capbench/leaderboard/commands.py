@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from pydantic import JsonValue
+
+from capbench.base.errors import CapbenchError
 from capbench.base.grouping import grouped
 from capbench.data.datasets import NAMES
+from capbench.evidence.records import assignments
 from capbench.evidence.verdicts import Reported
 from capbench.leaderboard.board import Board
 from capbench.leaderboard.pooled import Runs, parts
@@ -38,7 +42,7 @@ def missing(board: Board) -> list[str]:
         strange = dict.fromkeys(n.encoder for n in numbers if n.role == "target" and not encoder(n.encoder))
         remark = f"; the paper uses {', '.join(strange)}, which capbench does not have" if strange else ""
         lines.append(f"# for {', '.join(places[:_NAMED])}{rest}{remark}")
-        lines.append(_command(board.paper, list(presets), dataset, ours))
+        lines.append(command(board.paper, list(presets), dataset, ours))
     return lines
 
 
@@ -59,22 +63,32 @@ def encoder(name: str) -> str:
 def _again(paper: Paper, group: Sequence[Runs]) -> Iterator[str]:
     dataset, network = group[0].first.dataset, group[0].first.encoder
     together: dict[str, list[str]] = {}
-    for preset, settings in grouped(group, lambda runs: runs.first.preset).items():
-        if _exists(paper, preset, dataset) and (network in ENCODERS or network.startswith(TIMM) or outside(network)):
+    for settings in grouped(group, lambda runs: runs.first.variant).values():
+        preset, overrides = settings[0].first.preset, settings[0].first.overrides
+        known = network in ENCODERS or network.startswith(TIMM) or outside(network)
+        if known and _exists(paper, preset, dataset, overrides):
             seeds = sorted({record.seed for runs in settings for record in runs.records})
-            ensemble = paper.recipe(preset, dataset).ensemble_size > 1  # --seeds counts the models that it joins
-            whole = seeds == list(range(len(seeds))) and not ensemble
+            joined = paper.recipe(preset, dataset, overrides).ensemble_size > 1  # --seeds counts models, not ensembles
+            whole = seeds == list(range(len(seeds))) and not joined
+            by_hand = "".join(f"--set {shlex.quote(each)} " for each in assignments(overrides))
             for words in [f"--seeds {len(seeds)}"] if whole else [f"--seed {seed}" for seed in seeds]:
-                together.setdefault(words, []).append(preset)
+                together.setdefault(by_hand + words, []).append(preset)
     for words, presets in together.items():
-        yield f"{_command(paper, presets, dataset, network)} {words}"
+        yield f"{command(paper, presets, dataset, network)} {words}"
 
 
-def _exists(paper: Paper, preset: str, dataset: str) -> bool:
-    return dataset in NAMES and preset in paper.presets(dataset)
+def _exists(paper: Paper, preset: str, dataset: str, overrides: Mapping[str, JsonValue] | None = None) -> bool:
+    if dataset not in NAMES or preset not in paper.presets(dataset):
+        return False
+    try:
+        paper.recipe(preset, dataset, overrides)
+    except CapbenchError:  # a field that was set by hand is there no more
+        return False
+    return True
 
 
-def _command(paper: Paper, presets: Sequence[str], dataset: str, network: str) -> str:
+def command(paper: Paper, presets: Sequence[str], dataset: str, network: str = "") -> str:
+    """The command that runs presets on a data set, with an encoder unless it is left to the default."""
     words = ["capbench", "run", paper.name.replace("_", "-"), "--preset", *presets, "--dataset", dataset]
     return shlex.join([*words, *(["--encoder", network] if network else [])])
 

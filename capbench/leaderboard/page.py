@@ -129,9 +129,9 @@ def _results(board: Board, local: Board | None, real: Sequence[Runs], rows: Sequ
             keys = {key for runs in kind for key in runs.metrics}
             shown = families(first_metrics(keys, {key for row in rows for key in row.numbers}))
             notes, lines = Notes(), []
-            for of_preset in parts(kind, "preset").values():
+            for of_preset in parts(kind, "variant").values():
                 lines += [_line(board, runs, shown, notes, judged.get(runs, {}), brief=True) for runs in of_preset]
-                if of_preset[0].canonical:
+                if of_preset[0].judged:
                     lines += _of_paper([row for row in rows if _where(row.any) == _where(of_preset[0].first)], shown)
             yield _table(shown, lines)
             if str(notes):

@@ -63,7 +63,7 @@ def _grids(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[Picture, byte
     """A plot for each data set on which captioners of two encoders or more were run."""
     for (dataset,), group in parts(groups, "data").items():
         means = [(runs.first, runs.estimate("bleu4")) for runs in group]
-        cells = {(record.encoder, record.preset): value.mean for record, value in means if value is not None}
+        cells = {(record.encoder, record.variant): value.mean for record, value in means if value is not None}
         encoders, presets = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True)) if cells else ([], [])
         if len(encoders) > 1:
             title = f"BLEU-4 of {paper.name} on {dataset}, encoder by preset"
@@ -73,16 +73,16 @@ def _grids(paper: Paper, groups: Sequence[Runs]) -> Iterator[tuple[Picture, byte
 
 def _once_a_training(group: Sequence[Runs]) -> list[Runs]:
     """One training may be scored under several protocols; its curve is drawn once."""
-    alike = {(runs.first.preset, runs.first.sees, runs.origin): runs for runs in reversed(group)}
+    alike = {(runs.first.variant, runs.first.sees, runs.origin): runs for runs in reversed(group)}
     return list(alike.values())[::-1]
 
 
 def _lines(chosen: Sequence[Runs], group: Sequence[Runs]) -> list[Line]:
     """Labels: the preset, its crop where `group` has several of one preset, where the records are from if not here."""
-    crops = grouped({(runs.first.preset, runs.first.sees) for runs in group}, itemgetter(0))
+    crops = grouped({(runs.first.variant, runs.first.sees) for runs in group}, itemgetter(0))
     lines = []
     for runs in chosen:
-        preset, sees = runs.first.preset, runs.first.sees
+        preset, sees = runs.first.variant, runs.first.sees
         words = (preset, sees if len(crops[preset]) > 1 else "", runs.origin)
         lines.append(Line(", ".join(filter(None, words)), runs.records))
     return lines

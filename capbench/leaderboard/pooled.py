@@ -18,7 +18,17 @@ from capbench.runs.released import PREFIX
 from capbench.training import checkpoint
 
 EMBEDDED = frozenset({"scenes"})  # data sets that no paper has; never compared with a paper's number
-SETTING = ("preset", "dataset", "dataset_fingerprint", "split", "protocol", "encoder", "view", "region_provider")
+SETTING = (
+    "preset",
+    "overrides",
+    "dataset",
+    "dataset_fingerprint",
+    "split",
+    "protocol",
+    "encoder",
+    "view",
+    "region_provider",
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,11 @@ class Runs:
         return is_canonical(self.first)
 
     @property
+    def judged(self) -> bool:
+        """Whether they are set beside a paper's numbers: the data are canonical, and the recipe is the preset's own."""
+        return self.canonical and not self.first.overrides
+
+    @property
     def data(self) -> str:
         """The name of the data."""
         return data_name(self.first)
@@ -99,7 +114,10 @@ def setting(record: Result) -> tuple[str, ...]:
 
 
 def gather(paper: Paper, results: Results, origin: str = "") -> list[Runs]:
-    """A paper's records by setting, in the order of its presets; data that are not canonical come last."""
+    """A paper's records by setting, in the order of its presets; data that are not canonical come last.
+
+    A preset that was changed by hand follows the preset.
+    """
     mine = results.select(paper=paper.name).latest
     settings = sorted(grouped(mine.records, setting).items())
     order = {name: _preset_order(paper, name) for (name,) in mine.settings("dataset")}
@@ -110,7 +128,7 @@ def gather(paper: Paper, results: Results, origin: str = "") -> list[Runs]:
         rank = presets.index(record.preset) if record.preset in presets else len(presets)
         where = (record.split, record.protocol, record.encoder)
         of_data = (runs.embedded, record.dataset, not runs.canonical, record.dataset_fingerprint)
-        return (*of_data, *where, rank, record.preset, record.sees)
+        return (*of_data, *where, rank, record.preset, record.variant, record.sees)
 
     return sorted((Runs(Results(mine.folder, tuple(records)), origin) for _, records in settings), key=place)
 
@@ -140,11 +158,12 @@ def marks(record: Result, paper: Paper | None = None) -> tuple[str, ...]:
         remarks.append("released weights, not trained by capbench")
     elif paper is not None and record.recipe:
         try:
-            today = json.loads(json.dumps(asdict(paper.recipe(record.preset, record.dataset).as_in(record.recipe))))
+            today = paper.recipe(record.preset, record.dataset, record.overrides)
+            recipe = json.loads(json.dumps(asdict(today.as_in(record.recipe))))
         except CapbenchError:
             remarks.append("no such preset now")
         else:
-            if changed := changes(today, record.recipe):
+            if changed := changes(recipe, record.recipe):
                 remarks.append(f"recipe differs from the preset of today in {', '.join(changed)}")
     return tuple(remarks)
 

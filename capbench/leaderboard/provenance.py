@@ -36,7 +36,7 @@ def _line(runs: Runs, machines: dict[str, str]) -> list[str]:
     seconds = [record.wall_seconds for record in records]
     names = (machines.setdefault(_machine(record), f"E{len(machines) + 1}") for record in records)
     return [
-        ", ".join([code(first.preset), cells.model(runs)]),
+        ", ".join([code(first.variant), cells.model(runs)]),
         ", ".join(escape(word) for word in (runs.data, first.protocol) if word),
         " ".join(f"[{r.seed}](results/{quote(r.file)})" if r.file else str(r.seed) for r in records),
         _once(map(cells.duration, (min(seconds), max(seconds))), " to "),

@@ -65,7 +65,7 @@ def _table(values: tuple[str, ...], group: Sequence[Runs], words: Mapping[tuple[
     for runs in group:
         cells = ["/".join(_mean(runs, entry) for entry in entries) for _, entries in shown]
         agrees = [words.get(setting(runs.first), DASH)] if words else []
-        table.add_row(rich_escape(plain(runs.first.preset)), *agrees, str(len(runs.records)), *cells)
+        table.add_row(rich_escape(plain(runs.first.variant)), *agrees, str(len(runs.records)), *cells)
     return table
 
 

@@ -37,7 +37,7 @@ from capbench.metrics.jars import (
     simple_tokenize,
     spice,
 )
-from capbench.metrics.significance import Interval, percentiles, seeds_drawn
+from capbench.metrics.significance import Interval, difference_percentiles, percentiles, seeds_drawn
 
 Score = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 _DRAWS_AT_ONCE = 2**22
@@ -227,7 +227,7 @@ def paired_bootstrap_corpus(
     draws = _resampled([a, b], score, samples, random)
     test = f"paired bootstrap over {a.shape[1]:,} images and {len(a)} against {len(b)} seeds"
     mean = float(score(a.sum(1)).mean() - score(b.sum(1)).mean())
-    return percentiles(mean, seeds_drawn(draws, len(a), random, same_runs), test)
+    return difference_percentiles(mean, seeds_drawn(draws, len(a), random, same_runs), test)
 
 
 def read_results(path: Path, image_ids: Sequence[int]) -> list[str]:

@@ -110,12 +110,13 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
     """Train one job, or resume it, and record its scores on the test split.
 
     A job that has finished with the same recipe, data and features, and whose records are still there, is not trained
-    again. `fresh` trains it in any case, from its beginning. The presets that it starts from are trained first.
+    again. `fresh` trains it in any case, from its beginning. The presets that it starts from are trained first, by
+    their own recipes, whatever was set by hand here.
 
     Raises CapbenchError for bad input, which leaves no folder behind; StoppedError after a signal.
     """
     owner = paper(job.paper)
-    recipe = owner.recipe(job.preset, job.dataset).here()
+    recipe = owner.recipe(job.preset, job.dataset, job.overrides).here()
     if job.seed < 0:
         raise CapbenchError(f"the seed is {job.seed}; give 0 or more")
     folder = places.folder(job)
@@ -123,7 +124,7 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
         inputs = materials.inputs(job, recipe)
         if recipe.init_from is not None:
             seeds = range(job.seed * recipe.ensemble_size, (job.seed + 1) * recipe.ensemble_size)
-            sources = (replace(job, preset=recipe.init_from, seed=seed) for seed in seeds)
+            sources = (replace(job, preset=recipe.init_from, seed=seed, overrides={}) for seed in seeds)
             inputs = replace(inputs, init=tuple(_snapshot(each, places, materials, report) for each in sources))
         inputs = replace(inputs, scratch=folder / SCRATCH)
         wanted = identity(job, recipe, inputs)
@@ -177,7 +178,7 @@ def _train_and_record(
 def _recorded(result: Result, evaluation: Evaluation, places: Places) -> Path:
     """The path of a result's record; written unless a run killed just after its end left one of the same training."""
     for record in load_results(places.records, result.paper):
-        same_job = (record.preset, record.protocol, record.seed) == (result.preset, result.protocol, result.seed)
+        same_job = (record.variant, record.protocol, record.seed) == (result.variant, result.protocol, result.seed)
         if same_job and record.curve == result.curve:  # with the seconds of each epoch
             return places.records / record.file
     return save_result(result, evaluation.arrays, places.records)

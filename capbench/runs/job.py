@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 from capbench.evidence import renamed
-from capbench.evidence.records import SCHEMA_VERSION
+from capbench.evidence.records import SCHEMA_VERSION, assignments, variant
 from capbench.training.experiment import Inputs, Recipe
 from capbench.vision.weights import hash_tensors
 
@@ -34,20 +37,36 @@ class Job:
     dataset: str
     encoder: str
     seed: int
+    overrides: Mapping[str, JsonValue] = field(default_factory=dict, hash=False)  # of the recipe, by dotted name
 
     def __str__(self) -> str:
-        return f"{self.paper} {self.preset} on {self.dataset}, {self.encoder}, seed {self.seed}"
+        return f"{self.paper} {self.variant} on {self.dataset}, {self.encoder}, seed {self.seed}"
+
+    @property
+    def variant(self) -> str:
+        """The preset, and what of its recipe was set by hand."""
+        return variant(self.preset, self.overrides)
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
-        return f"{self.preset}-{self.dataset}-{re.sub(r'[^A-Za-z0-9_.]+', '_', self.encoder)}-s{self.seed}"
+        """The name of its folder, which no other job has."""
+        name = f"{self.preset}-{self.dataset}-{_word(self.encoder)}-s{self.seed}"
+        if not self.overrides:
+            return name
+        digest = hashlib.sha256(json.dumps(self.overrides, sort_keys=True).encode()).hexdigest()
+        return f"{name}-{_word('_'.join(assignments(self.overrides)))[:80]}-{digest[:8]}"
 
     @property
     def command(self) -> str:
         """The command that makes this run."""
         words = ["capbench", "run", self.paper.replace("_", "-"), "--preset", self.preset, "--dataset", self.dataset]
-        return shlex.join([*words, "--encoder", self.encoder, "--seed", str(self.seed)])
+        words += ["--encoder", self.encoder, "--seed", str(self.seed)]
+        return shlex.join(words + [word for each in assignments(self.overrides) for word in ("--set", each)])
+
+
+def _word(text: str) -> str:
+    """Text as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", text)
 
 
 def identity(job: Job, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:

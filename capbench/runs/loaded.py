@@ -117,7 +117,7 @@ def load_run(folder: Path) -> Trained:
     described = description(folder)
     job = described.job
     owner = paper(job.paper)
-    recipe = owner.recipe_of(job.preset, job.dataset, described.identity["recipe"])
+    recipe = owner.recipe_of(job.preset, job.dataset, described.identity["recipe"], job.overrides)
     changed = checkpoint.differences(asdict(recipe), described.identity["recipe"])
     if changed:
         raise CapbenchError(f"{folder} was trained with another recipe; train it again:\n  " + "\n  ".join(changed))

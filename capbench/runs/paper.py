@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 from torch import nn
 
 from capbench.base import plugins
 from capbench.base.errors import CapbenchError, unknown
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.verdicts import Claim, Reported, read_reported
+from capbench.runs.recipes import overridden
 from capbench.runs.released import PREFIX, Released
 from capbench.training.experiment import Experiment, Inputs, Recipe
 
@@ -65,8 +66,10 @@ class Paper:
         """The numbers that the paper prints, from its reported.csv."""
         return read_reported(self.folder / "reported.csv")
 
-    def recipe(self, preset: str, dataset: str) -> Recipe:
-        """The recipe of a preset on a data set. Raises CapbenchError naming the known presets.
+    def recipe(self, preset: str, dataset: str, overrides: Mapping[str, JsonValue] | None = None) -> Recipe:
+        """The recipe of a preset on a data set, with some fields set by hand, if any (`capbench.runs.recipes`).
+
+        Raises CapbenchError naming the known presets, and for a field or value that cannot be.
 
         >>> paper("vsepp").recipe("vse0", "flickr8k").training.epochs
         30
@@ -74,15 +77,20 @@ class Paper:
         presets = self.presets(dataset)
         if preset not in presets:
             raise unknown(f"{self.name} preset", preset, presets)
-        return presets[preset]
+        recipe = overridden(presets[preset], overrides) if overrides else presets[preset]
+        if recipe.init_from not in (None, *presets):
+            raise unknown(f"{self.name} preset to start from", str(recipe.init_from), presets)
+        return recipe
 
-    def recipe_of(self, preset: str, dataset: str, run: Mapping[str, Any]) -> Recipe:
+    def recipe_of(
+        self, preset: str, dataset: str, run: Mapping[str, Any], overrides: Mapping[str, JsonValue] | None = None
+    ) -> Recipe:
         """The recipe of a run, given its fields: of its preset as it is today, or of a released checkpoint.
 
         Raises CapbenchError for an unknown preset, and for fields that are none of a recipe's.
         """
         if not preset.startswith(PREFIX):
-            return self.recipe(preset, dataset).as_in(run)
+            return self.recipe(preset, dataset, overrides).as_in(run)
         kind = type(next(iter(self.presets(dataset).values())))
         try:
             return TypeAdapter(kind).validate_python(run)

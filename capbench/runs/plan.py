@@ -7,12 +7,15 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 from capbench.data.checked_json import Checked, read_json
 from capbench.runs.harness import default_encoder
 from capbench.runs.job import Job
 from capbench.runs.paper import Paper
+from capbench.runs.recipes import parsed
 from capbench.vision.networks import check_name
 
 
@@ -23,12 +26,14 @@ def plan(
     encoders: Sequence[str] | None = None,
     seeds: int = 3,
     seed: int | None = None,
+    assignments: Sequence[str] = (),
 ) -> list[Job]:
     """The jobs in the order in which they run: by encoder, seed and preset, and ensembles after all single models.
 
     `presets` are the paper's headline presets if not given, and all of them if "all" is among them. `seeds` counts
-    from 0, and an ensemble of n models takes n of them; `seed` names one instead.
-    Raises CapbenchError naming an unknown preset or encoder.
+    from 0, and an ensemble of n models takes n of them; `seed` names one instead. `assignments` set fields of every
+    preset's recipe ("training.learning_rate=1e-3").
+    Raises CapbenchError naming an unknown preset or encoder, or a field or value that cannot be set.
 
     >>> from capbench.runs.paper import paper
     >>> print(*plan(paper("vsepp"), "scenes", ["vse0"], seeds=2), sep="\\n")
@@ -40,15 +45,24 @@ def plan(
         names = list(paper.presets(dataset))
     for encoder in encoders or ():
         check_name(encoder)
-    size = {name: paper.recipe(name, dataset).ensemble_size for name in names}
+    overrides = {name: _overrides(paper, name, dataset, assignments) for name in names}
+    size = {name: paper.recipe(name, dataset, overrides[name]).ensemble_size for name in names}
     jobs = [
-        Job(paper.name, name, dataset, encoder, number)
+        Job(paper.name, name, dataset, encoder, number, overrides[name])
         for encoder in encoders or [default_encoder(dataset)]
         for number in (range(seeds) if seed is None else [seed])
         for name in names
         if seed is not None or number < max(1, seeds // size[name])
     ]
     return sorted(jobs, key=lambda job: size[job.preset] > 1)
+
+
+def _overrides(paper: Paper, preset: str, dataset: str, assignments: Sequence[str]) -> dict[str, JsonValue]:
+    recipe = paper.recipe(preset, dataset)
+    try:
+        return parsed(recipe, assignments)
+    except CapbenchError as error:
+        raise CapbenchError(f"{preset}: {error}") from error
 
 
 class Session:

@@ -52,7 +52,7 @@ class Start:
     @property
     def settings(self) -> dict[str, Any]:
         """The job and its recipe, nested fields under dotted names."""
-        recipe = paper(self.job.paper).recipe(self.job.preset, self.job.dataset)
+        recipe = paper(self.job.paper).recipe(self.job.preset, self.job.dataset, self.job.overrides)
         return asdict(self.job) | dict(_dotted(asdict(recipe)))
 
 

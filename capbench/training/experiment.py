@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from capbench.data.captions import CaptionDataset
@@ -17,27 +18,32 @@ from capbench.vision.extraction import View
 from capbench.vision.features import Features
 from capbench.vision.regions import Provider
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained. Rates are per step, schedules count epochs."""
+    """How a model is trained. Rates are per step, schedules count epochs.
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
+    The types of fields bound what `capbench run --set` takes.
+    """
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
     optimizer: Literal["adam", "sgd", "rmsprop"] = "adam"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    rms_decay: float = 0.99  # of RMSProp's mean square
-    rms_epsilon: float = 1e-8  # under its root
+    momentum: Share = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    rms_decay: Share = 0.99  # of RMSProp's mean square
+    rms_epsilon: NonNegativeFloat = 1e-8  # under its root
     rms_centred: bool = False  # whether the square of the mean is taken off the mean square
-    lr_step_epochs: int | None = None  # multiply the rate by `lr_decay` every so many epochs
-    lr_patience: int | None = None  # and after so many epochs without a better snapshot
-    lr_decay: float = 0.1
-    clip_norm: float | None = None  # largest norm of the whole gradient
-    clip_value: float | None = None  # largest absolute value of one element of it
-    patience: int | None = None  # stop after so many epochs without a better snapshot
-    ema_decay: float = 0.0  # of the averaged weights that are scored and kept (Polyak, Juditsky 1992); 0: no average
+    lr_step_epochs: PositiveInt | None = None  # multiply the rate by `lr_decay` every so many epochs
+    lr_patience: PositiveInt | None = None  # and after so many epochs without a better snapshot
+    lr_decay: PositiveFloat = 0.1
+    clip_norm: PositiveFloat | None = None  # largest norm of the whole gradient
+    clip_value: PositiveFloat | None = None  # largest absolute value of one element of it
+    patience: PositiveInt | None = None  # stop after so many epochs without a better snapshot
+    ema_decay: Share = 0.0  # of the averaged weights that are scored and kept (Polyak, Juditsky 1992); 0: no average
     precision: Literal["auto", "full"] = "auto"  # auto: bf16 where the device has it; full: fp32
 
 
@@ -48,10 +54,10 @@ class Recipe:
     output: Output = "vector"  # what the encoder makes of an image: one vector, a grid of them, or one a region
     view: View = "1C"  # the part of an image that the encoder sees; RC: a new random crop at each training step
     region_provider: Provider | None = None  # where the boxes of regions come from; None: the model sees no regions
-    min_count: int = 5  # a word is in the vocabulary if it occurs so often in the training captions
+    min_count: PositiveInt = 5  # a word is in the vocabulary if it occurs so often in the training captions
     init_from: str | None = None  # the preset whose trained weights this one starts from
-    ensemble_size: int = 1  # how many models of `init_from`, of consecutive seeds, decode together
-    warmup: int = 0  # first epochs, trained with another loss; they give no snapshot
+    ensemble_size: PositiveInt = 1  # how many models of `init_from`, of consecutive seeds, decode together
+    warmup: NonNegativeInt = 0  # first epochs, trained with another loss; they give no snapshot
     metric: str | None = None  # the validation metric that chooses the snapshot; None: the paper's
     finetune: bool = False  # whether the encoder is trained too
     training: Training

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capbench.base.errors import CapbenchError, StoppedError
+from capbench.base.errors import CapbenchError, StoppedError, unknown
 from capbench.base.signals import stop_requests
 from capbench.evidence.records import Epoch
 from capbench.training import checkpoint
@@ -156,6 +156,8 @@ class _Run:
         with torch.no_grad(), self.ema.in_place():
             validation = dict(self.experiment.validate().metrics)
             work.add_to(state)
+            if self.metric not in validation:
+                raise unknown("validation metric", self.metric, validation)
             if state.epoch >= self.warmup and validation[self.metric] > state.best:
                 state.best, state.best_epoch = validation[self.metric], state.epoch
                 checkpoint.save(self._snapshot, self.model.state_dict(), {"epoch": state.epoch})

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+
 from capbench.base.files import sha256
 from capbench.captioners.experiment import CaptioningRecipe
 from capbench.data.word_vectors import dimension_of, file_of
 from capbench.kernels.maxsim.reference import Form
-from capbench.training.experiment import Recipe, Training
+from capbench.training.experiment import Recipe, Share, Training
 from capbench.vision.encoders import Output
 from capbench.vision.extraction import View
 from capbench.vision.regions import Provider
@@ -43,19 +45,19 @@ class AlignmentRecipe(Recipe):
 
     form: Form = "max"  # of S_kl: each word's best region (equation 8), or the sum of max(0, .) (equation 7)
     recurrent: bool = True  # whether words pass through the bidirectional recurrent network
-    window: int = 0  # how many neighbours on each side W_e sees
-    embedding_dim: int = 1024
-    hidden_dim: int = 512
-    word_dim: int | None = 300  # None: that of the file of word vectors
+    window: NonNegativeInt = 0  # how many neighbours on each side W_e sees
+    embedding_dim: PositiveInt = 1024
+    hidden_dim: PositiveInt = 512
+    word_dim: PositiveInt | None = 300  # None: that of the file of word vectors
     vectors_sha256: str | None = None  # of the file of word vectors
     recurrent_init: float = 0.0  # diagonal of the initial W_f and W_b, all else 0; 0: random matrices
     word_vectors: Literal["learnt", "file"] = "learnt"  # file: read from a file and kept
-    margin: float = 1.0
-    dropout: float = 0.5
+    margin: NonNegativeFloat = 1.0
+    dropout: Share = 0.5
     shared_mask: bool = False  # whether dropout takes the same features from all regions of an image
     standardised_roots: bool = False  # whether features become square roots, standardised over a batch
     normalise_regions: bool = False  # whether v has length one, so that |s_t| alone says how much a word counts
-    beta: float = 0.5  # affinity of neighbouring words, for snippets
+    beta: NonNegativeFloat = 0.5  # affinity of neighbouring words, for snippets
     output: Output = "regions"
     view: View = "whole"
     region_provider: Provider | None = "multiscale"
@@ -76,16 +78,16 @@ class GeneratorRecipe(CaptioningRecipe):
 
     cell: Literal["rnn", "lstm"] = "rnn"  # the paper's network, or the LSTM of the released code
     level: Literal["image", "regions"] = "image"  # regions: learns from the snippets of the alignment `init_from`
-    hidden_dim: int = 512
-    word_dim: int = 512
+    hidden_dim: PositiveInt = 512
+    word_dim: PositiveInt = 512
     recurrent_init: float = 0.0  # diagonal of the initial W_hh, or initial bias of the LSTM's forget gate
-    dropout: float = 0.5
+    dropout: Share = 0.5
     standardise: bool = False  # whether the image feature is standardised over a batch
     feed_image: Literal["once", "always"] = "once"  # at the first step, or at every step
     released_layers: bool = False  # biases in W_hi and W_hh, uniform initial weights, dropout behind W_hi, not before
     unknown_words: Literal["predict", "skip"] = "predict"  # what becomes of words that are too rare
     cost_per: Literal["word", "sentence"] = "word"  # what the gradient that is clipped is an average over
-    beam_size: int = 7
+    beam_size: PositiveInt = 7
     output: Output = "regions"
     view: View = "whole"
     region_provider: Provider | None = "multiscale"

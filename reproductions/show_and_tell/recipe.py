@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pydantic import PositiveInt
+
 from capbench.captioners.experiment import CaptioningRecipe
-from capbench.training.experiment import Training
+from capbench.training.experiment import Share, Training
 from capbench.vision.extraction import View
 
 HEADLINE = ("nic", "nic-ours", "nic-ensemble-ours")
@@ -24,12 +26,12 @@ PUBLISHED = Training(
 class NICRecipe(CaptioningRecipe):
     """Hyper-parameters of one model."""
 
-    embedding_dim: int = 512
-    hidden_dim: int = 512
-    dropout: float = 0.3  # of the LSTM's inputs and outputs
+    embedding_dim: PositiveInt = 512
+    hidden_dim: PositiveInt = 512
+    dropout: Share = 0.3  # of the LSTM's inputs and outputs
     im2txt: bool = False  # whether layers, initial weights and batches are as in the released code
     standardise: bool = False  # whether the image feature is standardised over a batch
-    beam_size: int = 20
+    beam_size: PositiveInt = 20
     training: Training = PUBLISHED
 
 

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pydantic import NonNegativeFloat, PositiveInt
+
 from capbench.captioners.experiment import CaptioningRecipe
-from capbench.training.experiment import Training
+from capbench.training.experiment import Share, Training
 from capbench.vision.encoders import Output
 from capbench.vision.extraction import View
 
@@ -31,14 +33,14 @@ class AttentionRecipe(CaptioningRecipe):
     """Hyper-parameters of one model."""
 
     attention: Literal["soft", "hard", "none"]  # deterministic, stochastic, or the same weight everywhere
-    embedding_dim: int = 512
-    hidden_dim: int = 512
-    attention_dim: int = 512
-    dropout: float = 0.5
-    lambda_doubly: float = 1.0  # weight of the doubly stochastic penalty of soft attention
-    lambda_reward: float = 1.0  # weight of the reward of hard attention
-    lambda_entropy: float = 0.002  # weight of the entropy of hard attention
-    beam_size: int = 5
+    embedding_dim: PositiveInt = 512
+    hidden_dim: PositiveInt = 512
+    attention_dim: PositiveInt = 512
+    dropout: Share = 0.5
+    lambda_doubly: NonNegativeFloat = 1.0  # weight of the doubly stochastic penalty of soft attention
+    lambda_reward: NonNegativeFloat = 1.0  # weight of the reward of hard attention
+    lambda_entropy: NonNegativeFloat = 0.002  # weight of the entropy of hard attention
+    beam_size: PositiveInt = 5
     output: Output = "grid"
     view: View = "whole"
     training: Training = PUBLISHED

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from pydantic import PositiveInt
+
 from capbench.base.files import sha256
 from capbench.captioners.experiment import CaptioningRecipe
 from capbench.data.word_vectors import dimension_of, file_of
@@ -34,10 +36,10 @@ class TranslatorRecipe(CaptioningRecipe):
     decoder: Literal["lstm", "gru"]
     attention: bool = True  # as in the text; the released decoders see one vector, as their first input only
     glove: bool = False  # whether word vectors are read from a file and kept
-    embedding_dim: int | None = 300  # None: that of the file of word vectors
+    embedding_dim: PositiveInt | None = 300  # None: that of the file of word vectors
     vectors_sha256: str | None = None  # of the file of word vectors
-    hidden_dim: int = 256
-    beam_size: int = 3
+    hidden_dim: PositiveInt = 256
+    beam_size: PositiveInt = 3
     output: Output = "grid"
     view: View = "whole"
     training: Training = ADAM

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pydantic import NonNegativeFloat, PositiveInt
+
 from capbench.training.experiment import Recipe, Training
 from capbench.vision.extraction import View
 
@@ -25,15 +27,15 @@ class VSERecipe(Recipe):
     loss: Literal["sum_of_hinges", "max_of_hinges"]
     similarity: Literal["cosine", "dot", "order"] = "cosine"  # dot: only the captions have unit length
     absolute: bool = False  # whether embeddings are replaced by their absolute values
-    margin: float = 0.2
-    embedding_dim: int = 1024
-    word_dim: int = 300
-    min_count: int = 4
+    margin: NonNegativeFloat = 0.2
+    embedding_dim: PositiveInt = 1024
+    word_dim: PositiveInt = 300
+    min_count: PositiveInt = 4
     input: Literal["unit", "standardised_roots"] = "unit"  # features of unit length, or their standardised square roots
     update_gate_bias: float = 0.0  # initial bias of the GRU's update gate; above 0 the GRU first keeps its state
     batches: Literal["random", "length_grouped"] = "random"  # captions of any lengths, or of nearly one
     same_image_negatives: bool = True  # whether another caption of the same image is a negative
-    negatives: int | None = None  # how many negatives each query has; None: the whole batch
+    negatives: PositiveInt | None = None  # how many negatives each query has; None: the whole batch
     training: Training = PUBLISHED
 
 
