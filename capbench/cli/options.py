@@ -18,8 +18,10 @@ ENCODERS = (
     "densenet121", "densenet161", "densenet169", "densenet201",
     "googlenet", "squeezenet1_0", "mobilenet_v2", "scenes",
 )  # fmt: skip
+IMPORTED = re.compile(r"file/\w[\w.-]*")
 TIMM = re.compile(r"timm/[\w.]+(,\w+=[\w.]+)*")
 View = Literal["1C", "10C", "whole", "views", "RC"]
+FeatureFormat = Literal["scan", "butd", "h5"]
 RegionProvider = Literal[
     "multiscale", "objects", "file",
     "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn",
@@ -37,9 +39,11 @@ def _dataset(_: object, name: str | None) -> None:
 
 
 def _known(_: object, name: str | None) -> None:
-    if name is not None and name not in ENCODERS and not TIMM.fullmatch(name):
+    if name is not None and name not in ENCODERS and not (TIMM.fullmatch(name) or IMPORTED.fullmatch(name)):
         close = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, ENCODERS, n=1))
-        raise ValueError(f'no encoder "{name}".{close} There are {", ".join(ENCODERS)}, and timm/<name>.')
+        raise ValueError(
+            f'no encoder "{name}".{close} There are {", ".join(ENCODERS)}, and timm/<name>; file/<name> is imported.'
+        )
 
 
 Dataset = Annotated[str, Parameter(validator=_dataset)]

@@ -47,7 +47,8 @@ def run(
     preset
         One or several presets, or `all`; the paper's headline presets if not given.
     encoder
-        One or several networks: torchvision's names, or timm/<name>. If not given: timm/tf_efficientnet_lite2 for
+        One or several networks: torchvision's names, timm/<name>, or file/<name> for features that
+        `capbench features --from` imported. If not given: timm/tf_efficientnet_lite2 for
         photographs, the scenes' own for scenes.
     seeds
         Run the seeds 0 to SEEDS - 1. An ensemble of n models runs once for every n seeds.
@@ -63,7 +64,6 @@ def run(
         The folder of the committed records and the pages.
     """
     from capbench.cli.reporting import Bars, conclude
-    from capbench.data.datasets import check_trainable
     from capbench.data.registered import find
     from capbench.runs.harness import Materials, Places
     from capbench.runs.harness import run as run_job
@@ -75,7 +75,7 @@ def run(
     tracking = Tracking(track or (), places)
     own = find(dataset)
     jobs = plan(owner, own.name if own else dataset, preset, encoder, seeds, seed)
-    check_trainable(materials.dataset(dataset))  # refused before anything is written
+    materials.check(dataset, {job.encoder for job in jobs})  # refused before anything is written
     session = Session(places.runs / owner.name / "session.json", jobs)
     with Bars(owner, len(jobs)) as bars, closing(tracking):
 
