@@ -121,7 +121,7 @@ REFUSED = {
     "features scenes --from .": "needs both --from FOLDER and --format scan, butd or h5",
     "features scenes --from . --format npz": '"npz" for --format.*scan.*butd.*h5',
     "features scenes --from . --format scan --encoder vgg19": "leave out --encoder",
-    "features scenes --from typo --format butd": '"typo" for --from.*does not exist',
+    "features scenes --from typo --format butd": "there is no folder typo; name the one",
     "features scenes --encoder file/typo": "file/typo names imported features: no network",
     "run vsepp --encoder file/": 'no encoder "file/"',
     "run vsepp --encoder file/typo": "no imported features file/typo of this scenes; there are none",

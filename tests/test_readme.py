@@ -64,7 +64,7 @@ def tiny_papers(monkeypatch, tmp_path):
     monkeypatch.setattr(harness, "load_dataset", lambda name: few if name == "scenes" else load_dataset(name))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     for module in ("capbench.runs.harness", "capbench.data.datasets"):
-        monkeypatch.setattr(f"{module}.load_captions", lambda name: few)
+        monkeypatch.setattr(f"{module}.load_captions", lambda name, data=None: few)
     precomputed(few, tmp_path / "precomp")
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

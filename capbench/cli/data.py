@@ -138,7 +138,7 @@ def features(
     view: View = "1C",
     region_provider: RegionProvider | None = None,
     tolerant: bool = False,
-    source: Annotated[ExistingPath | None, Parameter(name="--from")] = None,
+    source: Annotated[Path | None, Parameter(name="--from")] = None,
     format: FeatureFormat | None = None,
     name: str | None = None,
 ) -> None:
@@ -175,6 +175,8 @@ def features(
             raise CapbenchError("an import needs both --from FOLDER and --format scan, butd or h5")
         if encoder is not None or region_provider is not None or tolerant or view != "1C":
             raise CapbenchError("--from imports features: leave out --encoder, --view, --region-provider, --tolerant")
+        if not source.exists():
+            raise CapbenchError(f"there is no folder {source}; name the one that holds the features")
         _import(dataset, source, format, name)
         return
     from capbench.data.datasets import load_dataset

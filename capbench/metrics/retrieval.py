@@ -84,7 +84,7 @@ def embedding_ranks(
         if similarity not in SIMILARITIES:
             raise CapbenchError(f"similarity must be {', '.join(SIMILARITIES)} or a function, not {similarity!r}")
         if similarity == "cosine":
-            _check_unit_length(images=images, captions=captions)
+            check_unit_length(images=images, captions=captions)
         by_name = kernel.embedding_ranks(images, captions, image_of_caption, similarity == "order", chunk)
         return Ranks(*(ranks.cpu() for ranks in by_name))
     order, sorted_images = _by_image(image_of_caption)
@@ -178,7 +178,7 @@ def _check(images: int, image_of_caption: Tensor) -> None:
         raise CapbenchError(f"images without a caption cannot be ranked, leave out {len(alone)}: {some}")
 
 
-def _check_unit_length(**embeddings: Tensor) -> None:
+def check_unit_length(**embeddings: Tensor) -> None:
     """Raises CapbenchError for lengths that are not 1 up to rounding; NaN passes, and is refused among the scores."""
     for name, vectors in embeddings.items():
         lengths = torch.linalg.vector_norm(vectors, dim=1)

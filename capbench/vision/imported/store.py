@@ -59,8 +59,6 @@ def import_features(
     name = folder.resolve().name if name is None else name
     if not NAME.fullmatch(name):
         raise CapbenchError(f"{name!r} is no name for features: take letters, digits, dots, dashes; choose with --name")
-    if not folder.exists():
-        raise CapbenchError(f"there is no folder {folder}; name the one that holds the features")
     place = _place(dataset, name, store)
     if place.exists():
         raise CapbenchError(f"{IMPORTED}{name} of {dataset.name} exists; choose another --name, or delete {place}")
