@@ -4,6 +4,8 @@ A name such as "file/butd36" stands for them where an encoder is named. No netwo
 scored on such features, without the photographs, but a new picture cannot be encoded.
 """
 
+from __future__ import annotations
+
 from capbench.vision.imported.store import FORMATS, Imported, check_imported, import_features, imported_features
 
 __all__ = ["FORMATS", "Imported", "check_imported", "import_features", "imported_features"]
