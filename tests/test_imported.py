@@ -18,6 +18,7 @@ from torch import nn
 from capbench.base.errors import CapbenchError
 from capbench.cli.app import app
 from capbench.data.captions import CaptionDataset
+from capbench.data.datasets import load_captions, load_dataset
 from capbench.data.images import ImageFolder
 from capbench.data.scenes import scenes
 from capbench.runs import harness
@@ -598,3 +599,19 @@ def test_the_command_imports_and_says_how_to_train(few, folder, tmp_path, monkey
     assert f"[{len(few.image_ids)}, 2, {DIM}] float32 in" in said
     assert "capbench run PAPER --dataset scenes --encoder file/ones" in said
     assert len(imported_features(few, "file/ones", "grid", tmp_path / "cache").array) == len(few.image_ids)
+
+
+def test_a_data_set_of_one_s_own_takes_features_without_its_photographs(folder, tmp_path, monkeypatch):
+    (tmp_path / "birds").mkdir()
+    rows = [f"{i}.jpg,bird number {i},{split}" for i, split in enumerate(SPLITS)]
+    (tmp_path / "birds" / "captions.csv").write_text("\n".join(["image,caption,split", *rows]))
+    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
+    vectors = np.random.default_rng(6).normal(size=(IMAGES, DIM)).astype(np.float32)
+    for name, vector in enumerate(vectors):
+        np.save(folder / f"{name}.npy", vector)
+    words = ["features", str(tmp_path / "birds"), "--from", str(folder), "--format", "butd"]
+    app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    dataset = load_captions(str(tmp_path / "birds"))
+    assert np.array_equal(imported_features(dataset, "file/given", "vector").array, vectors)
+    with pytest.raises(CapbenchError, match="images are missing"):
+        load_dataset(str(tmp_path / "birds"))

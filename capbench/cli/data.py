@@ -9,7 +9,14 @@ from cyclopts import Parameter
 
 from capbench.base.errors import CapbenchError
 from capbench.cli.options import (
-    Count, Dataset, Encoder, FeatureFormat, RegionProvider, Split, Tokenizer, View,
+    Count,
+    Dataset,
+    Encoder,
+    FeatureFormat,
+    RegionProvider,
+    Split,
+    Tokenizer,
+    View,
 )
 from capbench.cli.output import say
 
