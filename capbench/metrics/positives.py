@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import duplicates
-from capbench.kernels._arguments import Array, tensors
+from capbench.kernels._arguments import Array, check_unit_length, tensors
 from capbench.metrics.places import DEEPEST, FAR, ByFunction, ByName, Given, Lists, Places, measured, places_of
 from capbench.metrics.registry import POSITIVES
-from capbench.metrics.retrieval import SIMILARITIES, Similarity, check_unit_length
+from capbench.metrics.retrieval import SIMILARITIES, Similarity
 
 PROTOCOLS = {"eccv": "ECCV Caption", "cxc": "CxC"}
 SHOWN = 10  # ids spelled out in a message
