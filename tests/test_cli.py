@@ -23,6 +23,7 @@ from capbench.data.tokenizers import TOKENIZERS
 from capbench.evidence.records import save_result
 from capbench.runs.tracking import CURVES, Tracker
 from capbench.vision.extraction import VIEWS
+from capbench.vision.imported import FORMATS
 from capbench.vision.networks import ENCODERS
 from capbench.vision.regions import PROVIDERS
 from tests.test_records import example
@@ -106,6 +107,7 @@ def test_the_choices_of_options_are_those_of_the_modules_that_do_the_work():
     assert get_args(options.View) == tuple(VIEWS)
     assert get_args(options.RegionProvider) == PROVIDERS
     assert get_args(options.Tracker) == get_args(Tracker) == tuple(CURVES)
+    assert get_args(options.FeatureFormat) == tuple(FORMATS)
 
 
 REFUSED = {
@@ -115,7 +117,7 @@ REFUSED = {
     "run vsepp --preset": "--preset requires at least 1",
     "run vsepp --preset vse3": "no vsepp preset 'vse3'.*vse0",
     "run vsepp --encoder": "--encoder requires at least 1",
-    "run vsepp --encoder resnet18": 'no encoder "resnet18".*mobilenet_v2, scenes, and timm/<name>',
+    "run vsepp --encoder resnet18": 'no encoder "resnet18".*mobilenet_v2, scenes, timm/<name>, and file/<name>',
     "run vsepp --encoder timm/a,b": 'no encoder "timm/a,b"',
     "run vsepp --dataset flickr8k --encoder timm/resnet51": "has no model 'resnet51'; near it are",
     "run vsepp --dataset flicker8k": '"flicker8k" for --dataset.*flickr8k',
@@ -137,6 +139,13 @@ REFUSED = {
     "leaderboard --leaderboards typo": "typo has no record",
     "leaderboard --check --leaderboards typo": "typo has no record",
     "features scene": '"scene".*scenes',
+    "features scenes --from .": "needs both --from FOLDER and --format scan, butd or h5",
+    "features scenes --from . --format npz": '"npz" for --format.*scan.*butd.*h5',
+    "features scenes --from . --format scan --encoder vgg19": "leave out --encoder",
+    "features scenes --from typo --format butd": "there is no folder typo; name the one",
+    "features scenes --encoder file/typo": "file/typo names imported features: no network",
+    "run vsepp --encoder file/": 'no encoder "file/"',
+    "run vsepp --encoder file/typo": "no imported features file/typo of this scenes; there are none",
     "features scenes --view 2C": '"2C" for --view.*1C',
     "features scenes --region-provider boxes": '"boxes" for --region-provider.*multiscale',
     "search ball --images . --top 0": '"0" for --top.*>= 1',

@@ -8,6 +8,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -62,8 +63,21 @@ def tiny_papers(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "_discover", lambda: map(tiny, discovered))
     monkeypatch.setattr(harness, "load_dataset", lambda name: few if name == "scenes" else load_dataset(name))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
+    for module in ("capbench.runs.harness", "capbench.data.datasets"):
+        monkeypatch.setattr(f"{module}.load_captions", lambda name, data=None: few)
+    precomputed(few, tmp_path / "precomp")
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+
+
+def precomputed(dataset, folder):
+    """Random features in SCAN's layout."""
+    folder.mkdir()
+    for name in ("train", "val", "test"):
+        split = dataset.split(name)
+        features = np.random.default_rng(0).normal(size=(len(split.image_index), 8)).astype(np.float32)
+        np.save(folder / f"{name}_ims.npy", features[split.image_of_caption])
+        (folder / f"{name}_caps.txt").write_text("".join(f"{caption}\n" for caption in split.captions))
 
 
 def test_the_examples_of_the_readme_run_in_their_order_as_they_stand(tiny_papers, tmp_path, capsys):

@@ -39,6 +39,8 @@ def test_the_image_of_a_query_is_named_where_queries_share_images():
         "caption_to_image": "image_of_caption",
         "pointing": "image_of_phrase",
         "pointing_chance": "image_of_phrase",
+        **{f"eccv_caption_to_image_{m}": "eccv_image_of_caption" for m in ("r1", "r_precision", "map_at_r")},
+        **{f"cxc_caption_to_image_{m}": "cxc_image_of_caption" for m in ("r1", "r5", "r10", "r_precision", "map_at_r")},
     }
 
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from capbench.base.errors import CapbenchError
-from capbench.cli.options import Count, Dataset, Encoder, RegionProvider, Split, Tokenizer, View
+from capbench.cli.options import (
+    Count,
+    Dataset,
+    Encoder,
+    FeatureFormat,
+    RegionProvider,
+    Split,
+    Tokenizer,
+    View,
+)
 from capbench.cli.output import say
 
 
@@ -134,10 +145,13 @@ def features(
     view: View = "1C",
     region_provider: RegionProvider | None = None,
     tolerant: bool = False,
+    source: Annotated[Path | None, Parameter(name="--from")] = None,
+    format: FeatureFormat | None = None,
+    name: str | None = None,
 ) -> None:
-    """Compute the features of a data set, or open them if they are stored already.
+    """Compute the features of a data set, or open them if they are stored already; or import those of others.
 
-    Ctrl-C keeps what is done, and the same command resumes.
+    Ctrl-C keeps what is computed, and the same command resumes. An import is all or nothing.
 
     Parameters
     ----------
@@ -154,7 +168,24 @@ def features(
         the data set's regions.json (file), or a detector.
     tolerant
         Leave out the images that cannot be decoded and list them; without it the first one stops the command.
+    source
+        Import features from this folder instead of computing them. Ids and captions are checked against the data set;
+        its photographs need not be there.
+    format
+        The layout of the folder: VSE++'s and SCAN's `*_ims.npy` with `*_caps.txt` (scan), bottom-up attention's .tsv
+        files or folders of arrays (butd), or HDF5 (h5).
+    name
+        The imported features are then `--encoder file/NAME`; the folder's name if not given.
     """
+    if source is not None or format is not None or name is not None:
+        if source is None or format is None:
+            raise CapbenchError("an import needs both --from FOLDER and --format scan, butd or h5")
+        if encoder is not None or region_provider is not None or tolerant or view != "1C":
+            raise CapbenchError("--from imports features: leave out --encoder, --view, --region-provider, --tolerant")
+        if not source.exists():
+            raise CapbenchError(f"there is no folder {source}; name the one that holds the features")
+        _import(dataset, source, format, name)
+        return
     from capbench.data.datasets import load_dataset
     from capbench.runs.harness import default_encoder
     from capbench.vision import encoders
@@ -169,3 +200,14 @@ def features(
         say(f"timm states that its weights of {network.name} have the licence {network.licence}")
     for name in stored.skipped:
         say(f"left out: {name}")
+
+
+def _import(dataset: str, folder: Path, format: str, name: str | None) -> None:
+    from capbench.data.datasets import load_captions
+    from capbench.vision.imported import import_features
+
+    made = import_features(load_captions(dataset), folder, format, name, progress=True)
+    for line in made.said:
+        say(line)
+    say(f"{list(made.shape)} float32 in {made.path}")
+    say(f"train on them with: capbench run PAPER --dataset {dataset} --encoder {made.encoder}")

@@ -19,8 +19,10 @@ ENCODERS = (
     "densenet121", "densenet161", "densenet169", "densenet201",
     "googlenet", "squeezenet1_0", "mobilenet_v2", "scenes",
 )  # fmt: skip
+IMPORTED = re.compile(r"file/\w[\w.-]*")
 TIMM = re.compile(r"timm/[\w.]+(,\w+=[\w.]+)*")
 View = Literal["1C", "10C", "whole", "views", "RC"]
+FeatureFormat = Literal["scan", "butd", "h5"]
 RegionProvider = Literal[
     "multiscale", "objects", "file",
     "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn",
@@ -44,12 +46,12 @@ def recorded_name(dataset: str) -> str:
 
 
 def _known(_: object, name: str | None) -> None:
-    if name is None or name in ENCODERS or TIMM.fullmatch(name):
+    if name is None or name in ENCODERS or TIMM.fullmatch(name) or IMPORTED.fullmatch(name):
         return
     known = (*ENCODERS, *plugins.named(plugins.ENCODERS))
     if name not in known:
         close = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, known, n=1))
-        raise ValueError(f'no encoder "{name}".{close} There are {", ".join(known)}, and timm/<name>.')
+        raise ValueError(f'no encoder "{name}".{close} There are {", ".join(known)}, timm/<name>, and file/<name> for imported features.')
 
 
 def _assigns(_: object, text: str | None) -> None:

@@ -50,7 +50,8 @@ def run(
     preset
         One or several presets, or `all`; the paper's headline presets if not given.
     encoder
-        One or several networks: torchvision's names, or timm/<name>. If not given: timm/tf_efficientnet_lite2 for
+        One or several networks: torchvision's names, timm/<name>, or file/<name> for features that
+        `capbench features --from` imported. If not given: timm/tf_efficientnet_lite2 for
         photographs, the scenes' own for scenes.
     seeds
         Run the seeds 0 to SEEDS - 1. An ensemble of n models runs once for every n seeds.
@@ -70,7 +71,6 @@ def run(
         The folder of the committed records and the pages.
     """
     from capbench.cli.reporting import Bars, conclude
-    from capbench.data.datasets import check_trainable
     from capbench.runs.harness import Materials, Places
     from capbench.runs.harness import run as run_job
     from capbench.runs.paper import paper as find_paper
@@ -80,7 +80,7 @@ def run(
     owner, places, materials = find_paper(paper), Places(runs), Materials()
     tracking = Tracking(track or (), places)
     jobs = plan(owner, recorded_name(dataset), preset, encoder, seeds, seed, assignments or ())
-    check_trainable(materials.dataset(dataset))  # refused before anything is written
+    materials.check(dataset, {job.encoder for job in jobs})  # refused before anything is written
     session = Session(places.runs / owner.name / "session.json", jobs)
     with Bars(owner, len(jobs)) as bars, closing(tracking):
 

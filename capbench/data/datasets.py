@@ -55,18 +55,33 @@ NOT_PUBLISHED = "not the published split"  # how a note on such data begins
 def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
     """A data set by name: "scenes", one with files under `data` (default CAPBENCH_DATA), or the user's own.
 
-    The files are `<data>/<name>/dataset_<name>.json` and the folder `<data>/<name>/images`. "coco" trains on COCO's
-    restval images too, "coco-norestval" leaves them out. A `departure` from the published split is warned about and
-    noted in `notes`. Another name is a registered one or a folder (see `capbench.data.registered.find`), read by
-    `read_own`. Raises CapbenchError that names missing files and where to put them.
+    Another name is a registered one or a folder (see `capbench.data.registered.find`), read by `read_own`.
+    Raises CapbenchError that names missing files and where to put them.
 
     >>> load_dataset("scenes").splits
     ('train', 'val', 'test')
     """
+    if own := find(name):
+        return read_own(own)
+    dataset = load_captions(name, data)
+    try:
+        dataset.images.check()
+    except CapbenchError as error:
+        raise CapbenchError(f"{error}; {_advice(name, _folder(name, data))}") from error
+    return dataset
+
+
+def load_captions(name: str, data: Path | None = None) -> CaptionDataset:
+    """As `load_dataset`, but the photographs need not be there: for features that were imported.
+
+    The files are `<data>/<name>/dataset_<name>.json` and the folder `<data>/<name>/images`. "coco" trains on COCO's
+    restval images too, "coco-norestval" leaves them out. A `departure` from the published split is warned about and
+    noted in `notes`. Raises CapbenchError for a missing split file.
+    """
     if name == "scenes":
         return scenes()
     if own := find(name):
-        return read_own(own)
+        return read_own(own, pictures=False)
     folder = _folder(name, data)
     split_file = folder / SOURCES[_family(name)].split_file
     if not split_file.is_file():
@@ -76,12 +91,8 @@ def load_dataset(name: str, data: Path | None = None) -> CaptionDataset:
     differing = departure(dataset)
     if differing:
         fault = f"{NOT_PUBLISHED} ({differing})"
-        warnings.warn(f"{name} is {fault}: its numbers cannot be compared with published ones", stacklevel=2)
+        warnings.warn(f"{name} is {fault}: its numbers cannot be compared with published ones", stacklevel=3)
         dataset = replace(dataset, notes=(*dataset.notes, fault))
-    try:
-        dataset.images.check()
-    except CapbenchError as error:
-        raise CapbenchError(f"{error}; {_advice(name, folder)}") from error
     return dataset
 
 

@@ -19,12 +19,12 @@ AGREEMENT = 0.99  # of the captions of a split file have the tokens that their t
 FORMAT = "dataset*.json in Karpathy's format, captions.csv (columns image, caption, split) or captions.jsonl"
 
 
-def read_own(own: Own) -> CaptionDataset:
+def read_own(own: Own, *, pictures: bool = True) -> CaptionDataset:
     """The data set of a folder that holds one of `FORMAT`, or of such a file, which may have another name.
 
     Images lie in `images/` or beside the file. The tokeniser of a table is `unicode` unless another one is named. A
     split file has tokens: they stay, and their tokeniser is the one that makes them from the raw captions, else
-    `whitespace`; if `karpathy` or `unicode` is named, it makes them anew.
+    `whitespace`; if `karpathy` or `unicode` is named, it makes them anew. Without `pictures` they need not be there.
 
     Raises CapbenchError naming file, line and value of a fault, and with a list of the missing images.
     """
@@ -38,7 +38,8 @@ def read_own(own: Own) -> CaptionDataset:
     try:
         if not (root / "images").is_dir() or (_missing(dataset.images) and not _missing(beside)):
             dataset = replace(dataset, images=beside)
-        dataset.images.check()
+        if pictures:
+            dataset.images.check()
     except CapbenchError as error:
         raise CapbenchError(f"{error}; put them there, or correct {file}") from error
     return replace(dataset, place=own.place)

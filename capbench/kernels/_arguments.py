@@ -59,6 +59,18 @@ def embeddings(images: Array, captions: Array, image_of_caption: Array) -> tuple
     return images.detach(), captions.detach(), image_of_caption.to(images.device)
 
 
+def check_unit_length(**embeddings: Tensor) -> None:
+    """Raises CapbenchError for lengths that are not 1 up to rounding; NaN passes, and is refused among the scores."""
+    for name, vectors in embeddings.items():
+        lengths = torch.linalg.vector_norm(vectors, dim=1)
+        wrong = torch.nonzero((lengths - 1).abs() > max(1e-3, torch.finfo(vectors.dtype).eps)).flatten()
+        if len(wrong):
+            raise CapbenchError(
+                f"the cosine is of vectors of length 1, and row {int(wrong[0])} of {name} has length "
+                f'{float(lengths[wrong[0]]):.4g}; normalise them, or ask for similarity "dot"'
+            )
+
+
 def same_dtype(**arguments: Tensor) -> None:
     """Raises CapbenchError unless the arguments have one type."""
     if len({tensor.dtype for tensor in arguments.values()}) > 1:

@@ -27,10 +27,20 @@ BEAMS = (*range(1, 10), 20)  # widths that a test set is searched with
 COCO, NO_PENALTY = "coco-caption", "without brevity penalty"  # rules of scoring captions
 AS_WRITTEN = "as written"  # without a tokeniser; see `capbench.metrics.captioning`
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
+POSITIVES = {  # protocols with all positives, and their measures; see `capbench.metrics.positives`
+    "eccv": ("ECCV", ("r1", "r_precision", "map_at_r")),
+    "cxc": ("CxC", ("r1", "r5", "r10", "r_precision", "map_at_r")),
+}
+_MEASURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r_precision": "R-Precision", "map_at_r": "mAP@R"}
 _IMAGE_OF_QUERY = {  # the array that holds each query's image, by the array of the queries
     "caption_to_image": "image_of_caption",
     "pointing": "image_of_phrase",
     "pointing_chance": "image_of_phrase",
+    **{
+        f"{key}_caption_to_image_{m}": f"{key}_image_of_caption"
+        for key, (_, all_of) in POSITIVES.items()
+        for m in all_of
+    },
 }
 
 
@@ -144,6 +154,15 @@ def _bleu(
         yield Metric(key.format(n), heading.format(n), name.format(n), **counts, **family)
 
 
+def _positives(protocol: str, title: str, measures: Sequence[str]) -> Iterator[Metric]:
+    """Recalls and precisions of a protocol with all positives."""
+    for way, heading, asks in (("image_to_caption", "i→c", "image to"), ("caption_to_image", "c→i", "caption to")):
+        for measure in measures:
+            key, said = f"{protocol}_{way}_{measure}", _MEASURES[measure]
+            names = (f"{title} {heading} {said}", f"{title}, {asks} {way.rpartition('_')[2]} {said}", "%")
+            yield Metric(key, *names, resampled="queries", array=key)
+
+
 def _hit(ranks: np.ndarray, k: int) -> np.ndarray:
     return 100.0 * (np.asarray(ranks) < k)
 
@@ -160,6 +179,8 @@ def _known() -> Iterator[Metric]:
     """Every metric, in the order of a table's columns."""
     yield from _retrieval("image_to_caption", "i→c", "image to caption", IMAGE_TO_TEXT)
     yield from _retrieval("caption_to_image", "c→i", "caption to image", TEXT_TO_IMAGE)
+    for protocol, (title, measures) in POSITIVES.items():
+        yield from _positives(protocol, title, measures)
     # Twice the tolerance of one recall: six times would take its six recalls to err together, all the same way.
     six: dict[str, Any] = {"tolerance": 2 * RECALL_TOLERANCE, "resampled": "jointly", "compute": rsum}
     yield Metric("rsum", "rsum", "rsum, the sum of the six recalls", "points", **six)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels import ranks as kernel
-from capbench.kernels._arguments import Array, embeddings, tensors
+from capbench.kernels._arguments import Array, check_unit_length, embeddings, tensors
 from capbench.kernels.ranks.cpu import Scores
 
 PROTOCOLS = ("whole", "1K", "5-fold 1K", "5K")
@@ -84,7 +84,7 @@ def embedding_ranks(
         if similarity not in SIMILARITIES:
             raise CapbenchError(f"similarity must be {', '.join(SIMILARITIES)} or a function, not {similarity!r}")
         if similarity == "cosine":
-            _check_unit_length(images=images, captions=captions)
+            check_unit_length(images=images, captions=captions)
         by_name = kernel.embedding_ranks(images, captions, image_of_caption, similarity == "order", chunk)
         return Ranks(*(ranks.cpu() for ranks in by_name))
     order, sorted_images = _by_image(image_of_caption)
@@ -176,18 +176,6 @@ def _check(images: int, image_of_caption: Tensor) -> None:
     if len(alone):
         some = ", ".join(map(str, alone[:10].tolist()))
         raise CapbenchError(f"images without a caption cannot be ranked, leave out {len(alone)}: {some}")
-
-
-def _check_unit_length(**embeddings: Tensor) -> None:
-    """Raises CapbenchError for lengths that are not 1 up to rounding; NaN passes, and is refused among the scores."""
-    for name, vectors in embeddings.items():
-        lengths = torch.linalg.vector_norm(vectors, dim=1)
-        wrong = torch.nonzero((lengths - 1).abs() > max(1e-3, torch.finfo(vectors.dtype).eps)).flatten()
-        if len(wrong):
-            raise CapbenchError(
-                f"the cosine is of vectors of length 1, and row {int(wrong[0])} of {name} has length "
-                f'{float(lengths[wrong[0]]):.4g}; normalise them, or ask for similarity "dot"'
-            )
 
 
 def _by_image(image_of_caption: Tensor) -> tuple[Tensor | None, Tensor]:

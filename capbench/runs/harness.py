@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from capbench.base.plugins import versions
 from capbench.base.processor import computes_bf16
 from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, protocol_line
-from capbench.data.datasets import check_trainable, is_published, load_dataset
+from capbench.data.datasets import check_trainable, is_published, load_captions, load_dataset
 from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.records import Epoch, Result, load_results, save_result
 from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, describe, description, identity
@@ -33,6 +33,8 @@ from capbench.training.loop import TrainingState, train
 from capbench.training.machine import ENERGY_OF, peak_memory_bytes, restart_peak_memory
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import Features, features
+from capbench.vision.imported import check_imported, imported_features
+from capbench.vision.networks import IMPORTED
 
 LOCK, SCRATCH = ".lock", "scratch"
 
@@ -70,6 +72,7 @@ class Materials:
     def __init__(self, store: Path | None = None) -> None:
         self.store = store
         self._datasets: dict[str, CaptionDataset] = {}
+        self._captions: dict[str, CaptionDataset] = {}
         self._features: dict[tuple[str | None, ...], tuple[Encoder, Features]] = {}
 
     def dataset(self, name: str) -> CaptionDataset:
@@ -79,8 +82,24 @@ class Materials:
             self._datasets |= {name: loaded, **({loaded.name: loaded} if loaded.place else {})}
         return self._datasets[name]
 
+    def captions(self, name: str) -> CaptionDataset:
+        """As `dataset`, but the photographs need not be there."""
+        if name not in self._captions:
+            loaded = load_captions(name)
+            self._captions |= {name: loaded, **({loaded.name: loaded} if loaded.place else {})}
+        return self._captions[name]
+
+    def check(self, name: str, encoders: Iterable[str]) -> None:
+        """Raise CapbenchError where a data set, or the features imported for it, are missing or nothing to train on."""
+        for encoder in encoders:
+            if encoder.startswith(IMPORTED):
+                check_imported(self.captions(name), encoder, self.store)
+            check_trainable((self.captions if encoder.startswith(IMPORTED) else self.dataset)(name))
+
     def inputs(self, job: Job, recipe: Recipe) -> Inputs:
         """What the experiment of a job is made from. Raises CapbenchError for missing data or an unknown encoder."""
+        if job.encoder.startswith(IMPORTED):
+            return self._of_imported(job, recipe)
         dataset = self.dataset(job.dataset)
         check_trainable(dataset)
         key = (job.dataset, job.encoder, recipe.output, recipe.view, recipe.region_provider)
@@ -91,6 +110,19 @@ class Materials:
         encoder, stored = self._features[key]
         vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count, dataset.tokenizer)
         return Inputs(dataset, encoder, stored, vocabulary)
+
+    def _of_imported(self, job: Job, recipe: Recipe) -> Inputs:
+        """Raises CapbenchError for a recipe that needs the network, or random crops of the photographs."""
+        if recipe.finetune or recipe.view == "RC":
+            does = "trains the encoder" if recipe.finetune else "shows it random crops"
+            raise CapbenchError(f"{job.preset} {does}, and {job.encoder} are imported features; choose another preset")
+        dataset = self.captions(job.dataset)
+        check_trainable(dataset)
+        stored = imported_features(dataset, job.encoder, recipe.output, self.store)
+        if stored.boxes is None:
+            dataset = replace(dataset, phrases=None)  # where a phrase is cannot be compared with places unknown
+        vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count, dataset.tokenizer)
+        return Inputs(dataset, None, stored, vocabulary)
 
 
 def default_encoder(dataset: str) -> str:
@@ -200,8 +232,8 @@ def _result(
         **asdict(job),
         split=scored.name,
         protocol=protocol,
-        view=recipe.view,
-        region_provider=recipe.region_provider,
+        view="file" if inputs.features.imported else recipe.view,
+        region_provider=None if inputs.features.imported else recipe.region_provider,
         metrics=dict(evaluation.metrics),
         validation=state.curve[state.best_epoch]["validation"],
         best_epoch=state.best_epoch,
@@ -214,7 +246,7 @@ def _result(
         features_fingerprint=inputs.features.fingerprint,
         vocabulary_size=len(inputs.vocabulary),
         command=replace(job, dataset=inputs.dataset.place or job.dataset).command,
-        notes=[protocol_line(scored), *evaluation.notes, *damaged, *skipped],
+        notes=[protocol_line(scored), *evaluation.notes, *damaged, *skipped, *filter(None, [inputs.features.imported])],
         **made_by,
     )
 

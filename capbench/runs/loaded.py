@@ -26,6 +26,7 @@ from capbench.runs.paper import paper
 from capbench.training import checkpoint
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import features
+from capbench.vision.networks import IMPORTED
 from capbench.vision.regions import Provider, region_boxes
 from capbench.vision.weights import load_state_dict
 
@@ -147,20 +148,27 @@ def finished_runs(runs: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
+def _with_encoder(trained: Trained) -> Trained:
+    """Raises CapbenchError for a model of imported features: nothing could encode a picture for it."""
+    if trained.job.encoder.startswith(IMPORTED):
+        raise CapbenchError(f"{trained.job} sees imported features: nothing encodes a new picture; take another run")
+    return trained
+
+
 def find_run(run: Path | None, runs: Path, kind: type, what: str, advice: str) -> Trained:
     """The finished run in `run`, or the newest one under `runs`, whose model is a `kind` (a runtime protocol).
 
     Raises CapbenchError that names `what` was looked for and gives `advice` on how to make one.
     """
     if run is not None:
-        trained = load_run(run)
+        trained = _with_encoder(load_run(run))
         if not isinstance(trained.model, kind):
             raise CapbenchError(f"{run} ({trained.job}) is not a trained {what}; choose another run")
         return trained
     refused = []
     for folder in finished_runs(runs):
         try:
-            trained = load_run(folder)
+            trained = _with_encoder(load_run(folder))
         except CapbenchError as error:
             refused.append(f"\n  {error}")
             continue

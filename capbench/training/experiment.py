@@ -79,7 +79,7 @@ class Inputs:
     """What an experiment is made from."""
 
     dataset: CaptionDataset
-    encoder: Encoder
+    encoder: Encoder | None  # None where the features were imported: there is no network
     features: Features  # one row for each image of the whole data set
     vocabulary: Vocabulary
     init: tuple[Mapping[str, Tensor], ...] = ()  # snapshots of `init_from`, one or `ensemble_size`, by parameter name

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from capbench.base.errors import CapbenchError
 from capbench.data.images import one_crop, random_crop
 from capbench.training.experiment import Inputs, Recipe
 from capbench.vision.encoders import Encoder
@@ -29,9 +30,16 @@ class FeatureSource:
         self.recipe, self.device, self.images = recipe, device, inputs.dataset.images
         self.stored = inputs.features.array
         self.finetune = recipe.finetune
-        encoder: Encoder = copy.deepcopy(inputs.encoder) if self.finetune else inputs.encoder
-        self.encoder = encoder.to(device)
+        encoder = copy.deepcopy(inputs.encoder) if self.finetune else inputs.encoder
+        self._encoder = None if encoder is None else encoder.to(device)
         self.on_device = torch.from_numpy(np.array(self.stored)).to(device) if self._fits() else None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The network. Raises CapbenchError where the features were imported: none is behind them."""
+        if self._encoder is None:
+            raise CapbenchError("imported features have no encoder to train, or to show random crops to")
+        return self._encoder
 
     def training(self, images: np.ndarray) -> Float[Tensor, "image ... dim"]:
         """Features for training. Crops depend on torch's seed, which the training loop sets at each step."""

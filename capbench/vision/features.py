@@ -37,6 +37,7 @@ class Features:
     fingerprint: str  # of everything that made them
     skipped: tuple[str, ...] = ()  # names of images that could not be decoded; their rows are NaN
     boxes: Boxes | None = None  # the places of the regions
+    imported: str = ""  # what was imported, in words; empty where an encoder made them
 
 
 def features(

@@ -28,6 +28,7 @@ ENCODERS = (
     *("googlenet", "squeezenet1_0", "mobilenet_v2", "scenes"),
 )
 TIMM = "timm/"  # prefix of the names of timm's models
+IMPORTED = "file/"  # prefix of the names of imported features, which have no network
 KNOWN = f"{', '.join(ENCODERS)}, and {TIMM}<name> for any model of timm"
 OPTIONS = {"googlenet": {"aux_logits": False, "init_weights": False}}  # of torchvision's constructors
 Detector = Literal[
@@ -70,6 +71,11 @@ def load_trunk(name: str, weights: Weights = "auto") -> Trunk:
     Raises CapbenchError for an unknown name, and for weights that are missing, damaged or of another architecture.
     """
     check_name(name)
+    if name.startswith(IMPORTED):
+        raise CapbenchError(
+            f"{name} names imported features: no network is behind them that could encode a picture; name an encoder, "
+            "or a run of one"
+        )
     if not isinstance(weights, Mapping):
         if name.startswith(TIMM):
             return _timm_trunk(name, weights)
@@ -85,6 +91,8 @@ def check_name(name: str) -> None:
 
     >>> check_name("timm/tf_efficientnet_lite2")
     """
+    if name.startswith(IMPORTED):
+        return
     if name.startswith(TIMM):
         import timm
 

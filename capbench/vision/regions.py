@@ -46,7 +46,7 @@ class Boxes:
     x0, y0, x1, y1 are fractions of the image's width and height; region 0 is the whole image, 0, 0, 1, 1.
     """
 
-    array: Float32[np.ndarray, "image 20 4"]
+    array: Float32[np.ndarray, "image region 4"]  # 20 regions, but for those of imported features
     provider: str
     count: Int64[np.ndarray, " image"]  # an image's boxes from the provider, the whole image included; then fillers
 
@@ -55,7 +55,9 @@ class Boxes:
         """A hash of the provider's name and all values."""
         return fingerprint([self.provider, sha256(self.array.tobytes() + self.count.tobytes()).hexdigest()])
 
-    def pixels(self, dataset: CaptionDataset, images: Int64[np.ndarray, " some"]) -> Float32[np.ndarray, "some 20 4"]:
+    def pixels(
+        self, dataset: CaptionDataset, images: Int64[np.ndarray, " some"]
+    ) -> Float32[np.ndarray, "some region 4"]:
         """The boxes of some images of the data set in pixels."""
         sizes = np.array([dataset.images[int(i)].shape[1::-1] for i in images], np.float32).reshape(-1, 1, 2)
         return self.array[images] * np.concatenate([sizes, sizes], 2)

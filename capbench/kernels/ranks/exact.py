@@ -130,10 +130,11 @@ class Contest:
     @cached_property
     def _alike(self) -> tuple[Tensor, Tensor]:
         """For each image and each caption, one representative of all that equal it."""
-        return _alike(self.images), _alike(self.captions)
+        return alike(self.images), alike(self.captions)
 
 
-def _alike(embeddings: Tensor) -> Tensor:
+def alike(embeddings: Float[Tensor, "row dim"]) -> Int[Tensor, " row"]:
+    """For each row one representative of all rows that equal it."""
     distinct, which = embeddings.unique(dim=0, return_inverse=True)
     places = torch.arange(len(embeddings), device=embeddings.device)
     return which.new_zeros(len(distinct)).scatter_(0, which, places)[which]
