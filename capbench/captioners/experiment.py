@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from capbench.captioners.decoding import Captions, State, Step, beam_search, ensemble, join_states
+from capbench.captioners.decoding import Captions as Decoded
+from capbench.captioners.decoding import State, Step, beam_search, ensemble, join_states
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
 from capbench.data.tokenizers import KARPATHY
@@ -23,6 +24,7 @@ from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
 from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
+from capbench.scoring.outputs import Captions
 from capbench.training.experiment import Evaluation, Inputs, Recipe
 from capbench.training.machine import bf16_where_native
 from capbench.training.sources import FeatureSource
@@ -108,7 +110,7 @@ def cross_entropy(scores: Float[Tensor, "caption step word"], captions: Int[Tens
 
 def caption_images(
     model: Any, images: Float[Tensor, "image ... dim"], beam_size: int, n_best: int = 1, trace: Sequence[str] = ()
-) -> Captions:
+) -> Decoded:
     """The `n_best` captions of each image, of at most `LONGEST` words, without the unknown word.
 
     `trace` names entries of the decoding state to return beside the words.
@@ -192,7 +194,7 @@ class CaptioningExperiment:
             captions, _ = padded([encoded[i] for i in chunk])
             yield chunk, self.source.testing(split.images_of(chunk)), captions.to(self.device)
 
-    def decode(self, split: Split, beam_size: int, n_best: int = 1) -> Iterator[Captions]:
+    def decode(self, split: Split, beam_size: int, n_best: int = 1) -> Iterator[Decoded]:
         """The captions of the images of a split, some images at a time; see `caption_images`."""
         rows = split.image_index
         for chunk in np.split(rows, range(IMAGES_AT_ONCE, len(rows), IMAGES_AT_ONCE)):
@@ -216,7 +218,8 @@ class CaptioningExperiment:
         metrics |= self.variety([self.sentences(of_image) for of_image in best])
         statistics = {f"{name}_statistics": values for name, values in scores.statistics.items()}
         arrays = {"captions": best, **scores.per_image, **by_beam.arrays, **statistics}
-        return Evaluation(metrics, arrays, (*scores.notes, *chosen.notes))
+        outputs = Captions.of(split, tuple(sentences[beam]))
+        return Evaluation(metrics, arrays, (*scores.notes, *chosen.notes), outputs)
 
     @property
     def widths(self) -> list[int]:

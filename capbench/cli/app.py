@@ -9,6 +9,7 @@ from capbench.cli.data import add_dataset, datasets, export, features, import_hu
 from capbench.cli.leaderboard import leaderboard
 from capbench.cli.records import add
 from capbench.cli.run import run
+from capbench.cli.score import rescore, score
 from capbench.cli.tools import align, caption, probe, search
 
 EXIT_CODES = """Exit codes:
@@ -29,6 +30,9 @@ app = App(
 )
 for command in (run, leaderboard, features, probe, search, caption, align):
     app.command(command)
+
+app.command(score)
+app.command(rescore)
 
 data = App(name="datasets", default_command=datasets)
 data.command(add_dataset, name="add")

@@ -1,0 +1,116 @@
+"""Whose an output is: ids and file names of others, found among the images and captions of a split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from capbench.base.errors import CapbenchError
+from capbench.data.captions import Split, duplicates
+
+Key = int | str  # an id, or an image's file name
+SHOWN = 10  # ids that a message lists
+UNKNOWN = -1
+_ENDING = re.compile(r"\.\w{2,5}$")
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """The images or the captions of a split, as outputs may name them.
+
+    An image has an id and a file name. The name may lack its ending and its first folders, or have more folders in
+    front; COCO's number in twelve digits may stand for it.
+    """
+
+    noun: Literal["image", "caption"]
+    split: Split = field(repr=False)
+
+    @cached_property
+    def ids(self) -> tuple[int, ...]:
+        return self._of("ids")
+
+    @cached_property
+    def _places(self) -> dict[Key, int]:
+        places: dict[Key, int] = {number: place for place, number in enumerate(self.ids)}
+        if self.noun == "caption":
+            return places
+        names = enumerate(self._of("names"))
+        named = [(form, place) for place, name in names for form in _forms(name) if isinstance(form, str)]
+        several = set(duplicates([form for form, _ in named]))
+        return places | {form: place for form, place in named if form not in several}
+
+    def place(self, key: Key) -> int:
+        """The number of an image or caption within the split; UNKNOWN for one of another split, or of none."""
+        if isinstance(key, int):
+            return self._places.get(key, UNKNOWN)
+        known = (self._places[form] for form in _forms(key) if form in self._places)
+        return next(known, UNKNOWN)
+
+    def places(self, keys: Iterable[Key]) -> Int[np.ndarray, " key"]:
+        return np.fromiter(map(self.place, keys), np.int64)
+
+    def check(
+        self, source: str, keys: Sequence[Key], places: Int[np.ndarray, " key"], wanted: Int[np.ndarray, " item"]
+    ) -> None:
+        """Raises CapbenchError with a list of the ids that come twice, are unknown, or are missing of `wanted`."""
+        inside = np.isin(places, wanted)
+        faults: dict[str, list[Key]] = {
+            "twice": _same_place(keys, places),
+            "unknown": list(dict.fromkeys(key for key, known in zip(keys, inside, strict=True) if not known)),
+            "missing": [self.ids[place] for place in np.setdiff1d(wanted, places).tolist()],
+        }
+        wrong = [f"{len(ids):,} {fault} ({listed(ids)})" for fault, ids in faults.items() if ids]
+        if wrong:
+            expected = f"each {self.noun} of the {self.split.name} split of {self.split.dataset.name} once"
+            hint = "" if inside.any() else self._elsewhere(keys)
+            raise CapbenchError(f"{source} should have {expected}; of its ids, {'; '.join(wrong)}{hint}")
+
+    def _elsewhere(self, keys: Sequence[Key]) -> str:
+        """What to do when no id is of the split."""
+        for name in self.split.dataset.splits:
+            if (Side(self.noun, self.split.dataset.split(name)).places(keys) >= 0).all():
+                return f"; they are of the split {name}: give --split {name}"
+        where = "imgid or cocoid" if self.noun == "image" else "sentid"
+        return f"; ids are those of the split file ({where})"
+
+    def _of(self, what: str) -> tuple:  # type: ignore[type-arg]
+        index = self.split.image_index if self.noun == "image" else self.split.caption_index
+        values = getattr(self.split.dataset, f"{self.noun}_{what}")
+        return tuple(values[i] for i in index)
+
+
+def listed(values: Sequence[object]) -> str:
+    """The first values and how it goes on.
+
+    >>> listed(range(12))
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...'
+    """
+    return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
+
+
+def _same_place(keys: Sequence[Key], places: Int[np.ndarray, " key"]) -> list[Key]:
+    """The first of the keys that share an image or caption; unknown ones are told apart by their words."""
+    identity = [place if place >= 0 else key for key, place in zip(keys, places.tolist(), strict=True)]
+    first = dict(zip(reversed(identity), reversed(keys), strict=True))
+    return [first[each] for each in duplicates(identity)]
+
+
+def _forms(name: str) -> Iterator[Key]:
+    """How a file name may be written, longest first: with fewer folders, without its ending, as a number.
+
+    >>> list(_forms("val2014/COCO_val2014_000000000042.jpg"))[-2:]
+    ['COCO_val2014_000000000042', 42]
+    """
+    parts = name.replace("\\", "/").split("/")
+    stem = _ENDING.sub("", parts[-1])
+    for start in range(len(parts)):
+        folders = "".join(f"{part}/" for part in parts[start:-1])
+        yield from dict.fromkeys((folders + parts[-1], folders + stem))
+    if number := re.fullmatch(r"\d{1,18}", name) or re.search(r"(?:^|_)(\d{12})$", stem):
+        yield int(number[number.lastindex or 0])
