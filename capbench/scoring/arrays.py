@@ -40,7 +40,7 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray | Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, SafetensorError) as error:
-        pickled = "Object arrays" in str(error) or "allow_pickle" in str(error)
+        pickled = any(words in str(error) for words in ("Object arrays", "Python objects", "allow_pickle"))
         advice = "it is pickled; save plain numbers with numpy.save" if pickled else str(error)
         raise CapbenchError(f"cannot read {path}: {advice}") from error
 

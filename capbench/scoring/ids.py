@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ class Side:
     """The images or the captions of a split, as outputs may name them.
 
     An image has an id and a file name. The name may lack its ending and its first folders, or have more folders in
-    front; COCO's number in twelve digits may stand for it.
+    front; a number of COCO's, of twelve digits at its end, is an id.
     """
 
     noun: Literal["image", "caption"]
@@ -37,20 +38,27 @@ class Side:
 
     @cached_property
     def _places(self) -> dict[Key, int]:
-        places: dict[Key, int] = {number: place for place, number in enumerate(self.ids)}
-        if self.noun == "caption":
-            return places
-        names = enumerate(self._of("names"))
-        named = [(form, place) for place, name in names for form in _forms(name) if isinstance(form, str)]
+        """By id, and by the ends of file names that only one image has."""
+        return {number: place for place, number in enumerate(self.ids)} | self._named(shorter=True)
+
+    @cached_property
+    def _whole(self) -> dict[str, int]:
+        return self._named(shorter=False)
+
+    def _named(self, shorter: bool) -> dict[str, int]:
+        names = enumerate(self._of("names") if self.noun == "image" else ())
+        named = [(form, place) for place, name in names for form in _forms(name, shorter)]
         several = set(duplicates([form for form, _ in named]))
-        return places | {form: place for form, place in named if form not in several}
+        return {form: place for form, place in named if form not in several}
 
     def place(self, key: Key) -> int:
         """The number of an image or caption within the split; UNKNOWN for one of another split, or of none."""
         if isinstance(key, int):
             return self._places.get(key, UNKNOWN)
-        known = (self._places[form] for form in _forms(key) if form in self._places)
-        return next(known, UNKNOWN)
+        by_end = (self._places[form] for form in _forms(key, shorter=False) if form in self._places)
+        by_name = (self._whole[form] for form in _forms(key, shorter=True) if form in self._whole)
+        by_number = (self._places[number] for number in _numbers(key) if number in self._places)
+        return next(chain(by_end, by_name, by_number), UNKNOWN)
 
     def places(self, keys: Iterable[Key]) -> Int[np.ndarray, " key"]:
         return np.fromiter(map(self.place, keys), np.int64)
@@ -101,16 +109,24 @@ def _same_place(keys: Sequence[Key], places: Int[np.ndarray, " key"]) -> list[Ke
     return [first[each] for each in duplicates(identity)]
 
 
-def _forms(name: str) -> Iterator[Key]:
-    """How a file name may be written, longest first: with fewer folders, without its ending, as a number.
+def _forms(name: str, shorter: bool) -> Iterator[str]:
+    """How a file name may be written: without its ending and, if `shorter`, with fewer folders; longest first.
 
-    >>> list(_forms("val2014/COCO_val2014_000000000042.jpg"))[-2:]
-    ['COCO_val2014_000000000042', 42]
+    >>> list(_forms("val2014/42.jpg", shorter=True))
+    ['val2014/42.jpg', 'val2014/42', '42.jpg', '42']
     """
     parts = name.replace("\\", "/").split("/")
-    stem = _ENDING.sub("", parts[-1])
-    for start in range(len(parts)):
-        folders = "".join(f"{part}/" for part in parts[start:-1])
-        yield from dict.fromkeys((folders + parts[-1], folders + stem))
-    if number := re.fullmatch(r"\d{1,18}", name) or re.search(r"(?:^|_)(\d{12})$", stem):
-        yield int(number[number.lastindex or 0])
+    for start in range(len(parts) if shorter else 1):
+        form = "/".join(parts[start:])
+        yield from dict.fromkeys((form, _ENDING.sub("", form)))
+
+
+def _numbers(name: str) -> Iterator[int]:
+    """The id that a text is, or COCO's in twelve digits at the end of a file's name.
+
+    >>> list(_numbers("val2014/COCO_val2014_000000000042.jpg")), list(_numbers("7"))
+    ([42], [7])
+    """
+    stem = _ENDING.sub("", name)
+    if number := re.fullmatch(r"(\d{1,18})", name) or re.search(r"(?:^|[_/])(\d{12})$", stem):
+        yield int(number[1])

@@ -142,13 +142,13 @@ def _within(lists: Lists, direction: str, images: int, kept: Int[np.ndarray, " c
 def _check_queries(lists: Lists, direction: str, count: int, scope: Scope, source: str) -> None:
     side = scope.images if direction == DIRECTIONS[0] else scope.captions
     numbers = np.arange(count) if direction == DIRECTIONS[0] else scope.kept
-    if len(missing := np.setdiff1d(np.arange(count), lists.queries)):
-        ids = [side.ids[numbers[query]] for query in missing.tolist()]
-        raise CapbenchError(f"{source}: {len(ids):,} {side.noun}s have no list ({listed(ids)}); give one for each")
     pairs = np.sort(lists.queries * (lists.candidates.max() + 1) + lists.candidates)
     if (twice := pairs[1:] == pairs[:-1]).any():
         query = int(pairs[1:][twice][0] // (lists.candidates.max() + 1))
         raise CapbenchError(f"{source}: the list of {side.noun} {side.ids[numbers[query]]} has a candidate twice")
+    if len(missing := np.setdiff1d(np.arange(count), lists.queries)):
+        ids = [side.ids[numbers[query]] for query in missing.tolist()]
+        raise CapbenchError(f"{source}: {len(ids):,} {side.noun}s have no list ({listed(ids)}); give one for each")
 
 
 def _bounds(

@@ -91,6 +91,7 @@ class Inputs:
         return self._encoded[split]
 
 
+@runtime_checkable
 class Outputs(Protocol):
     """What a model made of a split, in a form that `capbench score` reads: captions, embeddings or similarities."""
 
