@@ -32,6 +32,7 @@ from capbench.runs import harness, loaded
 from capbench.runs.harness import Materials, Places, run
 from capbench.runs.job import Job, description
 from capbench.runs.paper import paper
+from capbench.scoring.coco_results import read_results
 from capbench.tools.caption import PANEL, Captioned, beam_of, captioner, captions_of, draw_attention, save_captions
 from capbench.tools.drawing import font
 from capbench.tools.pictures import look_at

@@ -157,6 +157,13 @@ def evaluate_similarity(
     """The same from a whole similarity matrix; higher is closer.
 
     Raises CapbenchError as `match_ranks` does, for an unknown protocol, or a number of images that does not fit it.
+
+    >>> import numpy as np
+    >>> from capbench.metrics.retrieval import evaluate_similarity
+    >>> similarity = np.array([[0.9, 0.2, 0.1, 0.8], [0.3, 0.1, 0.7, 0.6]])
+    >>> metrics, ranks = evaluate_similarity(similarity, image_of_caption=np.array([0, 0, 1, 1]))
+    >>> metrics["image_to_caption_r1"], metrics["caption_to_image_r1"]
+    (100.0, 75.0)
     """
     similarity, image_of_caption = tensors(
         similarity=(similarity, "float image caption"), image_of_caption=(image_of_caption, "int caption")
@@ -172,6 +179,12 @@ def metrics_of_ranks(ranks: Ranks, image_of_caption: Int[Tensor, " caption"], pr
     """The metrics of ranks that were counted under a protocol: over "5-fold 1K" the mean of its folds.
 
     Raises CapbenchError when there are no ranks.
+
+    >>> import torch
+    >>> from capbench.metrics.retrieval import Ranks, metrics_of_ranks
+    >>> ranks = Ranks(torch.tensor([0, 6]), torch.tensor([0, 0, 1, 20]))
+    >>> metrics_of_ranks(ranks, torch.tensor([0, 0, 1, 1]), "whole")["caption_to_image_r5"]
+    75.0
     """
     if protocol != "5-fold 1K":
         return retrieval_metrics(ranks)
@@ -183,7 +196,11 @@ def metrics_of_ranks(ranks: Ranks, image_of_caption: Int[Tensor, " caption"], pr
 
 
 def check_protocol(protocol: str, images: int) -> None:
-    """Raises CapbenchError for an unknown protocol, or a number of images that does not fit it."""
+    """Raises CapbenchError for an unknown protocol, or a number of images that does not fit it.
+
+    >>> from capbench.metrics.retrieval import check_protocol
+    >>> check_protocol("1K", images=5000)
+    """
     if protocol not in PROTOCOLS:
         raise CapbenchError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if protocol == "1K" and images < FOLD:

@@ -104,7 +104,8 @@ def listed(values: Sequence[object]) -> str:
 
 def _same_place(keys: Sequence[Key], places: Int[np.ndarray, " key"]) -> list[Key]:
     """The first of the keys that share an image or caption; unknown ones are told apart by their words."""
-    identity = [place if place >= 0 else key for key, place in zip(keys, places.tolist(), strict=True)]
+    pairs = zip(keys, places.tolist(), strict=True)
+    identity = [(place, None) if place >= 0 else (place, key) for key, place in pairs]
     first = dict(zip(reversed(identity), reversed(keys), strict=True))
     return [first[each] for each in duplicates(identity)]
 
