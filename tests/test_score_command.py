@@ -19,6 +19,7 @@ from capbench.data import datasets
 from capbench.data.captions import CaptionDataset
 from capbench.data.scenes import scenes
 from capbench.evidence.records import SYSTEMS, Result, load_arrays, load_results, save_result
+from capbench.evidence.results import Results
 from capbench.metrics import captioning, jars
 from capbench.metrics.registry import metric
 from capbench.metrics.retrieval import PROTOCOLS, SIMILARITIES
@@ -47,11 +48,11 @@ def few(monkeypatch, tmp_path):
     for module in (jars, captioning):
         monkeypatch.setattr(module, "find_java", lambda: None)
     jars.java_version.cache_clear()
-    scoring._scorer_of.cache_clear()
+    scoring._scorers.clear()
     monkeypatch.chdir(tmp_path)
     yield dataset.split("test")
     jars.java_version.cache_clear()
-    scoring._scorer_of.cache_clear()
+    scoring._scorers.clear()
 
 
 def captions_file(split) -> Path:
@@ -134,7 +135,7 @@ def test_records_of_systems_are_added_and_shown_escaped_on_a_page_of_their_own(f
     call("score", "captions", captions_file(few), "--record", "--system", name)
     call("score", "embeddings", embeddings_file(few), "--record", "--system", name)
     call("records", "add")
-    before = leaderboard.render_all(papers(), leaderboard.Results.load(Path("none")))
+    before = leaderboard.render_all(papers(), Results.load(Path("none")))
     call("leaderboard")
     page = Path("leaderboards/systems.md").read_text()
     assert "| theirs &#124; &lt;b&gt;&#42;x&#42;&lt;/b&gt; &#91;y&#93;(z)" in page
@@ -276,7 +277,7 @@ def test_captions_of_committed_records_exported_and_scored_again_give_their_metr
     for record, dataset in records:
         with monkeypatch.context() as patch:
             patch.setattr(captioning, "meteor_statistics", left_out)
-            captions = captions_of(record, load_arrays(record, RESULTS), dataset)
+            captions = captions_of(record, load_arrays(record, RESULTS), dataset) or []
             saved = Captions.of(dataset.split("test"), tuple(captions)).save(tmp_path, record.preset)
             assert same_digits(record, score(read_captions(saved), dataset.split("test")).metrics) >= 13
 

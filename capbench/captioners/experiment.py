@@ -19,12 +19,12 @@ from capbench.captioners.decoding import Captions as Decoded
 from capbench.captioners.decoding import State, Step, beam_search, ensemble, join_states
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
-from capbench.data.tokenizers import KARPATHY
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
 from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
 from capbench.scoring.outputs import Captions
+from capbench.scoring.score import training_captions
 from capbench.training.experiment import Evaluation, Inputs, Recipe
 from capbench.training.machine import bf16_where_native
 from capbench.training.sources import FeatureSource
@@ -240,9 +240,7 @@ class CaptioningExperiment:
     def variety(self, n_best: list[list[str]]) -> dict[str, float]:
         """How new and varied the captions of each image are, best first."""
         best, tokenizer = [of_image[0] for of_image in n_best], self.inputs.dataset.tokenizer
-        known: Sequence[str] = self.train.captions
-        if tokenizer != KARPATHY:  # the tokens of a split file need not be those of its raw captions
-            known = [" ".join(words) for words in self.train.tokens]
+        known = training_captions(self.inputs.dataset)
         metrics = {
             "novelty": novelty(best, known, tokenizer),
             "novelty_n_best": novelty(list(chain.from_iterable(n_best)), known, tokenizer),

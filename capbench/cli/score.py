@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from capbench.base.errors import CapbenchError
-from capbench.cli.options import Dataset, Json, OneOrMore, Seed
+from capbench.cli.options import Dataset, Json, OneOrMore, Seed, Split
 from capbench.cli.output import console, say
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Under:
     dataset: Dataset = "scenes"
     "The data set that the outputs are of."
 
-    split: Literal["train", "val", "test"] = "test"
+    split: Split = "test"
     "The split that they are of."
 
     protocol: Protocol = "whole"
@@ -184,7 +184,7 @@ def rescore(
     for path, old, new in made:
         if not as_json:
             say(path)
-            _print(new.metrics, old.metrics)
+            _print(new.metrics, old.metrics, tokenizer=old.tokenizer)
         if record:
             written = record_again(old, new, runs / "records")
             if not as_json:
@@ -212,7 +212,8 @@ def _score(kind: str, read: Callable[[], Outputs], files: tuple[Path, ...], unde
     if under.as_json:
         print(json.dumps(_document(evaluation, under, written), indent=1))
         return
-    _print(evaluation.metrics, rule=RULES[options["rule"]] if "rule" in options else "")
+    rule = RULES[options["rule"]] if "rule" in options else ""
+    _print(evaluation.metrics, rule=rule, tokenizer=split.dataset.metric_tokenizer)
     for note in evaluation.notes:
         if not signature_of([note]):
             say(note)
@@ -231,14 +232,16 @@ def _document(evaluation: Evaluation, under: Under, written: Path | None) -> dic
     return document | ({"record": str(written)} if written else {})
 
 
-def _print(metrics: Mapping[str, float], old: Mapping[str, float] | None = None, rule: str = "") -> None:
+def _print(
+    metrics: Mapping[str, float], old: Mapping[str, float] | None = None, rule: str = "", tokenizer: str = ""
+) -> None:
     """A table of metrics, those of the rule first; with `old`, another column of them."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from capbench.metrics.registry import columns
+    from capbench.metrics import registry
 
-    known = columns(metrics, lesser=True)
+    known = registry.columns(metrics, lesser=True)
     several = len({entry.rule for entry in known if entry.rule}) > 1
     table = Table(box=SIMPLE_HEAD, padding=0)
     for heading in ("metric", *(["scored by"] if several else [])):
@@ -247,7 +250,7 @@ def _print(metrics: Mapping[str, float], old: Mapping[str, float] | None = None,
         table.add_column(heading, justify="right")
     for entry in sorted(known, key=lambda entry: entry.rule not in (rule, "")) if rule else known:
         values = [_cell(each, entry) for each in ([metrics] if old is None else [old, metrics])]
-        table.add_row(entry.name, *([entry.rule] if several else []), *values)
+        table.add_row(entry.name, *([registry.rule(entry.key, tokenizer)] if several else []), *values)
     console.print(table)
 
 

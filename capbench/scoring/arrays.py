@@ -6,6 +6,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ def _of_archive(path: Path, names: Sequence[str]) -> dict[str, np.ndarray | Tens
         return {name: bundle[name] for name in bundle.files if name in names}
 
 
-def _size(file: zipfile.ZipExtFile) -> int:
+def _size(file: Any) -> int:
     """The bytes of an array by its header."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -74,6 +74,7 @@ def record_system(
         vocabulary_size=0,
         published=is_published(split.dataset),
         images=len(split.image_index),
+        tokenizer=split.dataset.metric_tokenizer,
         started=started.isoformat(),
         wall_seconds=(datetime.now(UTC) - started).total_seconds(),
         command=shlex.join(command),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError, unknown
-from capbench.data.captions import Split
+from capbench.data.captions import CaptionDataset, Split
+from capbench.data.tokenizers import KARPATHY
 from capbench.metrics import retrieval
 from capbench.metrics.captioning import CaptionScorer
 from capbench.metrics.diversity import distinct_n, novelty, vocabulary_used
@@ -51,11 +52,11 @@ def score(
 
 def score_captions(captions: list[str], split: Split) -> Evaluation:
     """All metrics of one caption for each image of a split, in its order, and how new and varied they are."""
-    scores = _scorer(split).score(captions)
+    scores, tokenizer = _scorer(split).score(captions), split.dataset.tokenizer
     metrics = scores.metrics | {
-        "novelty": novelty(captions, split.dataset.split("train").captions if "train" in split.dataset.splits else ()),
-        "distinct2": distinct_n(captions, 2),
-        "vocabulary_used": float(vocabulary_used(captions)),
+        "novelty": novelty(captions, training_captions(split.dataset), tokenizer),
+        "distinct2": distinct_n(captions, 2, tokenizer),
+        "vocabulary_used": float(vocabulary_used(captions, tokenizer)),
     }
     statistics = {f"{name}_statistics": values for name, values in scores.statistics.items()}
     return Evaluation(metrics, {**scores.per_image, **statistics}, scores.notes)
@@ -127,14 +128,21 @@ def _refuse_other_lengths(table: Table) -> None:
         )
 
 
-@cache
-def _scorer_of(references: tuple[tuple[str, ...], ...]) -> CaptionScorer:
-    return CaptionScorer(references)
+def training_captions(dataset: CaptionDataset) -> Sequence[str]:
+    """The captions that a caption is new beside, in the words that `dataset.tokenizer` makes of them."""
+    if "train" not in dataset.splits:
+        return ()
+    train = dataset.split("train")
+    # the tokens of a split file need not be those of its raw captions
+    return train.captions if dataset.tokenizer == KARPATHY else [" ".join(words) for words in train.tokens]
+
+
+_scorers: dict[tuple[str, str, int], CaptionScorer] = {}  # by data set, split and images
 
 
 def _scorer(split: Split) -> CaptionScorer:
     """The scorer of a split's references, which are tokenised once."""
-    own: list[list[str]] = [[] for _ in split.image_index]
-    for caption, image in zip(split.captions, split.image_of_caption.tolist(), strict=True):
-        own[image].append(caption)
-    return _scorer_of(tuple(map(tuple, own)))
+    key = split.dataset.fingerprint, split.name, len(split.image_index)
+    if key not in _scorers:
+        _scorers[key] = CaptionScorer.of(split)
+    return _scorers[key]

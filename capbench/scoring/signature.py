@@ -23,8 +23,10 @@ _NOTE = "signature: "
 
 def of_captions(split: Split, protocol: str, rule: str) -> str:
     """ "captions|data:flickr8k:ae3df9a0|split:test|...|refs:5|tok:ptb|java:17.0.15|rule:coco-caption|version:0.1.0"."""
-    java = java_version()
-    how = {"refs": _each(split.image_of_caption), "tok": "ptb" if java else "simple", "java": java or "none"}
+    own = split.dataset.metric_tokenizer
+    java = "" if own else java_version()
+    tokenizer = own or ("ptb" if java else "simple")
+    how = {"refs": _each(split.image_of_caption), "tok": tokenizer, "java": java or "none"}
     return _line("captions", split, protocol, how | {"rule": rule})
 
 

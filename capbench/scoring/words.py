@@ -42,11 +42,12 @@ def captions_of(record: Result, arrays: Mapping[str, np.ndarray], dataset: Capti
         return decoded(arrays)
     if NUMBERS not in arrays:
         return None
-    vocabulary = Vocabulary.build(dataset.split("train").tokens, int(str(record.recipe.get("min_count", 5))))
+    min_count = int(str(record.recipe.get("min_count", 5)))
+    vocabulary = Vocabulary.build(dataset.split("train").tokens, min_count, dataset.tokenizer)
     if len(vocabulary) != record.vocabulary_size:
         raise CapbenchError(
             f"{record.file}: its captions are of a vocabulary of {record.vocabulary_size:,} words, and {dataset.name} "
-            f"makes {len(vocabulary):,} of min_count {record.recipe.get('min_count')}; give the data that it was run on"
+            f"makes {len(vocabulary):,} of min_count {min_count}; give the data that it was run on"
         )
     numbers = arrays[NUMBERS]
     best = numbers[:, 0] if numbers.ndim == 3 else numbers
