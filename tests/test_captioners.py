@@ -32,7 +32,8 @@ from capbench.runs import harness, loaded
 from capbench.runs.harness import Materials, Places, run
 from capbench.runs.job import Job, description
 from capbench.runs.paper import paper
-from capbench.tools.caption import PANEL, Captioned, beam_of, captioner, captions_of, draw_attention, write_results
+from capbench.scoring.coco_results import read_results
+from capbench.tools.caption import PANEL, Captioned, beam_of, captioner, captions_of, draw_attention, save_captions
 from capbench.tools.drawing import font
 from capbench.tools.pictures import look_at
 from capbench.training.experiment import Evaluation
@@ -263,24 +264,28 @@ def test_a_trained_run_captions_pictures_and_shows_where_it_looked(places, few, 
     draw_attention(captioned[0], tmp_path / "attention.png")
     with Image.open(tmp_path / "attention.png") as drawn:
         assert min(drawn.size) > 200
-    write_results(captioned, tmp_path / "results.json")
-    assert captioning.read_results(tmp_path / "results.json", range(3)) == [entry.captions[0] for entry in captioned]
+    save_captions(captioned, tmp_path / "results.json")
+    names, captions = zip(*read_results(tmp_path / "results.json"), strict=True)
+    assert list(captions) == [entry.captions[0] for entry in captioned]
+    assert [Path(name).name for name, *_ in names] == ["0.png", "1.png", "2.png"]
 
 
 def captioned_as(name, attention=None):
     return Captioned(Path(name), "whole", ("a w1", "a w2"), (-1.0, -2.0), attention)
 
 
-def test_results_have_the_numbers_of_coco_where_the_names_do(tmp_path):
+def test_results_have_the_numbers_of_coco_where_the_names_do_and_else_the_names(tmp_path):
     names = ("COCO_val2014_000000391895.jpg", os.fsdecode(b"caf\xe9_000000000042.jpg"), "000000000009.jpg")
-    write_results([captioned_as(name) for name in names], tmp_path / "r.json")
-    assert captioning.read_results(tmp_path / "r.json", [9, 42, 391895]) == ["a w1"] * 3
+    save_captions([captioned_as(name) for name in names], tmp_path / "r.json")
+    assert [names[0] for names, _ in read_results(tmp_path / "r.json")] == [391895, 42, 9]
     rows = json.loads((tmp_path / "r.json").read_bytes())
     assert rows[1]["file_name"] == names[1]
     assert rows[1]["log_probs"] == [-1.0, -2.0]
     for other in ("1000268201_693b08cb0e.jpg", "val_000000000009.jpg"):  # no number of COCO's; a number twice
-        write_results([captioned_as(name) for name in (*names, other)], tmp_path / "r.json")
-        assert captioning.read_results(tmp_path / "r.json", range(4)) == ["a w1"] * 4
+        save_captions([captioned_as(name) for name in (*names, other)], tmp_path / "r.json")
+        entries = read_results(tmp_path / "r.json")
+        assert [names[0] for names, _ in entries] == ["COCO_val2014_000000391895.jpg", *(n[0] for n, _ in entries[1:])]
+        assert entries[-1] == ((other, other), "a w1")
 
 
 def test_the_maps_of_attention_of_all_words_have_one_scale(tmp_path):

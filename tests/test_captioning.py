@@ -29,7 +29,6 @@ from capbench.metrics.captioning import (
     bleu_statistics,
     bootstrap_corpus,
     paired_bootstrap_corpus,
-    read_results,
 )
 from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
 from capbench.metrics.jars import find_java, meteor, meteor_statistics, ptb_tokenize, simple_tokenize, spice
@@ -347,41 +346,6 @@ def test_line_breaks_in_a_candidate_change_no_score(no_java):
     odd = scorer.score(["a\r\ndog\u2028runs \ud800", "two\x0bmen\x85talk"])
     assert odd.metrics == scorer.score(["a dog runs", "two men talk"]).metrics
     assert odd.metrics["bleu1"] == pytest.approx(100)
-
-
-# Rows 37 and 38: results files.
-def results(folder: Path, *entries: object) -> Path:
-    (folder / "results.json").write_text(json.dumps(entries))
-    return folder / "results.json"
-
-
-def test_results_come_in_the_order_of_the_images(tmp_path):
-    path = results(tmp_path, {"image_id": 9, "caption": "a\ncat \ud800"}, {"image_id": 4, "caption": "", "extra": 1})
-    assert read_results(path, [4, 9]) == ["", "a cat \ufffd"]
-
-
-def test_wrong_ids_are_listed(tmp_path):
-    path = results(tmp_path, *({"image_id": i, "caption": "a"} for i in (1, 2, 2, 3, 77, 77)))
-    with pytest.raises(CapbenchError, match=r"2 twice \(2, 77\); 1 unknown \(77\); 2 missing \(4, 5\)"):
-        read_results(path, [1, 2, 3, 4, 5])
-    with pytest.raises(CapbenchError, match=r"996 missing \(4, 5, 6, 7, 8, 9, 10, 11, 12, 13, \.\.\.\)"):
-        read_results(path, range(1, 1001))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[]", "has no result: .* each of 2 images"),
-        ('{"annotations": []}', r"results are a list: \[\{\"image_id\""),
-        ('[{"image_id": 1}]', r"results\[0\]\.caption: Field required"),
-        ('[{"image_id": "1", "caption": "a"}]', r"results\[0\]\.image_id"),
-        ('[{"image_id": 1, "capt', "ends too early"),
-    ],
-)
-def test_a_file_that_holds_no_results_is_refused_by_name(tmp_path, content, message):
-    (tmp_path / "r.json").write_text(content)
-    with pytest.raises(CapbenchError, match=rf"r\.json.*{message}"):
-        read_results(tmp_path / "r.json", [1, 2])
 
 
 def test_bad_references_and_candidates_are_refused(no_java):

@@ -24,6 +24,7 @@ ORDER = (
     "leaderboard",
     "captioners",
     "runs",
+    "scoring",
     "training",
     "evidence",
     "timing",

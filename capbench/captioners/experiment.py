@@ -16,14 +16,16 @@ from jaxtyping import Bool, Float, Int
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from capbench.captioners.decoding import Captions, State, Step, beam_search, ensemble, join_states
+from capbench.captioners.decoding import Captions as Decoded
+from capbench.captioners.decoding import State, Step, beam_search, ensemble, join_states
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
-from capbench.data.tokenizers import KARPATHY
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
 from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
+from capbench.scoring.outputs import Captions
+from capbench.scoring.score import training_captions
 from capbench.training.experiment import Evaluation, Inputs, Recipe
 from capbench.training.machine import bf16_where_native
 from capbench.training.sources import FeatureSource
@@ -109,7 +111,7 @@ def cross_entropy(scores: Float[Tensor, "caption step word"], captions: Int[Tens
 
 def caption_images(
     model: Any, images: Float[Tensor, "image ... dim"], beam_size: int, n_best: int = 1, trace: Sequence[str] = ()
-) -> Captions:
+) -> Decoded:
     """The `n_best` captions of each image, of at most `LONGEST` words, without the unknown word.
 
     `trace` names entries of the decoding state to return beside the words.
@@ -193,7 +195,7 @@ class CaptioningExperiment:
             captions, _ = padded([encoded[i] for i in chunk])
             yield chunk, self.source.testing(split.images_of(chunk)), captions.to(self.device)
 
-    def decode(self, split: Split, beam_size: int, n_best: int = 1) -> Iterator[Captions]:
+    def decode(self, split: Split, beam_size: int, n_best: int = 1) -> Iterator[Decoded]:
         """The captions of the images of a split, some images at a time; see `caption_images`."""
         rows = split.image_index
         for chunk in np.split(rows, range(IMAGES_AT_ONCE, len(rows), IMAGES_AT_ONCE)):
@@ -217,7 +219,8 @@ class CaptioningExperiment:
         metrics |= self.variety([self.sentences(of_image) for of_image in best])
         statistics = {f"{name}_statistics": values for name, values in scores.statistics.items()}
         arrays = {"captions": best, **scores.per_image, **by_beam.arrays, **statistics}
-        return Evaluation(metrics, arrays, (*scores.notes, *chosen.notes))
+        outputs = Captions.of(split, tuple(sentences[beam]))
+        return Evaluation(metrics, arrays, (*scores.notes, *chosen.notes), outputs)
 
     @property
     def widths(self) -> list[int]:
@@ -238,9 +241,7 @@ class CaptioningExperiment:
     def variety(self, n_best: list[list[str]]) -> dict[str, float]:
         """How new and varied the captions of each image are, best first."""
         best, tokenizer = [of_image[0] for of_image in n_best], self.inputs.dataset.tokenizer
-        known: Sequence[str] = self.train.captions
-        if tokenizer != KARPATHY:  # the tokens of a split file need not be those of its raw captions
-            known = [" ".join(words) for words in self.train.tokens]
+        known = training_captions(self.inputs.dataset)
         metrics = {
             "novelty": novelty(best, known, tokenizer),
             "novelty_n_best": novelty(list(chain.from_iterable(n_best)), known, tokenizer),

@@ -12,6 +12,7 @@ from capbench.cli.leaderboard import leaderboard
 from capbench.cli.listing import papers, results, show
 from capbench.cli.records import add
 from capbench.cli.run import run
+from capbench.cli.score import rescore, score
 from capbench.cli.tools import align, caption, probe, search
 
 EXIT_CODES = """Exit codes:
@@ -36,13 +37,14 @@ REPRODUCE, OWN, MODEL, INSIDE = (
 )
 for group, commands in (
     (REPRODUCE, (run, leaderboard, results, papers, show)),
-    (OWN, (compare, features)),
+    (OWN, (compare, rescore, features)),
     (MODEL, (search, caption, align)),
     (INSIDE, (probe,)),
 ):
     for command in commands:
         app.command(command, group=group)
-
+score.group = (OWN,)
+app.command(score)
 app.command(import_released, name="import", group=OWN)
 
 data = App(name="datasets", default_command=datasets, group=OWN)

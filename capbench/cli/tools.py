@@ -110,7 +110,7 @@ def caption(
         The folder of all runs.
     """
     from capbench.data.images import printable
-    from capbench.tools.caption import beam_of, captioner, captions_of, draw_attention, write_results
+    from capbench.tools.caption import beam_of, captioner, captions_of, draw_attention, save_captions
     from capbench.tools.drawing import ON_A_SHEET, check_drawable, draw_sheet
     from capbench.tools.pictures import look_at
 
@@ -130,7 +130,7 @@ def caption(
             say(f"{log_prob:8.2f}  {words}")
     _passed_over(seen.passed_over)
     if out is not None:
-        write_results(captioned, out)
+        save_captions(captioned, out)
     if attention is not None:
         draw_attention(captioned[0], attention)
     if sheet is not None:

@@ -25,6 +25,7 @@ from capbench.base.provenance import Moment
 from capbench.evidence import renamed
 
 SCHEMA_VERSION = 2
+SYSTEMS = "systems"  # the `paper` of records of other systems' outputs; their `preset` is the system's name
 
 _BLANKS: dict[str, Any] = {
     "split": "", "protocol": "", "encoder": "", "view": "",

@@ -11,7 +11,7 @@ from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 from capbench.evidence.probes import ProbeRecord, load_probes
 from capbench.evidence.results import Results
-from capbench.leaderboard import encoders, index, kernels
+from capbench.leaderboard import encoders, index, kernels, systems
 from capbench.leaderboard.board import Board, Row, board
 from capbench.leaderboard.page import page
 from capbench.leaderboard.pictures import pictures
@@ -53,12 +53,12 @@ def render_all(
     timings: Sequence[TimingRecord] = (),
     probes: Sequence[ProbeRecord] = (),
 ) -> dict[str, bytes]:
-    """Every page and plot, the pages of kernels and of encoders, and README.md, the index over them."""
+    """Every page and plot, the pages of kernels, encoders and other systems, and README.md, the index over them."""
     boards = [board(paper, results) for paper in papers.values()]
     files = {"README.md": index.page(boards, results, timings, probes).encode()}
     for each in boards:
         files |= render(each)
-    return files | kernels.render(timings) | encoders.render(probes)
+    return files | kernels.render(timings) | encoders.render(probes) | systems.render(results)
 
 
 def write(papers: Mapping[str, Paper], folder: Path) -> list[Path]:

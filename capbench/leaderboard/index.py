@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from capbench.evidence.probes import ProbeRecord
+from capbench.evidence.records import SYSTEMS
 from capbench.evidence.results import Results
-from capbench.leaderboard import cells, legend
+from capbench.leaderboard import cells, legend, systems
 from capbench.leaderboard.board import Board
 from capbench.leaderboard.markdown import DASH, code_block, escape, table
 from capbench.leaderboard.page import GENERATED, claims
@@ -34,17 +35,24 @@ def page(
         + (f"on {devices}." if devices else "not yet timed."),
         "What an encoder's features tell of the words of captions: [encoders](encoders.md), "
         + (f"on {escape(probed)}." if probed else "not yet measured."),
+        *_systems(results),
         *legend.blocks(),
         "## How the pages are made",
         "From the records in `results/` and the papers' reported numbers alone. To make the pages again, to see "
         "whether they are up to date, and to have every number as JSON:",
         code_block(["capbench leaderboard", "capbench leaderboard --check", "capbench leaderboard --json"]),
     ]
-    known = {board.paper.name for board in boards}
+    known = {SYSTEMS, *(board.paper.name for board in boards)}
     if strangers := Counter(record.paper for record in results.records if record.paper not in known):
         names = ", ".join(f"{escape(name)} ({count})" for name, count in sorted(strangers.items()))
         blocks.append(f"Records of unknown papers: {names}.")
     return "\n\n".join(blocks) + "\n"
+
+
+def _systems(results: Results) -> Iterator[str]:
+    """The line on other systems, where there are any."""
+    if names := {record.preset for record in results.select(paper=SYSTEMS).records}:
+        yield f"What the outputs of other systems scored: [other systems]({systems.PAGE}), {len(names)} so far."
 
 
 def _line(board: Board) -> list[str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,9 @@ from numpy.typing import NDArray
 from pycocoevalcap.bleu import bleu_scorer
 from pycocoevalcap.cider import cider_scorer
 from pycocoevalcap.rouge.rouge import Rouge
-from pydantic import model_validator
 
 from capbench.base.errors import CapbenchError
-from capbench.data.captions import Split, duplicates, one_line
-from capbench.data.checked_json import Checked, Line, read_json
+from capbench.data.captions import Split, one_line
 from capbench.data.tokenizers import tokenize
 from capbench.metrics.jars import (
     TIME_LIMIT,
@@ -228,44 +225,6 @@ def paired_bootstrap_corpus(
     test = f"paired bootstrap over {a.shape[1]:,} images and {len(a)} against {len(b)} seeds"
     mean = float(score(a.sum(1)).mean() - score(b.sum(1)).mean())
     return difference_percentiles(mean, seeds_drawn(draws, len(a), random, same_runs), test)
-
-
-def read_results(path: Path, image_ids: Sequence[int]) -> list[str]:
-    """The caption of each of `image_ids`, in their order, from a file of COCO's results format.
-
-    The format is [{"image_id": 42, "caption": "a dog"}, ...]. Raises CapbenchError when the file is malformed or
-    empty, and with a list of the ids that it has twice, that are not among `image_ids`, or that it leaves out.
-    """
-    entries = read_json(path, _Results).results
-    if not entries:
-        raise CapbenchError(f"{path} has no result: it should have one caption for each of {len(image_ids):,} images")
-    caption_of = {entry.image_id: entry.caption for entry in entries}
-    known = set(image_ids)
-    faults = {
-        "twice": duplicates([entry.image_id for entry in entries]),
-        "unknown": [i for i in caption_of if i not in known],
-        "missing": [i for i in image_ids if i not in caption_of],
-    }
-    wrong = [f"{len(ids):,} {fault} ({_listed(ids)})" for fault, ids in faults.items() if ids]
-    if wrong:
-        raise CapbenchError(f"{path} should have each image_id of the split once; of its ids, {'; '.join(wrong)}")
-    return [caption_of[i] for i in image_ids]
-
-
-class _Result(Checked):
-    image_id: int
-    caption: Line
-
-
-class _Results(Checked):
-    results: list[_Result]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _list(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            raise ValueError('results are a list: [{"image_id": 42, "caption": "a dog"}, ...]')
-        return {"results": value}
 
 
 def _check_references(references: Sequence[Sequence[str]]) -> None:

@@ -50,6 +50,17 @@ def find_java() -> Path | None:
     return next((java for java in found if _starts(java)), None)
 
 
+@cache
+def java_version() -> str:
+    """The version of the Java that is found, such as "17.0.15"; empty without one."""
+    java = find_java()
+    if java is None:
+        return ""
+    said = subprocess.run([java, "-version"], capture_output=True, timeout=60).stderr.decode("utf-8", "replace")
+    version = re.search(r'version "([^"]+)"', said)
+    return version[1] if version else "unknown"
+
+
 def ptb_tokenize(captions: Sequence[str], timeout: float = TIME_LIMIT) -> list[str]:
     """Each caption as coco-caption's lower-case tokens between single spaces, without punctuation.
 

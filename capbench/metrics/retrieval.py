@@ -144,29 +144,86 @@ def evaluate_protocol(
     (100.0, 75.0)
     """
     images, captions, image_of_caption = embeddings(images, captions, image_of_caption)
-    _check_protocol(protocol, len(images))
-    if protocol in ("whole", "5K"):
-        ranks = embedding_ranks(images, captions, image_of_caption, similarity, chunk)
-        return retrieval_metrics(ranks), ranks
-    folds, used = [], []
-    for start in range(0, FOLD if protocol == "1K" else len(images), FOLD):
-        used.append(((image_of_caption >= start) & (image_of_caption < start + FOLD)).nonzero()[:, 0])
-        image_in_fold = image_of_caption[used[-1]] - start
-        fold = images[start : start + FOLD], captions[used[-1]], image_in_fold
-        folds.append(embedding_ranks(*fold, similarity, chunk))
-    metrics = [retrieval_metrics(ranks) for ranks in folds]
-    mean = {name: sum(fold[name] for fold in metrics) / len(metrics) for name in metrics[0]}
-    caption_ranks = torch.cat([ranks.caption_to_image for ranks in folds])[torch.cat(used).cpu().argsort()]
-    return mean, Ranks(torch.cat([ranks.image_to_caption for ranks in folds]), caption_ranks)
+
+    def ranked(rows: slice, columns: slice | Tensor, of_caption: Tensor) -> Ranks:
+        return embedding_ranks(images[rows], captions[columns], of_caption, similarity, chunk)
+
+    return _evaluated(ranked, len(images), image_of_caption, protocol)
 
 
-def _check_protocol(protocol: str, images: int) -> None:
+def evaluate_similarity(
+    similarity: Float[Array, "image caption"], image_of_caption: Int[Array, " caption"], protocol: str = "whole"
+) -> tuple[dict[str, float], Ranks]:
+    """The same from a whole similarity matrix; higher is closer.
+
+    Raises CapbenchError as `match_ranks` does, for an unknown protocol, or a number of images that does not fit it.
+
+    >>> import numpy as np
+    >>> from capbench.metrics.retrieval import evaluate_similarity
+    >>> similarity = np.array([[0.9, 0.2, 0.1, 0.8], [0.3, 0.1, 0.7, 0.6]])
+    >>> metrics, ranks = evaluate_similarity(similarity, image_of_caption=np.array([0, 0, 1, 1]))
+    >>> metrics["image_to_caption_r1"], metrics["caption_to_image_r1"]
+    (100.0, 75.0)
+    """
+    similarity, image_of_caption = tensors(
+        similarity=(similarity, "float image caption"), image_of_caption=(image_of_caption, "int caption")
+    )
+
+    def ranked(rows: slice, columns: slice | Tensor, of_caption: Tensor) -> Ranks:
+        return match_ranks(similarity[rows][:, columns], of_caption)
+
+    return _evaluated(ranked, len(similarity), image_of_caption, protocol)
+
+
+def metrics_of_ranks(ranks: Ranks, image_of_caption: Int[Tensor, " caption"], protocol: str) -> dict[str, float]:
+    """The metrics of ranks that were counted under a protocol: over "5-fold 1K" the mean of its folds.
+
+    Raises CapbenchError when there are no ranks.
+
+    >>> import torch
+    >>> from capbench.metrics.retrieval import Ranks, metrics_of_ranks
+    >>> ranks = Ranks(torch.tensor([0, 6]), torch.tensor([0, 0, 1, 20]))
+    >>> metrics_of_ranks(ranks, torch.tensor([0, 0, 1, 1]), "whole")["caption_to_image_r5"]
+    75.0
+    """
+    if protocol != "5-fold 1K":
+        return retrieval_metrics(ranks)
+    fold_of_caption = image_of_caption.cpu() // FOLD
+    by_fold = enumerate(ranks.image_to_caption.split(FOLD))
+    folds = [Ranks(of_images, ranks.caption_to_image[fold_of_caption == fold]) for fold, of_images in by_fold]
+    metrics = [retrieval_metrics(fold) for fold in folds]
+    return {name: sum(fold[name] for fold in metrics) / len(metrics) for name in metrics[0]}
+
+
+def check_protocol(protocol: str, images: int) -> None:
+    """Raises CapbenchError for an unknown protocol, or a number of images that does not fit it.
+
+    >>> from capbench.metrics.retrieval import check_protocol
+    >>> check_protocol("1K", images=5000)
+    """
     if protocol not in PROTOCOLS:
         raise CapbenchError(f"unknown protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
     if protocol == "1K" and images < FOLD:
         raise CapbenchError(f"protocol 1K needs at least {FOLD:,} images; this split has {images:,}")
     if protocol in ("5-fold 1K", "5K") and images != 5 * FOLD:
         raise CapbenchError(f"protocol {protocol} needs {5 * FOLD:,} images; this split has {images:,}")
+
+
+def _evaluated(
+    ranked: Callable[[slice, slice | Tensor, Tensor], Ranks], images: int, image_of_caption: Tensor, protocol: str
+) -> tuple[dict[str, float], Ranks]:
+    """Metrics and ranks, given the ranks of any images among any captions."""
+    check_protocol(protocol, images)
+    if protocol in ("whole", "5K"):
+        ranks = ranked(slice(None), slice(None), image_of_caption)
+        return retrieval_metrics(ranks), ranks
+    folds, used = [], []
+    for start in range(0, FOLD if protocol == "1K" else images, FOLD):
+        used.append(((image_of_caption >= start) & (image_of_caption < start + FOLD)).nonzero()[:, 0])
+        folds.append(ranked(slice(start, start + FOLD), used[-1], image_of_caption[used[-1]] - start))
+    caption_ranks = torch.cat([ranks.caption_to_image for ranks in folds])[torch.cat(used).cpu().argsort()]
+    merged = Ranks(torch.cat([ranks.image_to_caption for ranks in folds]), caption_ranks)
+    return metrics_of_ranks(merged, image_of_caption, protocol), merged
 
 
 def _check(images: int, image_of_caption: Tensor) -> None:

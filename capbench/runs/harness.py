@@ -27,6 +27,7 @@ from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.records import Epoch, Result, load_results, save_result
 from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, describe, description, identity
 from capbench.runs.paper import Paper, metric_of, paper
+from capbench.scoring.outputs import remove_saved
 from capbench.training import checkpoint
 from capbench.training.experiment import Evaluation, Inputs, Recipe, Training
 from capbench.training.loop import TrainingState, train
@@ -184,6 +185,7 @@ def _train_and_record(
     restart_peak_memory(device)
     experiment = owner.prepare(recipe, inputs, job.seed, device)
     (folder / DESCRIPTION).unlink(missing_ok=True)  # the snapshot is about to be another one
+    remove_saved(folder, "test")
     metric, on_step = metric_of(owner, asdict(recipe)), partial(report, job)
     state = train(experiment, recipe.training, metric, folder, wanted, job.seed, on_step, recipe.warmup)
     made_by |= {
@@ -198,6 +200,8 @@ def _train_and_record(
     for protocol in owner.protocols(job.dataset, recipe):
         with torch.no_grad():
             evaluation = experiment.test(protocol)
+        if evaluation.outputs is not None:
+            evaluation.outputs.save(folder, "test")
         records.append(
             _recorded(_result(job, recipe, inputs, state, protocol, evaluation, made_by), evaluation, places)
         )

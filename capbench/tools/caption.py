@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -16,11 +15,11 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 
 from capbench.base.errors import CapbenchError
-from capbench.base.files import atomic_write
 from capbench.captioners.experiment import Captioner, caption_images
 from capbench.data.images import decode, one_crop
 from capbench.data.vocabulary import END
 from capbench.runs.loaded import Trained, find_run
+from capbench.scoring.coco_results import result, write_results
 from capbench.tools.drawing import GAP, MARGIN, fitted, font, save_drawing, stacked_rows, wrapped
 from capbench.tools.pictures import Seen
 
@@ -69,27 +68,21 @@ def captions_of(trained: Trained, pictures: Seen, beam_size: int, n_best: int) -
     return captioned
 
 
-def write_results(captioned: Sequence[Captioned], out: Path) -> None:
-    """Write the best captions in COCO's results format, which `capbench.metrics.captioning.read_results` reads.
+def save_captions(captioned: Sequence[Captioned], out: Path) -> None:
+    """Write the best captions in COCO's results format, which `capbench score captions` reads.
 
-    `image_id` is COCO's own number where all names end in one (COCO_val2014_000000391895.jpg), else the position in
-    the list. Further fields: `file_name`, and all `captions` with their `log_probs`. Raises CapbenchError when the file
-    cannot be written.
+    `image_id` is COCO's own number where all names end in one (COCO_val2014_000000391895.jpg), else the file's name.
+    Further fields: all `captions` with their `log_probs`. Raises CapbenchError when the file cannot be written.
     """
     ends = [re.search(r"(?:^|_)(\d{12})$", entry.picture.stem) for entry in captioned]
     numbers = [int(end[1]) for end in ends if end]
-    ids = numbers if len(set(numbers)) == len(captioned) else range(len(captioned))
+    names = [str(entry.picture) for entry in captioned]
+    ids: Sequence[int | str] = numbers if len(set(numbers)) == len(captioned) else names
     rows = [
-        {
-            "image_id": image_id,
-            "caption": entry.captions[0],
-            "file_name": str(entry.picture),
-            "captions": entry.captions,
-            "log_probs": entry.log_probs,
-        }
-        for image_id, entry in zip(ids, captioned, strict=True)
+        result(image_id, name, entry.captions[0], captions=entry.captions, log_probs=entry.log_probs)
+        for image_id, name, entry in zip(ids, names, captioned, strict=True)
     ]
-    atomic_write(out, (json.dumps(rows, indent=1) + "\n").encode())
+    write_results(out, rows)
 
 
 def draw_attention(captioned: Captioned, out: Path) -> None:

@@ -97,6 +97,14 @@ class Inputs:
         return self._encoded[split]
 
 
+@runtime_checkable
+class Outputs(Protocol):
+    """What a model made of a split, in a form that `capbench score` reads: captions, embeddings or similarities."""
+
+    def save(self, folder: Path, split: str) -> Path:
+        """Write a file `<split>-<kind>.<ending>` into a folder; return its path."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The scores of a model on one split."""
@@ -104,6 +112,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     arrays: Mapping[str, np.ndarray]  # what the metrics were computed from, such as the rank of each query
     notes: tuple[str, ...] = ()  # for instance why a metric is missing
+    outputs: Outputs | None = None  # what was scored, where it is kept
 
 
 @runtime_checkable

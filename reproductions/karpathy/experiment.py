@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from capbench.kernels.chain import viterbi_decode
 from capbench.kernels.maxsim import maxsim
 from capbench.metrics.alignment import BETAS, f1, hits, overlaps, pointing, snippet_counts
 from capbench.metrics.retrieval import evaluate_protocol
+from capbench.scoring.outputs import Similarity
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.sources import FeatureSource
 
@@ -26,6 +28,7 @@ from .objective import structured_margin
 from .recipe import VECTORS, AlignmentRecipe
 
 AT_ONCE = 250  # images, or captions, that are embedded together in evaluation
+KEPT = 50_000_000  # similarities that a run leaves at most: 200 MB
 WHOLE = 0  # the region that is the whole image
 
 
@@ -83,13 +86,17 @@ class AlignmentExperiment:
         chunks = np.split(split.image_index, range(AT_ONCE, len(split.image_index), AT_ONCE))
         v = torch.cat([self.model.embed_regions(self.source.testing(rows)).float() for rows in chunks])
         encoded = self.inputs.encoded(name)
+        kept = self._matrix(split, protocol)
 
         def similarity(images: Tensor, captions: Tensor) -> Tensor:
             regions, numbers = v[images[:, 0].long()], captions[:, 0].long().cpu().numpy()
             first, which = distinct([encoded[i] for i in numbers])
             chunks = np.split(numbers[first], range(AT_ONCE, len(first), AT_ONCE))
             scores = (maxsim(regions, *self._embedded(name, chunk), self.recipe.form) for chunk in chunks)
-            return torch.cat(list(scores), 1)[:, which]
+            tile = torch.cat(list(scores), 1)[:, which]
+            if kept is not None:
+                kept[images.long().cpu(), torch.from_numpy(numbers)] = tile.cpu()
+            return tile
 
         image_ids = torch.from_numpy(split.image_of_caption).to(self.device)
         # images and captions are ranked by their numbers, which `similarity` turns into scores
@@ -97,10 +104,19 @@ class AlignmentExperiment:
         metrics, ranks = evaluate_protocol(images, captions, image_ids, protocol, similarity, len(v))
         arrays = {name: getattr(ranks, name).cpu().numpy() for name in ("image_to_caption", "caption_to_image")}
         arrays["image_of_caption"] = split.image_of_caption
+        outputs = None if kept is None else Similarity.of(split, np.arange(len(image_ids)), kept)
+        scores = Evaluation(metrics, arrays, self.notes, outputs)
         if split.dataset.phrases is None:
-            return Evaluation(metrics, arrays, self.notes)
+            return scores
         game = self._pointing(split, v)
-        return Evaluation({**metrics, **game.metrics}, {**arrays, **game.arrays}, self.notes)
+        return replace(scores, metrics={**metrics, **game.metrics}, arrays={**arrays, **game.arrays})
+
+    def _matrix(self, split: Split, protocol: str) -> Float[Tensor, "image caption"] | None:
+        """Room for the similarities of a test split; None where they are too many, or not all are computed."""
+        images, captions = len(split.image_index), len(split.image_of_caption)
+        if split.name != "test" or protocol not in ("whole", "5K") or images * captions > KEPT:
+            return None
+        return torch.empty(images, captions)
 
     def _pointing(self, split: Split, v: Float[Tensor, "image region dim"]) -> Evaluation:
         """The pointing game over phrases, and the F1 of snippets for each affinity."""

@@ -52,7 +52,7 @@ class GeneratorExperiment(CaptioningExperiment):
     def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
         whole, on_regions = super().score(split, likelihood), self.on_regions(split)
         metrics, arrays = {**whole.metrics, **on_regions.metrics}, {**whole.arrays, **on_regions.arrays}
-        return Evaluation(metrics, arrays, whole.notes)
+        return replace(whole, metrics=metrics, arrays=arrays)
 
     def on_regions(self, split: Split) -> Evaluation:
         """BLEU of what is written about the true box of each thing, against the phrases of captions that name it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -40,12 +41,13 @@ class ShowAndTellExperiment(CaptioningExperiment):
         if pairs > PAIRS:
             scores = super().score(split, likelihood)
             notes = (f"{name}: ranking {pairs:,} pairs by likelihood was left out" for name in _DIRECTIONS)
-            return Evaluation(scores.metrics, scores.arrays, (*scores.notes, *notes))
+            return replace(scores, notes=(*scores.notes, *notes))
         ranks = self.ranks(split)  # first: it takes longest, and is kept when the rest is stopped
         scores = super().score(split, likelihood)
         arrays = {name: getattr(ranks, name).cpu().numpy() for name in _DIRECTIONS}
         arrays["image_of_caption"] = split.image_of_caption
-        return Evaluation({**scores.metrics, **retrieval_metrics(ranks)}, {**scores.arrays, **arrays}, scores.notes)
+        metrics = {**scores.metrics, **retrieval_metrics(ranks)}
+        return replace(scores, metrics=metrics, arrays={**scores.arrays, **arrays})
 
     def ranks(self, split: Split) -> Ranks:
         """The ranks of images and captions by likelihood."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -32,7 +33,7 @@ class AttentionExperiment(CaptioningExperiment):
         hits, chance, image_of_phrase = self.pointing(split)
         metrics = {**scores.metrics, "pointing": float(hits.mean()), "pointing_chance": float(chance.mean())}
         arrays = {"pointing": hits, "pointing_chance": chance, "image_of_phrase": image_of_phrase}
-        return Evaluation(metrics, {**scores.arrays, **arrays}, scores.notes)
+        return replace(scores, metrics=metrics, arrays={**scores.arrays, **arrays})
 
     def pointing(self, split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Hit, chance and image of each phrase of a split: where attention is when a reference names a thing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class TranslationalExperiment(CaptioningExperiment):
     def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
         scores = super().score(split, likelihood)
         metrics = {**scores.metrics, **self.as_the_article(split)}
-        return Evaluation(metrics, scores.arrays, (*scores.notes, *self.notes))
+        return replace(scores, metrics=metrics, notes=(*scores.notes, *self.notes))
 
     def as_the_article(self, split: Split) -> dict[str, float]:
         """Cross entropy, accuracy and BLEU of teacher-forced words, as the article defines them.

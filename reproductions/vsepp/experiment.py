@@ -12,6 +12,7 @@ from torch import Tensor
 from capbench.data.batches import distinct, length_grouped, padded, shuffled
 from capbench.data.captions import Split
 from capbench.metrics.retrieval import evaluate_protocol
+from capbench.scoring.outputs import Embeddings
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.sources import FeatureSource
 
@@ -74,13 +75,15 @@ class VSEExperiment:
         chunks = np.split(first, range(CHUNK, len(first), CHUNK))
         captions = torch.cat([self._embed_captions([encoded[i] for i in chunk]) for chunk in chunks])[which]
         image_ids = torch.from_numpy(image_of_caption).to(self.device)
-        metrics, ranks = evaluate_protocol(torch.cat(images), captions, image_ids, protocol, self.recipe.similarity)
+        embedded = torch.cat(images)
+        metrics, ranks = evaluate_protocol(embedded, captions, image_ids, protocol, self.recipe.similarity)
         arrays = {
             "image_to_caption": ranks.image_to_caption.cpu().numpy(),
             "caption_to_image": ranks.caption_to_image.cpu().numpy(),
             "image_of_caption": image_of_caption,
         }
-        return Evaluation(metrics, arrays, self._notes(split))
+        outputs = Embeddings.of(split, kept, embedded, captions)
+        return Evaluation(metrics, arrays, self._notes(split), outputs)
 
     def _notes(self, scored: Split) -> tuple[str, ...]:
         """What of the splits is left out, as the released code does; nothing on Flickr8K."""

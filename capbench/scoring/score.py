@@ -1,0 +1,148 @@
+"""Outputs of any system, scored under a protocol: the metrics and arrays that a run's record has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from capbench.base.errors import CapbenchError, unknown
+from capbench.data.captions import CaptionDataset, Split
+from capbench.data.tokenizers import KARPATHY
+from capbench.metrics import retrieval
+from capbench.metrics.captioning import CaptionScorer
+from capbench.metrics.diversity import distinct_n, novelty, vocabulary_used
+from capbench.metrics.retrieval import Ranks
+from capbench.scoring import joining, signature
+from capbench.scoring.joining import Given, Scope
+from capbench.scoring.outputs import Captions, Embeddings, Outputs, Ranking, Similarity, Table
+from capbench.scoring.ranking import DIRECTIONS, evaluate_ranking
+from capbench.scoring.words import encoded
+from capbench.training.experiment import Evaluation
+
+_UNIT = 1e-3  # how far from 1 the length of a normalised vector may be, as in `capbench.metrics.retrieval`
+
+
+def score(
+    outputs: Outputs, split: Split, protocol: str = "whole", *, similarity: str = "cosine", rule: str = "coco-caption"
+) -> Evaluation:
+    """The metrics of outputs, their arrays, and notes on how they were joined, with a signature.
+
+    Outputs are joined with the split by id. `protocol` is one of `capbench.metrics.retrieval.PROTOCOLS`; `similarity`
+    is that of embeddings: "cosine", "dot" or "order"; `rule`, one of `capbench.scoring.signature.RULES`, is named in
+    the signature and decides no metric. Raises CapbenchError for ids that are missing, unknown or given twice, numbers
+    that fit no protocol, and vectors under the cosine whose length is not 1.
+    """
+    if rule not in signature.RULES:
+        raise unknown("rule", rule, signature.RULES)
+    if isinstance(outputs, Captions):
+        scored, captions = joining.captions_in_order(split, protocol, outputs)
+        evaluation, words = score_captions(captions, scored), encoded(captions)
+        line, notes = signature.of_captions(scored, protocol, rule), evaluation.notes
+        return Evaluation(evaluation.metrics, {**words, **evaluation.arrays}, (signature.noted(line), *notes))
+    if isinstance(outputs, Embeddings):
+        return _of_embeddings(outputs, split, protocol, similarity)
+    if isinstance(outputs, Similarity):
+        return _of_similarity(outputs, split, protocol)
+    return _of_ranking(outputs, split, protocol)
+
+
+def score_captions(captions: list[str], split: Split) -> Evaluation:
+    """All metrics of one caption for each image of a split, in its order, and how new and varied they are."""
+    scores, tokenizer = _scorer(split).score(captions), split.dataset.tokenizer
+    metrics = scores.metrics | {
+        "novelty": novelty(captions, training_captions(split.dataset), tokenizer),
+        "distinct2": distinct_n(captions, 2, tokenizer),
+        "vocabulary_used": float(vocabulary_used(captions, tokenizer)),
+    }
+    statistics = {f"{name}_statistics": values for name, values in scores.statistics.items()}
+    return Evaluation(metrics, {**scores.per_image, **statistics}, scores.notes)
+
+
+def scored_captions(scope: Scope, ranks: Ranks) -> Int[np.ndarray, " caption"]:
+    """The image of each ranked caption: under the protocol "1K" those of the first 1,000 images are ranked."""
+    return scope.image_of_caption[scope.image_of_caption < len(ranks.image_to_caption)]
+
+
+def _of_embeddings(outputs: Embeddings, split: Split, protocol: str, similarity: str) -> Evaluation:
+    tables = outputs.images, outputs.captions
+    given = tuple(Given(len(table.rows), table.ids, table.source) for table in tables)
+    scope = joining.retrieval_scope(split, protocol, *given)
+    if similarity == "cosine":
+        for table in tables:
+            _refuse_other_lengths(table)
+    rows, of_images = joining.image_rows(scope, given[0], outputs.images.rows)
+    columns, of_captions = joining.caption_rows(scope, given[1])
+    images, captions = joining.in_order(rows, tables[0].rows), joining.in_order(columns, tables[1].rows)
+    if images.dtype != captions.dtype:
+        images, captions = images.double(), captions.double()
+    image_of_caption = torch.from_numpy(scope.image_of_caption)
+    metrics, ranks = retrieval.evaluate_protocol(images, captions, image_of_caption, protocol, similarity)  # type: ignore[arg-type]
+    how = {"similarity": similarity}
+    return _ranked(scope, protocol, how, metrics, ranks, (*of_images, *of_captions))
+
+
+def _of_similarity(outputs: Similarity, split: Split, protocol: str) -> Evaluation:
+    sides = zip(outputs.matrix.shape, (outputs.image_ids, outputs.caption_ids), strict=True)
+    given = [Given(count, ids, outputs.source) for count, ids in sides]
+    scope = joining.retrieval_scope(split, protocol, *given)
+    rows, of_images = joining.image_rows(scope, given[0], outputs.matrix)
+    columns, of_captions = joining.caption_rows(scope, given[1])
+    matrix = joining.in_order(columns, joining.in_order(rows, outputs.matrix).T).T
+    metrics, ranks = retrieval.evaluate_similarity(matrix, torch.from_numpy(scope.image_of_caption), protocol)
+    notes = dict.fromkeys((*of_images, *of_captions))
+    return _ranked(scope, protocol, {"similarity": "matrix"}, metrics, ranks, tuple(notes))
+
+
+def _of_ranking(outputs: Ranking, split: Split, protocol: str) -> Evaluation:
+    ranked = evaluate_ranking(outputs, split, protocol)
+    how = {"depth": f"{ranked.depth}"}
+    return _ranked(ranked.scope, protocol, how, ranked.metrics, ranked.ranks, ranked.notes, ranked.directions)
+
+
+def _ranked(
+    scope: Scope, protocol: str, how: dict[str, str], metrics: dict[str, float], ranks: Ranks,
+    notes: tuple[str, ...], directions: tuple[str, ...] = DIRECTIONS,
+) -> Evaluation:  # fmt: skip
+    scored = scope.split.first(len(ranks.image_to_caption))
+    image_of_caption = scored_captions(scope, ranks)
+    arrays = {direction: getattr(ranks, direction).numpy() for direction in directions}
+    line = signature.of_retrieval(scored, image_of_caption, protocol, how)
+    said = (signature.noted(line), *scope.notes, *notes)
+    return Evaluation(metrics, arrays | {"image_of_caption": image_of_caption}, said)
+
+
+def _refuse_other_lengths(table: Table) -> None:
+    """Raises CapbenchError naming the first vector whose length is not 1 up to rounding."""
+    lengths: Float[Tensor, " row"] = torch.linalg.vector_norm(table.rows, dim=1)
+    wrong = ((lengths - 1).abs() > _UNIT).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        whose = "" if table.ids is None else f" (id {table.ids[row]})"
+        raise CapbenchError(
+            f"{table.source}, row {row}{whose}: the vector has length {float(lengths[row]):.4g}, and the cosine is of "
+            "vectors of length 1; normalise them, or give --similarity dot"
+        )
+
+
+def training_captions(dataset: CaptionDataset) -> Sequence[str]:
+    """The captions that a caption is new beside, in the words that `dataset.tokenizer` makes of them."""
+    if "train" not in dataset.splits:
+        return ()
+    train = dataset.split("train")
+    # the tokens of a split file need not be those of its raw captions
+    return train.captions if dataset.tokenizer == KARPATHY else [" ".join(words) for words in train.tokens]
+
+
+_scorers: dict[tuple[str, str, int], CaptionScorer] = {}  # by data set, split and images
+
+
+def _scorer(split: Split) -> CaptionScorer:
+    """The scorer of a split's references, which are tokenised once."""
+    key = split.dataset.fingerprint, split.name, len(split.image_index)
+    if key not in _scorers:
+        _scorers[key] = CaptionScorer.of(split)
+    return _scorers[key]
