@@ -315,7 +315,7 @@ def test_a_read_only_place_is_refused_before_any_work(few, tmp_path):
 
 def test_a_folder_in_use_is_refused_and_stays_locked(few, tmp_path):
     folder = places(tmp_path).folder(job())
-    with harness._claimed(folder, places(tmp_path)):
+    with harness.claimed(folder, places(tmp_path)):
         with pytest.raises(CapbenchError, match="another process"):
             run(job(), places(tmp_path), Materials(), never)
         assert (folder / harness.LOCK).exists()

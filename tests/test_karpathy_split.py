@@ -14,7 +14,8 @@ from PIL import Image
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset, protocol_line
 from capbench.data.karpathy_split import read_karpathy_split
-from capbench.data.vocabulary import Vocabulary, tokenize
+from capbench.data.tokenizers import tokenize
+from capbench.data.vocabulary import Vocabulary
 
 
 def image(number: int, split: str, raws: list[str], first: int, **more) -> dict[str, Any]:

@@ -27,7 +27,6 @@ def test_importing_capbench_imports_neither_torch_nor_pandas():
 
 
 def test_all_names_are_those_of_the_stub():
-    assert set(OFFERED) == set(capbench.__all__)
     assert dir(capbench) == sorted(OFFERED)
 
 
@@ -41,4 +40,4 @@ def test_a_name_is_the_documented_one_of_its_module(name):
 
 def test_a_name_that_is_not_offered_is_an_attribute_error():
     with pytest.raises(AttributeError, match="maximum_similarity"):
-        capbench.maximum_similarity  # noqa: B018
+        getattr(capbench, "maximum_similarity")  # noqa: B009

@@ -13,10 +13,8 @@ import pytest
 from PIL import Image
 
 from capbench.cli.app import app
-from capbench.data import datasets
 from capbench.data.datasets import load_dataset
 from capbench.data.scenes import scenes
-from capbench.runs import harness
 from capbench.runs import paper as registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,8 +60,8 @@ def tiny_papers(monkeypatch, tmp_path):
 
     few = scenes(seed=5, train=60, val=15, test=20)
     monkeypatch.setattr(registry, "_discover", lambda: map(tiny, discovered))
-    for module in (harness, datasets):
-        monkeypatch.setattr(module, "load_dataset", lambda name: few if name == "scenes" else load_dataset(name))
+    for module in ("capbench.runs.harness", "capbench.data.datasets"):
+        monkeypatch.setattr(f"{module}.load_dataset", lambda name: few if name == "scenes" else load_dataset(name))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     for module in ("capbench.runs.harness", "capbench.data.datasets"):
         monkeypatch.setattr(f"{module}.load_captions", lambda name, data=None: few)

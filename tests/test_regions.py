@@ -450,4 +450,5 @@ def test_materials_give_the_regions_that_a_recipe_asks_for(drawn, tmp_path, monk
             inputs = materials.inputs(Job("paper", "preset", "scenes", "scenes", 0), recipe)
         assert inputs.features.boxes is not None
         assert inputs.features.boxes.provider == provider
+        assert inputs.encoder is not None
         assert replace(inputs).features.array.shape == (16, 20, inputs.encoder.dim)

@@ -291,8 +291,8 @@ def test_files_that_hold_no_embeddings_are_refused_by_name(tmp_path):
 )
 def test_files_that_hold_no_ids_are_refused_by_name(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
+    images, captions = files(tmp_path, images=IMAGES, captions=CAPTIONS)
     with pytest.raises(CapbenchError, match=message):
-        images, captions = files(tmp_path, images=IMAGES, captions=CAPTIONS)
         read_embeddings(images, captions, tmp_path / name)
 
 

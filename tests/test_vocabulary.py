@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capbench.base.errors import CapbenchError
-from capbench.data.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary, tokenize
+from capbench.data.tokenizers import tokenize
+from capbench.data.vocabulary import END, PAD, SPECIAL, START, UNKNOWN, Vocabulary
 
 CAPTIONS = [("a", "dog", "runs"), ("a", "cat", "runs"), ("a", "zebra")]
 WORDS = st.lists(st.lists(st.sampled_from([*"abcdefg", "\U0001f600", "|||", *SPECIAL]), max_size=6), max_size=20)

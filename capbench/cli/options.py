@@ -51,7 +51,8 @@ def _known(_: object, name: str | None) -> None:
     known = (*ENCODERS, *plugins.named(plugins.ENCODERS))
     if name not in known:
         close = "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, known, n=1))
-        raise ValueError(f'no encoder "{name}".{close} There are {", ".join(known)}, timm/<name>, and file/<name> for imported features.')
+        names = ", ".join((*known, "timm/<name>", "and file/<name> for imported features"))
+        raise ValueError(f'no encoder "{name}".{close} There are {names}.')
 
 
 def _assigns(_: object, text: str | None) -> None:

@@ -179,7 +179,7 @@ def _train_and_record(
 ) -> FinishedRun:
     device, folder = default_device(), places.folder(job)
     made_by = provenance(device) | {"started": datetime.now(UTC).isoformat()}  # of the code that is about to run
-    made_by["versions"] |= versions(owner.entry) | inputs.encoder.packages
+    made_by["versions"] |= versions(owner.entry) | (inputs.encoder.packages if inputs.encoder else {})
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     restart_peak_memory(device)
