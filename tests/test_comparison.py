@@ -12,6 +12,7 @@ from scipy.stats import bootstrap as scipy_bootstrap
 
 from capbench.base.errors import CapbenchError
 from capbench.cli.app import app
+from capbench.data.scenes import scenes
 from capbench.evidence.comparison import Side, compare, side
 from capbench.evidence.records import load_arrays, save_result
 from capbench.evidence.results import Results
@@ -334,3 +335,20 @@ def test_the_arrays_of_results_are_those_of_their_latest_records(here):
     assert [each["image_to_caption"].tolist() for each in results.arrays()] == [
         each["image_to_caption"].tolist() for each in expected
     ]
+
+
+def test_files_of_outputs_are_sides_and_are_scored_on_the_data_set_that_is_asked_for(tmp_path, capsys, monkeypatch):
+    few = scenes(seed=5, train=6, val=3, test=20)
+    monkeypatch.setattr("capbench.cli.sides.load_dataset", lambda name: few)
+    split, random = few.split("test"), np.random.default_rng(0)
+    images = random.normal(size=(20, 8)).astype(np.float32)
+    right = images[split.image_of_caption]
+    for name, captions in {"right": right, "wrong": np.roll(right, 5, axis=0)}.items():
+        np.save(tmp_path / f"{name}.npy", images @ captions.T)
+    words = [str(tmp_path / "wrong.npy"), str(tmp_path / "right.npy")]
+    app(["compare", *words, "--dataset", "scenes", "--json"], result_action="return_value")
+    found = {each["metric"]: each for each in json.loads(capsys.readouterr().out)["differences"]}
+    assert found["caption_to_image_r1"]["b"] > found["caption_to_image_r1"]["a"]
+    assert found["caption_to_image_r1"]["verdict"] == "better"
+    with pytest.raises(CapbenchError, match=r"wrong.npy holds outputs.*give --dataset"):
+        app(["compare", *words], exit_on_error=False, print_error=False)

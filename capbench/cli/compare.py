@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from capbench.cli.options import Dataset, Json, OneOrMore, OneOrTwo, recorded_name
+from capbench.cli.options import Dataset, Json, OneOrMore, OneOrTwo
 from capbench.cli.output import say
 
 if TYPE_CHECKING:
@@ -48,19 +48,20 @@ def compare(
     a
         The baseline: a preset, with its paper before a slash where several papers have one of that name
         (`vsepp/vsepp-ours`), or record files of one setting: several seeds are a pattern, or names between commas. A
-        preset stands for its committed records, and without them for your own.
+        preset stands for its committed records, and without them for your own. Or a file of outputs that
+        `capbench score` reads, of one kind in one file; it needs `--dataset`.
     b
         What is compared with it, named likewise.
     metrics
         The metrics by their keys (`rsum`, `bleu4`); those of the tables that both have if not given.
     dataset
-        Compare the presets on this data set.
+        Compare on this data set.
     encoder
         Compare the presets with this encoder; or two encoders, that of A and that of B.
     split
-        Compare the presets on this split.
+        Compare on this split.
     protocol
-        Compare the presets under this protocol.
+        Compare under this protocol.
     fail_if_worse
         Exit with 1 if B is worse in one of these metrics, or in any that was compared if none is named.
     as_json
@@ -76,8 +77,7 @@ def compare(
     from capbench.evidence.comparison import compare as compare_sides
 
     encoders = (encoder[0], encoder[-1]) if encoder else (None, None)
-    folders, data = (leaderboards / "results", runs / "records"), recorded_name(dataset) if dataset else None
-    among = Among(folders, data, split, protocol, encoders)
+    among = Among((leaderboards / "results", runs / "records"), dataset, split, protocol, encoders)
     compared = compare_sides(*sides(a, b, among), metrics)
     tested = [each.metric for each in compared.differences if each.p is not None]
     for key in fail_if_worse or ():

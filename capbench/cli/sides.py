@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -12,11 +13,18 @@ from pathlib import Path
 from capbench.base.errors import CapbenchError, unknown
 from capbench.base.grouping import grouped
 from capbench.base.json_records import read_record
+from capbench.cli.options import recorded_name
+from capbench.data.datasets import load_dataset
 from capbench.evidence.comparison import DATA, Side, side
 from capbench.evidence.records import Result, load_arrays
 from capbench.evidence.resampling import Arrays
 from capbench.evidence.results import Results, data_name
 from capbench.leaderboard.pooled import setting
+from capbench.scoring.files import read_outputs
+from capbench.scoring.records import System, system_result
+from capbench.scoring.score import score
+
+OUTPUTS = (".npy", ".npz", ".safetensors", ".trec", ".run")  # endings of files that other systems write; and .json
 
 Run = tuple[Result, Callable[[], Arrays]]  # a record, and what gives its arrays
 Group = Sequence[Run]  # the runs of one setting, one a seed
@@ -24,10 +32,13 @@ Group = Sequence[Run]  # the runs of one setting, one a seed
 
 @dataclass(frozen=True)
 class Among:
-    """Where presets are looked for, and the settings that are wanted of them; None: any."""
+    """Where presets are looked for, and the settings that are wanted of them; None: any.
+
+    Outputs are of the test split and the protocol "whole" where none is wanted.
+    """
 
     folders: Sequence[Path]  # of records; a preset is taken from the first that has it
-    dataset: str | None = None
+    dataset: str | None = None  # as on the command line
     split: str | None = None
     protocol: str | None = None
     encoders: tuple[str | None, str | None] = (None, None)  # of A and of B
@@ -59,13 +70,16 @@ def sides(a: str, b: str, among: Among) -> tuple[Side, Side]:
 
 
 def named(name: str, among: Among, encoder: str | None = None) -> list[Group]:
-    """The groups of runs that a name may stand for: that of record files, or those of a preset, one a setting.
+    """The groups of runs that a name may stand for: of an outputs file, of record files, or of a preset, one a setting.
 
-    Raises CapbenchError for files that are no records, and for a preset without a record, or of several papers.
+    Raises CapbenchError for files that are neither, and for a preset without a record, or of several papers.
     """
+    if _holds_outputs(Path(name)):
+        return [_of_outputs(Path(name), among)]
     if name.endswith(".json"):
         return [_of_files(name)]
-    wanted = {"dataset": among.dataset, "split": among.split, "protocol": among.protocol, "encoder": encoder}
+    dataset = recorded_name(among.dataset) if among.dataset else None
+    wanted = {"dataset": dataset, "split": among.split, "protocol": among.protocol, "encoder": encoder}
     return _of_preset(name, among.folders, {field: value for field, value in wanted.items() if value is not None})
 
 
@@ -73,6 +87,25 @@ def _of_files(names: str) -> Group:
     """Records of one setting, from file names between commas, each of which may be a pattern."""
     paths = [Path(path) for name in names.split(",") for path in sorted(glob.glob(name)) or [name]]
     return [_run(read_record(Result, path), path.parent) for path in paths]
+
+
+def _holds_outputs(path: Path) -> bool:
+    """Whether a file holds what a system made; a record is JSON, too, but no list."""
+    if path.suffix == ".json" and path.is_file():
+        with path.open("rb") as file:
+            return file.read(100).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    return path.suffix in OUTPUTS
+
+
+def _of_outputs(path: Path, among: Among) -> Group:
+    """What outputs score on the data set, split and under the protocol that are asked for."""
+    if among.dataset is None:
+        raise CapbenchError(f"{path} holds outputs, which do not say what they are of; give --dataset")
+    protocol, started = among.protocol or "whole", datetime.now(UTC)
+    outputs, split = read_outputs(path), load_dataset(among.dataset).split(among.split or "test")
+    evaluation = score(outputs, split, protocol)
+    system = System(path.name, type(outputs).__name__.lower(), (path,))
+    return [(system_result(system, evaluation, split, protocol, {}, started), lambda: evaluation.arrays)]
 
 
 def _of_preset(name: str, folders: Sequence[Path], wanted: Mapping[str, str]) -> list[Group]:

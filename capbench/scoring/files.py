@@ -10,12 +10,27 @@ import torch
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.scoring.arrays import as_ids, one_array, read_ids
+from capbench.scoring.arrays import as_ids, one_array, read_arrays, read_ids
 from capbench.scoring.coco_results import read_results
 from capbench.scoring.ids import Key
-from capbench.scoring.outputs import Captions, Embeddings, Ranking, Similarity, Table
+from capbench.scoring.outputs import Captions, Embeddings, Outputs, Ranking, Similarity, Table
 
 _AT_ONCE = 2**24  # numbers that are looked through at once
+
+
+def read_outputs(path: Path) -> Outputs:
+    """Outputs from one file: captions (.json), ranked lists (.trec, .run) or arrays (.npy, .npz, .safetensors).
+
+    Arrays are a similarity matrix where they have one of that name or no name, else embeddings.
+    Raises CapbenchError as the readers of each kind do, and for any other ending.
+    """
+    if path.suffix == ".json":
+        return read_captions(path)
+    if path.suffix in (".trec", ".run"):
+        return read_ranking(path)
+    if path.suffix == ".npy" or "similarity" in read_arrays(path, "similarity"):
+        return read_similarity(path)
+    return read_embeddings(path)
 
 
 def read_captions(path: Path) -> Captions:

@@ -46,15 +46,22 @@ def record_system(
     system: System, evaluation: Evaluation, split: Split, protocol: str, options: dict[str, str], folder: Path,
     started: datetime,
 ) -> Path:  # fmt: skip
-    """Record what a system's outputs scored; the path of the record. Files are named without their folders.
+    """Record what a system's outputs scored; the path of the record. Raises CapbenchError as `save_result`."""
+    return save_result(system_result(system, evaluation, split, protocol, options, started), evaluation.arrays, folder)
 
-    `options` are those of the command besides data set, split and protocol. Raises CapbenchError as `save_result`.
+
+def system_result(
+    system: System, evaluation: Evaluation, split: Split, protocol: str, options: Mapping[str, str], started: datetime
+) -> Result:
+    """The record of what a system's outputs scored, not yet written. Files are named without their folders.
+
+    `options` are those of the command besides data set, split and protocol.
     """
     words = ["capbench", "score", system.kind, *(path.name for path in system.files)]
     options = {"dataset": split.dataset.name, "split": split.name, "protocol": protocol, **options}
     command = [*words, *(word for name, value in options.items() for word in (f"--{name}", value))]
     hashes = [f"file: {path.name}, sha256 {sha256(path)}" for path in system.files]
-    result = Result(
+    return Result(
         paper=SYSTEMS,
         preset=system.name,
         dataset=split.dataset.name,
@@ -81,7 +88,6 @@ def record_system(
         notes=[protocol_line(split), *evaluation.notes, *hashes],
         **provenance(),
     )
-    return save_result(result, evaluation.arrays, folder)
 
 
 def rescored(record: Result, folder: Path, dataset: CaptionDataset) -> Evaluation:
