@@ -61,7 +61,9 @@ def tiny_papers(monkeypatch, tmp_path):
     few = scenes(seed=5, train=60, val=15, test=20)
     monkeypatch.setattr(registry, "_discover", lambda: map(tiny, discovered))
     for module in ("capbench.runs.harness", "capbench.data.datasets"):
-        monkeypatch.setattr(f"{module}.load_dataset", lambda name: few if name == "scenes" else load_dataset(name))
+        monkeypatch.setattr(
+            f"{module}.load_dataset", lambda name, *data: few if name == "scenes" else load_dataset(name)
+        )
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     for module in ("capbench.runs.harness", "capbench.data.datasets"):
         monkeypatch.setattr(f"{module}.load_captions", lambda name, data=None: few)
