@@ -36,6 +36,7 @@ NAMES = {
 }
 NEVER = -1e4  # the score of a word that the released model cannot write
 UNK = "UNK"
+RATE = 4e-4  # the default of its opts.py
 ENCODERS = {2048: "resnet101", 4096: "vgg16"}  # of its features, by dimension
 CONVERTED = (
     "in the project that made it: python -c \"import json, pickle; v = pickle.load(open('infos.pkl', 'rb')); "
@@ -72,7 +73,8 @@ def read_released(checkpoint: Path, infos: Path) -> Released:
     words = tuple(word for word in spelled if word != UNK)
     if strange := [word for word in words if word in SPECIAL]:
         raise CapbenchError(f"{infos}: the word {strange[0]!r} is one of capbench's own marks")
-    training = Training(epochs=1, batch_size=1, learning_rate=0.0)  # not known; nothing is trained
+    rate = read.opt.get("learning_rate")  # of the other options of training nothing is kept: nothing is trained
+    training = Training(epochs=1, batch_size=1, learning_rate=rate if isinstance(rate, float) and rate > 0 else RATE)
     return Released(
         recipe=NICRecipe(
             embedding_dim=state["embed.weight"].shape[-1],
