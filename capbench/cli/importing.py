@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from capbench.cli.options import Dataset, Encoder, View
+from capbench.cli.options import Dataset, Encoder, View, recorded_name
 from capbench.cli.output import say
 
 
@@ -57,7 +57,6 @@ def import_released(
         The folder of the committed records and the pages.
     """
     from capbench.cli.reporting import conclude
-    from capbench.data.registered import find
     from capbench.runs.harness import Materials, Places
     from capbench.runs.importing import Request, import_run
     from capbench.runs.paper import paper as find_paper
@@ -67,8 +66,8 @@ def import_released(
     words = ["capbench", "import", paper, checkpoint.name, "--vocabulary", vocabulary.name]
     words += [word for option, value in chosen.items() if value for word in (option, value)]
     command = shlex.join([*words, *["--record"] * record])
-    own = find(dataset) if dataset else None
-    request = Request(checkpoint, vocabulary, name, own.name if own else dataset, encoder, view, record, command)
+    recorded = recorded_name(dataset) if dataset else None
+    request = Request(checkpoint, vocabulary, name, recorded, encoder, view, record, command)
     materials = Materials()
     if dataset and record:
         materials.dataset(dataset)  # a folder is known by its name from then on

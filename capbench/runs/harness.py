@@ -78,17 +78,11 @@ class Materials:
 
     def dataset(self, name: str) -> CaptionDataset:
         """A data set by name; one that was loaded from a folder is known by its own name from then on."""
-        if name not in self._datasets:
-            loaded = load_dataset(name)
-            self._datasets |= {name: loaded, **({loaded.name: loaded} if loaded.place else {})}
-        return self._datasets[name]
+        return _once(self._datasets, load_dataset, name)
 
     def captions(self, name: str) -> CaptionDataset:
         """As `dataset`, but the photographs need not be there."""
-        if name not in self._captions:
-            loaded = load_captions(name)
-            self._captions |= {name: loaded, **({loaded.name: loaded} if loaded.place else {})}
-        return self._captions[name]
+        return _once(self._captions, load_captions, name)
 
     def check(self, name: str, encoders: Iterable[str]) -> None:
         """Raise CapbenchError where a data set, or the features imported for it, are missing or nothing to train on."""
@@ -124,6 +118,13 @@ class Materials:
             dataset = replace(dataset, phrases=None)  # where a phrase is cannot be compared with places unknown
         vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count, dataset.tokenizer)
         return Inputs(dataset, None, stored, vocabulary)
+
+
+def _once(known: dict[str, CaptionDataset], load: Callable[[str], CaptionDataset], name: str) -> CaptionDataset:
+    if name not in known:
+        loaded = load(name)
+        known |= {name: loaded, **({loaded.name: loaded} if loaded.place else {})}
+    return known[name]
 
 
 def default_encoder(dataset: str) -> str:
