@@ -222,8 +222,8 @@ def gather_winners(
     there = inner < dim
     mine = tl.load(side + row * dim + inner, mask=there, other=0.0).to(tl.float32)
     partner = tl.load(other + row * dim + inner, mask=there, other=0.0)
-    slope = _gradient(mine, partner, tl.load(matched + row), order, side_is_image)
-    total = -tl.load(hinges + row).to(tl.float32) * slope
+    from_partner = _gradient(mine, partner, tl.load(matched + row), order, side_is_image)
+    total = -tl.load(hinges + row).to(tl.float32) * from_partner
     choice = tl.load(chosen + row)
     chose = inner < tl.where(choice >= 0, dim, 0)
     wrong = tl.load(other + choice * dim + inner, mask=chose, other=0.0)
@@ -235,8 +235,8 @@ def gather_winners(
         scores = tl.load(chosen_by_score + sources, mask=places < last, other=-1.0)
         mask = (places < last)[:, None] & there[None, :]
         chosen_by = tl.load(other + sources[:, None] * dim + inner[None, :], mask=mask, other=0.0)
-        slope = _gradient(mine[None, :], chosen_by, scores[:, None], order, side_is_image)
-        total += tl.sum(tl.where(mask, slope, 0.0), 0)
+        from_choosers = _gradient(mine[None, :], chosen_by, scores[:, None], order, side_is_image)
+        total += tl.sum(tl.where(mask, from_choosers, 0.0), 0)
     total *= tl.load(gradient)
     tl.store(result + row * dim + inner, total.to(result.dtype.element_ty), mask=there)
 
