@@ -109,15 +109,15 @@ class Bench:
         first: list[Tensor] = []
         for name, variant in case.variants.items():
             try:
-                calls[name], results = prepared(case, variant, inputs, fresh_compiler(name))
+                call, results = prepared(case, variant, inputs, fresh_compiler(name))
+                if variant.scale == 1:
+                    first = first or results
+                    near(results[0], first[0], TOLERANCE[case.dtype], f"{case.name}: {name}")
+                    for gradient, expected in zip(results[1:], first[1:], strict=True):
+                        near(gradient, expected, GRADIENT[case.dtype], f"{case.name}: {name}, gradient")
+                calls[name] = call
             except Exception as error:
                 found[name] = self._excused(case, name, error)
-                continue
-            if variant.scale == 1:
-                first = first or results
-                near(results[0], first[0], TOLERANCE[case.dtype], f"{case.name}: {name}")
-                for gradient, expected in zip(results[1:], first[1:], strict=True):
-                    near(gradient, expected, GRADIENT[case.dtype], f"{case.name}: {name}, gradient")
         return calls, found
 
     def _made(self, case: Steps) -> tuple[dict[str, Call], dict[str, Timing | str]]:
@@ -137,12 +137,12 @@ class Bench:
         return calls, found
 
     def _excused(self, case: Case | Steps, name: str, error: Exception) -> str:
-        """Why a variant is left out; raises the error of one that must not fail."""
+        """Why a variant is left out: it failed or disagrees. Raises the error of one that must do neither."""
         variant = case.variants[name]
         may_fail = variant.optional or name.startswith(COMPILED) or isinstance(error, torch.OutOfMemoryError)
         if variant.ours or not may_fail:
             raise error
-        why = f": {error}" if isinstance(error, ImportError) else ""
+        why = f": {error}" if isinstance(error, ImportError | AssertionError) else ""
         self.left_out.append(f"{case.name}: {name} failed ({type(error).__name__}{why})")
         return self.left_out[-1]
 
