@@ -20,7 +20,7 @@ from capbench.data.captions import CaptionDataset
 from capbench.data.scenes import scenes
 from capbench.evidence.records import SYSTEMS, Result, load_arrays, load_results, save_result
 from capbench.evidence.results import Results
-from capbench.metrics import captioning, jars
+from capbench.metrics import captioning, jars, positives
 from capbench.metrics.registry import metric
 from capbench.metrics.retrieval import PROTOCOLS, SIMILARITIES
 from capbench.runs.paper import papers
@@ -68,7 +68,7 @@ def embeddings_file(split) -> Path:
 
 
 def test_the_choices_of_score_are_those_of_the_modules_that_do_the_work():
-    assert get_args(command.Protocol) == PROTOCOLS
+    assert get_args(command.Protocol) == (*PROTOCOLS, *positives.PROTOCOLS)
     assert get_args(command.Similarity) == SIMILARITIES
     assert get_args(command.Rule) == tuple(RULES)
 

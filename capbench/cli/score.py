@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from capbench.training.experiment import Evaluation
 
 # Spelled out here because the modules that define them import torch; a test compares the two.
-Protocol = Literal["whole", "1K", "5-fold 1K", "5K"]
+Protocol = Literal["whole", "1K", "5-fold 1K", "5K", "eccv", "cxc"]
 Similarity = Literal["cosine", "dot", "order"]
 Rule = Literal["coco-caption", "coco-caption-no-bp", "as-written", "as-written-no-bp"]
 
@@ -39,7 +39,8 @@ class Under:
     "The split that they are of."
 
     protocol: Protocol = "whole"
-    "The whole split; its first 1,000 images (1K); or of 5,000 images the mean over thousands (5-fold 1K) or all (5K)."
+    """The whole split; its first 1,000 images (1K); or of 5,000 images the mean over thousands (5-fold 1K) or all (5K).
+    Of COCO's 5,000 test images also all that fits: ECCV Caption (eccv) or CxC (cxc), with `capbench[eccv]`."""
 
     system: str | None = None
     "The name of the system, for its record."

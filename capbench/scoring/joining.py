@@ -15,6 +15,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import Split
+from capbench.metrics.registry import POSITIVES
 from capbench.metrics.retrieval import FOLD, check_protocol
 from capbench.scoring.ids import UNKNOWN, Key, Side
 from capbench.scoring.outputs import Captions
@@ -122,8 +123,8 @@ def captions_in_order(split: Split, protocol: str, outputs: Captions) -> tuple[S
 
     Raises CapbenchError listing ids that are wrong, and for an entry whose id and file name are of two images.
     """
-    if protocol == "5-fold 1K":
-        raise CapbenchError("the protocol 5-fold 1K is of rankings; score captions under whole, 1K or 5K")
+    if protocol == "5-fold 1K" or protocol in POSITIVES:
+        raise CapbenchError(f"the protocol {protocol} is of rankings; score captions under whole, 1K or 5K")
     check_protocol(protocol, len(split.image_index))
     side, scored = Side("image", split), split.first(FOLD) if protocol == "1K" else split
     places = np.array([_place(side, names, outputs.source) for names in outputs.images])

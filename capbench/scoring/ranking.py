@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,27 @@ def evaluate_ranking(outputs: Ranking, split: Split, protocol: str) -> Ranked:
     certain = {name: value for name, value in metrics.items() if name in given and others[name] == value}
     notes = tuple(_why(name, found, min(depths)) for name in metrics if name not in certain)
     return Ranked(certain, worst, tuple(found), min(depths), scope, notes)
+
+
+def ranked_ids(
+    outputs: Ranking, split: Split, positives: Mapping[str, Mapping[int, Sequence[int]]]
+) -> tuple[Scope, tuple[dict[int, list[int]], ...]]:
+    """The ids of each list's candidates by the id of its query, for each of DIRECTIONS, the closest first.
+
+    Among equal scores the `positives` of the query come last. Raises CapbenchError for ids that are unknown.
+    """
+    found = _directions(outputs, split)
+    sides = Side("image", split), Side("caption", split)
+    ranked: list[dict[int, list[int]]] = []
+    for direction, (asking, asked) in zip(DIRECTIONS, (sides, sides[::-1]), strict=True):
+        scored: dict[int, list[tuple[float, bool, int]]] = {}
+        if direction in found:
+            fitting = {query: set(ids) for query, ids in positives[direction].items()}
+            for query, candidate, score in zip(*_columns(found[direction]), strict=True):
+                name, other = asking.ids[query], asked.ids[candidate]
+                scored.setdefault(name, []).append((-score, other in fitting.get(name, ()), other))
+        ranked.append({name: [other for *_, other in sorted(lines)] for name, lines in scored.items()})
+    return _scope(split, "whole", found, outputs.source), tuple(ranked)
 
 
 def _directions(outputs: Ranking, split: Split) -> dict[str, Lists]:

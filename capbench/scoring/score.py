@@ -12,14 +12,15 @@ from torch import Tensor
 from capbench.base.errors import CapbenchError, unknown
 from capbench.data.captions import CaptionDataset, Split
 from capbench.data.tokenizers import KARPATHY
-from capbench.metrics import retrieval
+from capbench.metrics import positives, retrieval
 from capbench.metrics.captioning import CaptionScorer
 from capbench.metrics.diversity import distinct_n, novelty, vocabulary_used
+from capbench.metrics.positives import Evaluated
 from capbench.metrics.retrieval import Ranks
 from capbench.scoring import joining, signature
 from capbench.scoring.joining import Given, Scope
 from capbench.scoring.outputs import Captions, Embeddings, Outputs, Ranking, Similarity, Table
-from capbench.scoring.ranking import DIRECTIONS, evaluate_ranking
+from capbench.scoring.ranking import DIRECTIONS, evaluate_ranking, ranked_ids
 from capbench.scoring.words import encoded
 from capbench.training.experiment import Evaluation
 
@@ -31,13 +32,16 @@ def score(
 ) -> Evaluation:
     """The metrics of outputs, their arrays, and notes on how they were joined, with a signature.
 
-    Outputs are joined with the split by id. `protocol` is one of `capbench.metrics.retrieval.PROTOCOLS`; `similarity`
-    is that of embeddings: "cosine", "dot" or "order"; `rule`, one of `capbench.scoring.signature.RULES`, is named in
-    the signature and decides no metric. Raises CapbenchError for ids that are missing, unknown or given twice, numbers
-    that fit no protocol, and vectors under the cosine whose length is not 1.
+    Outputs are joined with the split by id. `protocol` is one of `capbench.metrics.retrieval.PROTOCOLS` or, for COCO's
+    5,000 test images, of `capbench.metrics.positives.PROTOCOLS`; `similarity` is that of embeddings: "cosine", "dot" or
+    "order"; `rule`, one of `capbench.scoring.signature.RULES`, is named in the signature and decides no metric.
+    Raises CapbenchError for ids that are missing, unknown or given twice, numbers that fit no protocol, and vectors
+    under the cosine whose length is not 1.
     """
     if rule not in signature.RULES:
         raise unknown("rule", rule, signature.RULES)
+    if protocol in positives.PROTOCOLS:
+        positives.load_positives(protocol)  # refused before any work
     if isinstance(outputs, Captions):
         scored, captions = joining.captions_in_order(split, protocol, outputs)
         evaluation, words = score_captions(captions, scored), encoded(captions)
@@ -70,7 +74,7 @@ def scored_captions(scope: Scope, ranks: Ranks) -> Int[np.ndarray, " caption"]:
 def _of_embeddings(outputs: Embeddings, split: Split, protocol: str, similarity: str) -> Evaluation:
     tables = outputs.images, outputs.captions
     given = tuple(Given(len(table.rows), table.ids, table.source) for table in tables)
-    scope = joining.retrieval_scope(split, protocol, *given)
+    scope = joining.retrieval_scope(split, _scope_of(protocol), *given)
     if similarity == "cosine":
         for table in tables:
             _refuse_other_lengths(table)
@@ -79,28 +83,59 @@ def _of_embeddings(outputs: Embeddings, split: Split, protocol: str, similarity:
     images, captions = joining.in_order(rows, tables[0].rows), joining.in_order(columns, tables[1].rows)
     if images.dtype != captions.dtype:
         images, captions = images.double(), captions.double()
+    how, notes = {"similarity": similarity}, (*of_images, *of_captions)
+    if protocol in positives.PROTOCOLS:
+        found = positives.evaluate_positives(images, captions, *_ids(scope), protocol, similarity)  # type: ignore[arg-type]
+        return _with_positives(scope, protocol, how, found, notes)
     image_of_caption = torch.from_numpy(scope.image_of_caption)
     metrics, ranks = retrieval.evaluate_protocol(images, captions, image_of_caption, protocol, similarity)  # type: ignore[arg-type]
-    how = {"similarity": similarity}
-    return _ranked(scope, protocol, how, metrics, ranks, (*of_images, *of_captions))
+    return _ranked(scope, protocol, how, metrics, ranks, notes)
 
 
 def _of_similarity(outputs: Similarity, split: Split, protocol: str) -> Evaluation:
     sides = zip(outputs.matrix.shape, (outputs.image_ids, outputs.caption_ids), strict=True)
     given = [Given(count, ids, outputs.source) for count, ids in sides]
-    scope = joining.retrieval_scope(split, protocol, *given)
+    scope = joining.retrieval_scope(split, _scope_of(protocol), *given)
     rows, of_images = joining.image_rows(scope, given[0], outputs.matrix)
     columns, of_captions = joining.caption_rows(scope, given[1])
     matrix = joining.in_order(columns, joining.in_order(rows, outputs.matrix).T).T
+    how, notes = {"similarity": "matrix"}, tuple(dict.fromkeys((*of_images, *of_captions)))
+    if protocol in positives.PROTOCOLS:
+        found = positives.matrix_positives(matrix, *_ids(scope), protocol)
+        return _with_positives(scope, protocol, how, found, notes)
     metrics, ranks = retrieval.evaluate_similarity(matrix, torch.from_numpy(scope.image_of_caption), protocol)
-    notes = dict.fromkeys((*of_images, *of_captions))
-    return _ranked(scope, protocol, {"similarity": "matrix"}, metrics, ranks, tuple(notes))
+    return _ranked(scope, protocol, how, metrics, ranks, notes)
 
 
 def _of_ranking(outputs: Ranking, split: Split, protocol: str) -> Evaluation:
+    if protocol in positives.PROTOCOLS:
+        known = positives.load_positives(protocol)
+        scope, lists = ranked_ids(
+            outputs, split, dict(zip(DIRECTIONS, (known.captions_of, known.images_of), strict=True))
+        )
+        return _with_positives(scope, protocol, {}, positives.list_positives(lists[0], lists[1], protocol), ())
     ranked = evaluate_ranking(outputs, split, protocol)
     how = {"depth": f"{ranked.depth}"}
     return _ranked(ranked.scope, protocol, how, ranked.metrics, ranked.ranks, ranked.notes, ranked.directions)
+
+
+def _scope_of(protocol: str) -> str:
+    """The protocol that says which images and captions outputs may be of."""
+    return "whole" if protocol in positives.PROTOCOLS else protocol
+
+
+def _ids(scope: Scope) -> tuple[Int[np.ndarray, " image"], Int[np.ndarray, " caption"]]:
+    """The ids of the images and the captions of a scope, in its order."""
+    images = np.array(scope.images.ids[: len(scope.split.image_index)], np.int64)
+    return images, np.array(scope.captions.ids, np.int64)[scope.kept]
+
+
+def _with_positives(
+    scope: Scope, protocol: str, how: dict[str, str], found: Evaluated, notes: tuple[str, ...]
+) -> Evaluation:
+    metrics, arrays = found
+    line = signature.of_retrieval(scope.split, scope.image_of_caption, protocol, how)
+    return Evaluation(metrics, arrays, (signature.noted(line), *scope.notes, *notes))
 
 
 def _ranked(
