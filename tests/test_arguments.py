@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from capbench.base.errors import CapbenchError
-from capbench.kernels._arguments import tensors
+from capbench.kernels._arguments import readable, tensors
 from capbench.kernels.attention import attention_step, attention_weights
 from capbench.kernels.chain import viterbi_decode
 from capbench.kernels.gru import last_hidden
@@ -115,3 +115,17 @@ def test_integers_become_int64_and_a_read_only_array_is_copied():
     (tensor,) = tensors(ids=(array[:, ::-1], "int row column"))
     assert tensor.dtype is torch.int64
     assert tensor.tolist() == [[2, 1, 0], [5, 4, 3]]
+
+
+class OnGPU(torch.Tensor):
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    ("captured", "mode", "may"), [(False, 0, True), (False, 1, True), (True, 0, False), (False, 2, False)]
+)
+def test_values_on_a_gpu_are_read_where_one_may_wait_for_them(captured, mode, may, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode)
+    assert readable(torch.zeros(2).as_subclass(OnGPU)) is may
+    assert readable(torch.zeros(2))

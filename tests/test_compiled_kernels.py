@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +64,7 @@ def choose(dtype, vocabulary=2538):
     target_log_probs(draw(12, vocabulary, dtype=dtype, grad=True) * 1, torch.arange(12)).sum().backward()
 
 
-CASES = {
+CASES: dict[str, list[tuple[Callable[..., None], dict[str, Any]]]] = {
     "attention": [(attend, {}), (attend, {"locations": 81, "beams": 1})],
     "maxsim": [(align, {"form": "max"}), (align, {"form": "sum"}), (align, {"regions": 33, "dim": 300})],
     "ranking_loss": [
@@ -100,7 +102,7 @@ def compiled(gpu, monkeypatch):
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    made = {}
+    made: dict[str, list[Any]] = {}
 
     def launch(self, grid):
         def compile_only(*arguments, **options):

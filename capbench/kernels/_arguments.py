@@ -12,6 +12,8 @@ from capbench.base.errors import CapbenchError
 
 Array = Tensor | np.ndarray
 
+_WAITING_IS_AN_ERROR = 2  # torch.cuda.set_sync_debug_mode("error")
+
 
 def tensors(**arguments: tuple[Array, str]) -> tuple[Tensor, ...]:
     """The arguments as tensors; integers become int64.
@@ -99,3 +101,13 @@ def _from_numpy(name: str, value: np.ndarray) -> Tensor:
     except TypeError as error:
         kind = type(value).__name__
         raise CapbenchError(f"{name} is {kind}, not a tensor or NumPy array of numbers: {error}") from error
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the host may read the tensor's values, to check them.
+
+    On a GPU it may not while a graph is captured, nor where waiting is an error (torch.cuda.set_sync_debug_mode).
+    """
+    return not tensor.is_cuda or not (
+        torch.cuda.is_current_stream_capturing() or torch.cuda.get_sync_debug_mode() == _WAITING_IS_AN_ERROR
+    )

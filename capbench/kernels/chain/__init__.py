@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.kernels._arguments import Array, tensors
+from capbench.kernels._arguments import Array, readable, tensors
 from capbench.kernels._triton import runs_triton
 from capbench.kernels.chain import cpu
 
@@ -25,7 +25,8 @@ def viterbi_decode(
 
     `lengths` counts the places of each chain; labels beyond are -1, and an empty chain has energy 0. Ties go to the
     label of the next place, then to the lower label. Deterministic, and equal on a CPU and a GPU; half precision is
-    computed in float32. During graph capture, lengths on the GPU and NaN are not checked.
+    computed in float32. On a GPU, lengths and NaN are not checked while a graph is captured, nor where waiting is an
+    error (torch.cuda.set_sync_debug_mode).
     Raises CapbenchError for wrong types or shapes, a length outside the chain, NaN, or a beta that is negative or not
     finite.
 
@@ -39,8 +40,7 @@ def viterbi_decode(
     chains, places, _ = scores.shape
     if not 0 <= beta < float("inf"):
         raise CapbenchError(f"beta must be finite and not negative, and is {beta}")
-    capturing = scores.is_cuda and torch.cuda.is_current_stream_capturing()
-    if chains and not (capturing and lengths.is_cuda) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= places:
+    if chains and readable(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= places:
         raise CapbenchError(f"lengths must lie in 0..{places}, the places of a chain")
     lengths, scores = lengths.to(scores.device), scores.to(torch.promote_types(scores.dtype, torch.float32))
     if runs_triton(scores):
@@ -48,6 +48,6 @@ def viterbi_decode(
     else:
         program = cpu.viterbi_decode
     labels, energy = program(scores, lengths, beta)
-    if not capturing and bool(energy.isnan().any()):
+    if readable(energy) and bool(energy.isnan().any()):
         raise CapbenchError("the scores hold NaN: has the model diverged?")
     return labels, energy

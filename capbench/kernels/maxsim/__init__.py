@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.kernels._arguments import Array, same_dtype, tensors
+from capbench.kernels._arguments import Array, readable, same_dtype, tensors
 from capbench.kernels._triton import runs_triton
 from capbench.kernels.maxsim import cpu
 from capbench.kernels.maxsim.reference import Form
@@ -28,7 +28,8 @@ def maxsim(
     A caption without words scores 0. Where regions tie, the first has the gradient. Half-precision inputs, and float32
     under autocast, are multiplied in half precision and summed in float32, the type of S. Triton makes a float32
     product from three in TF32, with about the precision of float32. Nothing waits for a GPU while `lengths` are on the
-    CPU; during graph capture, lengths on the GPU are not checked.
+    CPU; those on the GPU are not checked while a graph is captured, nor where waiting is an error
+    (torch.cuda.set_sync_debug_mode).
     Raises CapbenchError for wrong types or shapes, an unknown form, or a length outside the words.
 
     >>> import numpy as np
@@ -45,8 +46,7 @@ def maxsim(
         raise CapbenchError(f"form must be max or sum, not {form!r}")
     if regions.shape[1] >= 2**15:
         raise CapbenchError(f"an image may have {2**15 - 1} regions, and has {regions.shape[1]}")
-    capturing = lengths.is_cuda and torch.cuda.is_current_stream_capturing()
-    if len(lengths) and not capturing and not 0 <= int(lengths.min()) <= int(lengths.max()) <= words.shape[1]:
+    if len(lengths) and readable(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= words.shape[1]:
         raise CapbenchError(f"lengths must lie in 0..{words.shape[1]}, the words that a caption has room for")
     kind = regions.device.type
     if torch.is_autocast_enabled(kind) and regions.dtype is torch.float32:
