@@ -16,7 +16,7 @@ from capbench.kernels._triton import interpreted  # noqa: E402 - the hook comes 
 # `nox -s tests-portable` with lesser instructions.
 NUMERICAL = {
     *("align", "alignment", "attention_kernel", "attention_objective", "chain", "decoding", "encoders", "exact_ranks"),
-    *("features", "gru", "images", "karpathy", "kernels", "log_prob", "maxsim", "memory_laws", "objective"),
+    *("features", "gru", "images", "karpathy", "log_prob", "maxsim", "memory_laws", "objective"),
     *("processor", "ranking_loss", "ranks_kernel", "retrieval", "scenes", "scenes_trunk", "search"),
     *("significance", "training"),
 }
