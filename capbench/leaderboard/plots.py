@@ -66,7 +66,7 @@ def learning_curves(title: str, lines: Sequence[Line], metric: str) -> bytes:
     shown = known_metric(metric)
     losses = [loss for line in lines for record in line.records for loss in _loss(record).values()]
     logarithmic = bool(losses) and min(losses) > 0 and max(losses) / min(losses) > _LOG_FROM
-    with _figure(title, 2) as (figure, (top, bottom), save):
+    with figure_of(title, 2) as (figure, (top, bottom), save):
         top.set_title(f"validation: {shown.name}" + (f" ({shown.unit})" if shown.unit else ""))
         bottom.set(title="training: mean loss of a batch" + (", log scale" if logarithmic else ""), xlabel="epoch")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -86,7 +86,7 @@ def learning_curves(title: str, lines: Sequence[Line], metric: str) -> bytes:
         handles = _handles(lines)
         handles += [(f"max of hinges, collapsed: {level:g}", Line2D([], [], **_COLLAPSED)) for level in levels]
         dot = Line2D([], [], color="#555555", marker="o", markersize=4, linestyle="")
-        _legend(figure, [*handles, ("snapshot tested", dot)])
+        legend_below(figure, [*handles, ("snapshot tested", dot)])
         return save()
 
 
@@ -98,7 +98,7 @@ def recall_curves(
     drawn = [line for line in lines if any(name in each for each in arrays[line] for name in DIRECTIONS)]
     if not drawn:
         return None
-    with _figure(title, 2) as (figure, panels, save):
+    with figure_of(title, 2) as (figure, panels, save):
         for axes, (direction, name) in zip(panels, DIRECTIONS.items(), strict=True):
             axes.set(title=f"{name}: recall at K (%)", xscale="log", ylim=(0, 100), xlim=(1, 100))
             _ticks(axes.xaxis, [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0])
@@ -106,7 +106,7 @@ def recall_curves(
                 recalls = (recall_at(each[direction]).tolist() for each in arrays[line] if direction in each)
                 _draw(axes, [dict(zip(DEPTHS.tolist(), recall, strict=True)) for recall in recalls], style)
         panels[-1].set_xlabel("K, the number of items looked at (log scale)")
-        _legend(figure, _handles(drawn))
+        legend_below(figure, _handles(drawn))
         return save()
 
 
@@ -139,14 +139,14 @@ def sweep_curves(title: str, lines: Sequence[Line], sweep: Sweep) -> bytes | Non
     drawn = [line for line in lines if any(len(sweep.of(record)) > 1 for record in line.records)]
     if not drawn:
         return None
-    with _figure(title, 1) as (figure, (axes,), save):
+    with figure_of(title, 1) as (figure, (axes,), save):
         axes.set(title=f"test: {sweep.metric}", xlabel=sweep.setting)
         if sweep.log_above is not None:
             axes.set_xscale("symlog", linthresh=sweep.log_above, base=2)
         _ticks(axes.xaxis, sweep.values)
         for line, style in _styled(drawn):
             _draw(axes, [sweep.of(record) for record in line.records], style | {"marker": "o", "markersize": 3})
-        _legend(figure, _handles(drawn))
+        legend_below(figure, _handles(drawn))
         return save()
 
 
@@ -155,7 +155,7 @@ def heat_map(title: str, columns: Sequence[str], rows: Sequence[str], cells: Map
     values = np.array([[cells.get((row, column), np.nan) for column in columns] for row in rows])
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     names = [plain(name, 24) for name in columns]
-    with _figure(title, 1, 0.6 + 0.5 * len(rows)) as (_, (axes,), save):
+    with figure_of(title, 1, 0.6 + 0.5 * len(rows)) as (_, (axes,), save):
         axes.imshow(values, cmap="Blues", aspect="auto", vmin=0.8 * np.nanmin(values), vmax=1.05 * np.nanmax(values))
         crowded = sum(map(len, names)) > 45 or max(map(len, names)) * len(names) > 45
         turned: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
@@ -185,7 +185,7 @@ def roofline(title: str, copy: float, product: Mapping[str, float], points: Sequ
     knees = [1e3 * rate / copy for rate in product.values()]
     ends = np.array([*(point.intensity for point in points), *knees])
     span = np.geomspace(ends.min() / 2, ends.max() * 2, 200)
-    with _figure(title, 1, 3.2) as (figure, (axes,), save):
+    with figure_of(title, 1, 3.2) as (figure, (axes,), save):
         axes.set(xscale="log", yscale="log", title="TFLOP/s (log scale); full: ours, hollow: the strongest baseline",
                  xlabel="FLOP for each byte that must be read or written (log scale)")  # fmt: skip
         handles = []
@@ -200,7 +200,7 @@ def roofline(title: str, copy: float, product: Mapping[str, float], points: Sequ
             axes.plot(point.intensity, point.rate, markersize=5.5, markerfacecolor=face, **style)
         for axis in (axes.xaxis, axes.yaxis):
             _log_axis(axis)
-        _legend(figure, [*handles, *((label, Line2D([], [], **style)) for label, style in styles.items())])
+        legend_below(figure, [*handles, *((label, Line2D([], [], **style)) for label, style in styles.items())])
         return save()
 
 
@@ -218,7 +218,7 @@ Drawn = TypeVar("Drawn", Line, Series)
 
 def scaling(title: str, series: Sequence[Series]) -> bytes:
     """Time and peak memory against the number of pairs, all on log scales, as SVG."""
-    with _figure(title, 2) as (figure, (top, bottom), save):
+    with figure_of(title, 2) as (figure, (top, bottom), save):
         top.set_title("time (log scale)")
         bottom.set(title="peak memory beyond the inputs (log scale)", xlabel="images x captions (log scale)")
         for variant, style in _styled(series):
@@ -228,7 +228,7 @@ def scaling(title: str, series: Sequence[Series]) -> bytes:
             axes.set(xscale="log", yscale="log")
             _log_axis(axes.xaxis, EngFormatter(sep="\u00a0"))
             _log_axis(axes.yaxis, EngFormatter(unit, sep="\u00a0"))
-        _legend(figure, _handles(series))
+        legend_below(figure, _handles(series))
         return save()
 
 
@@ -264,7 +264,7 @@ def collapsed_loss(record: Result) -> float | None:
 
 
 @contextmanager
-def _figure(
+def figure_of(
     title: str, panels: int, panel: float = _PANEL
 ) -> Iterator[tuple[Figure, Sequence[Axes], Callable[[], bytes]]]:
     """A figure in our style alone, its panels (each `panel` inches high), and a function that returns its SVG."""
@@ -286,13 +286,13 @@ def _figure(
         yield figure, list(axes), save
 
 
-def _style(place: int) -> dict[str, Any]:
+def style_of(place: int) -> dict[str, Any]:
     """How the line at this place of the legend is drawn."""
     return {"color": _COLOURS[place % 8], "linestyle": _DASHES[place % 4], "linewidth": 1.8}
 
 
 def _styled(lines: Sequence[Drawn]) -> Iterator[tuple[Drawn, dict[str, Any]]]:
-    return ((line, _style(place)) for place, line in enumerate(lines))
+    return ((line, style_of(place)) for place, line in enumerate(lines))
 
 
 def _handles(lines: Sequence[Drawn]) -> list[tuple[str, Line2D]]:
@@ -334,7 +334,7 @@ def _log_axis(axis: Axis, formatter: Formatter | None = None) -> None:
     axis.set_major_formatter(formatter or FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _legend(figure: Figure, handles: Sequence[tuple[str, Line2D]]) -> None:
+def legend_below(figure: Figure, handles: Sequence[tuple[str, Line2D]]) -> None:
     """Below the panels, in two columns where the labels are short; the figure grows by it."""
     labels = [plain(label, 44) for label, _ in handles]
     columns = 2 if max(map(len, labels)) <= 24 and len(labels) > 1 else 1
