@@ -154,7 +154,7 @@ def test_lines_of_a_plot_differ_in_dashes_or_in_lightness():
     def light(colour: str) -> float:
         return sum(part * int(colour[at : at + 2], 16) for part, at in ((0.299, 1), (0.587, 3), (0.114, 5)))
 
-    styles = [plots._style(place) for place in range(8)]
+    styles = [plots.style_of(place) for place in range(8)]
     assert len({style["color"] for style in styles}) == 8
     for first, second in combinations(styles, 2):
         assert first["linestyle"] != second["linestyle"] or abs(light(first["color"]) - light(second["color"])) > 30
