@@ -15,6 +15,7 @@ from capbench.cli.options import Dataset, Json, OneOrMore, Seed, Split
 from capbench.cli.output import console, say
 
 if TYPE_CHECKING:
+    from capbench.data.captions import CaptionDataset
     from capbench.metrics.registry import Metric
     from capbench.scoring.outputs import Outputs
     from capbench.training.experiment import Evaluation
@@ -177,7 +178,13 @@ def rescore(
     from capbench.scoring.records import record_again, rescored
 
     read = [(path, read_record(Result, path)) for path in records]
-    datasets = {name: load_dataset(name) for name in dict.fromkeys(old.dataset for _, old in read)}
+    datasets: dict[str, CaptionDataset] = {}
+    for path, old in read:
+        if old.dataset not in datasets:
+            try:
+                datasets[old.dataset] = load_dataset(old.dataset)
+            except CapbenchError as error:
+                raise CapbenchError(f"{path} is of the data set {old.dataset}: {error}") from error
     made = [(path, old, rescored(old, path.parent, datasets[old.dataset])) for path, old in read]
     if as_json:
         rows = [{"record": path.name, "old": old.metrics, "new": dict(new.metrics)} for path, old, new in made]
@@ -202,7 +209,7 @@ def _score(kind: str, read: Callable[[], Outputs], files: tuple[Path, ...], unde
 
     if under.record and under.system is None:
         raise CapbenchError("--record needs --system NAME, under which pages show it")
-    system = System(under.system or "unnamed", kind, files, under.seed)
+    system = System("unnamed" if under.system is None else under.system, kind, files, under.seed)
     started, outputs = datetime.now(UTC), read()
     split = load_dataset(under.dataset).split(under.split)
     evaluation = score_outputs(outputs, split, under.protocol, **options)
