@@ -91,8 +91,11 @@ def tensors(content: Any, path: Path, what: str) -> dict[str, Tensor]:
 
 
 def expect(names: set[str], given: Mapping[str, Tensor], path: Path, model: str) -> None:
-    """Raises CapbenchError unless the tensors have exactly these names, those of a model."""
+    """Raises CapbenchError unless the tensors have exactly these names: a model's weights, matrices, and its biases."""
     if given.keys() != names:
         strange = [f"has {', '.join(sorted(given.keys() - names)[:5])}"] * bool(given.keys() - names)
         missing = [f"lacks {', '.join(sorted(names - given.keys())[:5])}"] * bool(names - given.keys())
         raise CapbenchError(f"{path} is no {model}: it {' and '.join(strange + missing)}")
+    for name, value in given.items():
+        if value.ndim != (wanted := 2 if "weight" in name else 1):
+            raise CapbenchError(f"{path} is no {model}: {name} has {value.ndim} dimensions, not {wanted}")

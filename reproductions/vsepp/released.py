@@ -70,7 +70,7 @@ def read_released(checkpoint: Path, vocabulary: Path) -> Released:
     try:
         recipe = recipe_of(opt, projection["fc.weight"], text["embed.weight"], checkpoint)
         said = {key: float(saved[key]) for key in ("epoch", "best_rsum") if key in saved}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise CapbenchError(f"{checkpoint}: opt has a value of another kind: {error}") from error
     return Released(
         recipe=recipe,
