@@ -497,8 +497,10 @@ def test_a_name_is_taken_once_and_an_unknown_one_refused_with_those_there_are(da
     ):
         imported_features(dataset, "file/yours", "vector", tmp_path)
     other = replace(dataset, caption_ids=tuple(range(100, 100 + 5 * IMAGES)))
-    with pytest.raises(CapbenchError, match=r"there are none"):
+    with pytest.raises(CapbenchError, match=r"there are none\. Import with: capbench features little --from"):
         imported_features(other, "file/mine", "vector", tmp_path)
+    with pytest.raises(CapbenchError, match=r"Import with: capbench features '\./my little' --from"):
+        imported_features(replace(other, place="./my little"), "file/mine", "vector", tmp_path)
 
 
 @pytest.mark.parametrize("file", ["features.npy", "boxes.npy", "meta.json"])

@@ -212,4 +212,4 @@ def _import(dataset: str, folder: Path, format: str, name: str | None) -> None:
     for line in made.said:
         say(line)
     say(f"{list(made.shape)} float32 in {made.path}")
-    say(f"train on them with: capbench run PAPER --dataset {dataset} --encoder {made.encoder}")
+    say(f"train on them with: capbench run PAPER --dataset {shlex.quote(dataset)} --encoder {made.encoder}")

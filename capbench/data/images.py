@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError, listed
@@ -49,6 +49,8 @@ def decode(path: Path) -> UInt8[np.ndarray, "height width 3"]:
         raise
     except Image.DecompressionBombError as error:
         raise CapbenchError(f"{place} is too large: {error}; shrink it or leave it out") from error
+    except UnidentifiedImageError as error:
+        raise CapbenchError(f"{place} {_what(content)}; fetch it again") from error
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and more
         raise CapbenchError(f"{place} {_what(content)} ({error}); fetch it again") from error
 
