@@ -441,10 +441,10 @@ def test_an_hdf5_file_without_ids_or_cut_short_is_refused(dataset, folder, tmp_p
     [
         (
             {"image_id": COCOIDS[:-1]},
-            r"a\.h5: the features have 12 rows, and image_id is \[11\]; give one for each row",
+            r"a\.h5: the features have 12 rows, and image_id is \[11\]; give one for each",
         ),
-        ({"image_w": [100] * 11}, r"a\.h5: the features have 12 rows, and image_w is \[11\]; give one for each row"),
-        ({"image_w": 100}, r"a\.h5: the features have 12 rows, and image_w is \[\]; give one for each row"),
+        ({"image_w": [100] * 11}, r"a\.h5: the features have 12 rows, and image_w is \[11\]; give one for each"),
+        ({"image_w": 100}, r"a\.h5: the features have 12 rows, and image_w is \[\]; give one for each"),
         ({"image_w": [np.nan] * 12}, r"a\.h5, features\[0\] .*: the image has nan x 80 pixels; correct its size"),
         ({"image_h": [0] * 12}, r"a\.h5, features\[0\] .*: the image has 100 x 0 pixels; correct its size"),
         ({"image_id": None}, r"a\.h5, image_id is no array"),

@@ -169,6 +169,6 @@ def _column(path: Path, file: Any, key: str, rows: int) -> list[Any]:
     node = _array(path, file, key)
     if node.shape != (rows,):
         raise CapbenchError(
-            f"{path}: the features have {rows:,} rows, and {key} is {list(node.shape)}; they must agree"
+            f"{path}: the features have {rows:,} rows, and {key} is {list(node.shape)}; give one for each"
         )
     return list(node[()].tolist())
