@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,7 +73,7 @@ def captions(results: Path, /, *, rule: Rule = "coco-caption", under: Under | No
     """
     from capbench.scoring.files import read_captions
 
-    _score("captions", lambda: read_captions(results), (results,), under or Under(), rule=rule)
+    _score("captions", partial(read_captions, results), (results,), under or Under(), rule=rule)
 
 
 @score.command
@@ -105,7 +106,7 @@ def embeddings(
     from capbench.scoring.files import read_embeddings
 
     files = tuple(path for path in (images, captions, image_ids, caption_ids) if path is not None)
-    read = lambda: read_embeddings(images, captions, image_ids, caption_ids)  # noqa: E731
+    read = partial(read_embeddings, images, captions, image_ids, caption_ids)
     _score("embeddings", read, files, under or Under(), similarity=similarity)
 
 
@@ -133,7 +134,7 @@ def similarities(
     from capbench.scoring.files import read_similarity
 
     files = tuple(path for path in (matrix, image_ids, caption_ids) if path is not None)
-    _score("similarity", lambda: read_similarity(matrix, image_ids, caption_ids), files, under or Under())
+    _score("similarity", partial(read_similarity, matrix, image_ids, caption_ids), files, under or Under())
 
 
 @score.command
@@ -148,7 +149,7 @@ def ranking(lists: Annotated[list[Path], OneOrMore], /, *, under: Under | None =
     """
     from capbench.scoring.files import read_ranking
 
-    _score("ranking", lambda: read_ranking(*lists), tuple(lists), under or Under())
+    _score("ranking", partial(read_ranking, *lists), tuple(lists), under or Under())
 
 
 def rescore(
