@@ -414,6 +414,13 @@ def test_a_bad_array_of_a_folder_is_refused_by_its_file(dataset, folder, tmp_pat
         import_features(dataset, folder, "butd", store=tmp_path)
 
 
+def test_a_table_with_a_byte_order_mark_is_read(dataset, folder, tmp_path, regions):
+    write_tsv(folder / "a.tsv", COCOIDS, regions)
+    (folder / "a.tsv").write_bytes(b"\xef\xbb\xbf" + (folder / "a.tsv").read_bytes())
+    import_features(dataset, folder, "butd", store=tmp_path)
+    check_regions(dataset, tmp_path, regions)
+
+
 def test_a_link_in_an_hdf5_file_is_not_followed(dataset, folder, tmp_path, regions):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "other.h5", "w") as file:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import re
 import zipfile
 import zlib
@@ -119,6 +120,7 @@ def _read(path: Path) -> Iterator[_Line]:
         number = 0
         while text := file.readline(LONGEST + 1):
             number += 1
+            text = text.removeprefix(codecs.BOM_UTF8) if number == 1 else text
             place = f"{path}, line {number}"
             if len(text) > LONGEST:
                 raise CapbenchError(f"{place} is longer than {LONGEST:,} bytes, which no image needs; fetch it again")
