@@ -29,8 +29,9 @@ from capbench.evidence.records import load_arrays, load_results
 from capbench.metrics import captioning, jars
 from capbench.metrics.jars import find_java
 from capbench.runs import harness, loaded
-from capbench.runs.harness import Materials, Places, run
+from capbench.runs.harness import Places, run
 from capbench.runs.job import Job, description
+from capbench.runs.materials import Materials
 from capbench.runs.paper import paper
 from capbench.scoring.coco_results import read_results
 from capbench.tools.caption import PANEL, Captioned, beam_of, captioner, captions_of, draw_attention, save_captions
@@ -171,7 +172,7 @@ def places(monkeypatch, tmp_path, few) -> Places:
         monkeypatch.setattr(module, "paper", tiny)
     for module in (jars, captioning):  # Java starts cost more than the runs; one test below has it
         monkeypatch.setattr(module, "find_java", lambda: None)
-    monkeypatch.setattr(harness, "load_dataset", lambda name: few)
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: few)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     vectors = tmp_path / "glove.txt"
     vectors.write_text("circle" + " 0.25" * 50 + "\n")

@@ -236,6 +236,8 @@ def test_records_of_runs_are_added_to_the_committed_ones_all_or_by_name(here, ca
         assert (here / "leaderboards" / "results" / path.name).read_bytes() == path.read_bytes()
     with pytest.raises(CapbenchError, match=r"no record in runs.records 'vsep'"):
         app(["records", "add", "vsep"], result_action="return_value")
+    with pytest.raises(CapbenchError, match=r"no record in nowhere/records; name the folder of your runs with --runs"):
+        app(["records", "add", "--runs", "nowhere"], exit_on_error=False, result_action="return_value")
 
 
 def test_work_that_was_stopped_and_saved_exits_with_75(monkeypatch, capsys):

@@ -345,7 +345,8 @@ def test_files_of_outputs_are_sides_and_are_scored_on_the_data_set_that_is_asked
     right = images[split.image_of_caption]
     for name, captions in {"right": right, "wrong": np.roll(right, 5, axis=0)}.items():
         np.save(tmp_path / f"{name}.npy", images @ captions.T)
-    words = [str(tmp_path / "wrong.npy"), str(tmp_path / "right.npy")]
+    long = (tmp_path / "wrong.npy").rename(tmp_path / f"{'long ' * 30}wrong.npy")  # a record's name is shorter
+    words = [str(long), str(tmp_path / "right.npy")]
     app(["compare", *words, "--dataset", "scenes", "--json"], result_action="return_value")
     found = {each["metric"]: each for each in json.loads(capsys.readouterr().out)["differences"]}
     assert found["caption_to_image_r1"]["b"] > found["caption_to_image_r1"]["a"]

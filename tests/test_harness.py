@@ -27,9 +27,10 @@ from capbench.evidence.records import add_records, load_arrays, load_results, sa
 from capbench.evidence.results import Results
 from capbench.runs import harness, loaded
 from capbench.runs import paper as registry
-from capbench.runs.harness import Materials, Places, run
+from capbench.runs.harness import Places, run
 from capbench.runs.job import Job, description
 from capbench.runs.loaded import finished_runs, load_run
+from capbench.runs.materials import Materials, default_device
 from capbench.runs.paper import Paper, paper, papers
 from capbench.training import checkpoint
 from reproductions.vsepp.recipe import presets as vsepp_presets
@@ -61,7 +62,7 @@ def few(monkeypatch, tmp_path, small_scenes) -> Paper:
     small = replace(original, presets=presets)
     for module in (harness, loaded):
         monkeypatch.setattr(module, "paper", lambda name: small)
-    monkeypatch.setattr(harness, "load_dataset", lambda name: small_scenes)
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: small_scenes)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     return small
 
@@ -104,7 +105,7 @@ def test_every_kind_of_preset_trains_and_is_recorded(few, tmp_path, preset):
 def test_a_record_says_what_it_was_computed_with_and_on_what(few, tmp_path):
     (path,) = run(job(), places(tmp_path), Materials(), silent).records
     (result,) = load_results(path.parent)
-    device = harness.default_device()
+    device = default_device()
     on_cpu = device.type == "cpu"
     assert result.instruction_set == (instruction_set() if on_cpu else "")
     assert result.blas == (blas() if on_cpu else "")
@@ -135,7 +136,7 @@ def test_a_folder_that_is_not_the_published_split_takes_no_place_and_is_not_judg
     before = Results.load(results)
     board = leaderboard.board(few, before).rows
 
-    monkeypatch.setattr(harness, "load_dataset", lambda name: replace(small_scenes, name=name))
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: replace(small_scenes, name=name))
     (path,) = run(replace(job(), dataset="flickr8k"), places(tmp_path), Materials(), silent).records
     (mine,) = [record for record in load_results(results) if record.file == path.name]
     assert (mine.published, mine.images, mine.dataset_fingerprint) == (False, 20, small_scenes.fingerprint)
@@ -263,7 +264,7 @@ def test_a_run_killed_between_its_record_and_its_end_leaves_one_record(few, tmp_
     ],
 )
 def test_a_refused_job_leaves_no_folder(few, tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(harness, "load_dataset", datasets.load_dataset)
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", datasets.load_dataset)
     monkeypatch.delenv("CAPBENCH_DATA", raising=False)
     with pytest.raises(CapbenchError, match=message):
         run(replace(job(), **changes), places(tmp_path), Materials(), never)

@@ -141,8 +141,9 @@ def test_a_damaged_file_gives_pixels_or_a_named_error(tmp_path_factory, cut, noi
 def test_what_is_not_a_picture_is_named(tmp_path, content, said):
     path = tmp_path / "page.jpg"
     path.write_bytes(content)
-    with pytest.raises(CapbenchError, match=rf"page\.jpg {said}"):
+    with pytest.raises(CapbenchError, match=rf"page\.jpg {said}") as refused:
         decode(path)
+    assert "object at" not in str(refused.value)
 
 
 @pytest.mark.parametrize("side", [8_000, 60_000])
@@ -197,7 +198,7 @@ def test_every_missing_image_is_counted_and_listed_up_front(tmp_path):
 
 
 def test_a_long_list_of_missing_images_is_shortened(tmp_path):
-    with pytest.raises(CapbenchError, match=r"300 of 300 .* and 280 more"):
+    with pytest.raises(CapbenchError, match=r"300 of 300 .* and 290 more"):
         ImageFolder(tmp_path, [f"{i}.jpg" for i in range(300)]).check()
 
 

@@ -22,9 +22,10 @@ from capbench.data.datasets import load_captions, load_dataset
 from capbench.data.images import ImageFolder
 from capbench.data.scenes import scenes
 from capbench.runs import harness
-from capbench.runs.harness import Materials, Places
+from capbench.runs.harness import Places
 from capbench.runs.job import Job
 from capbench.runs.loaded import find_run
+from capbench.runs.materials import Materials
 from capbench.runs.paper import paper
 from capbench.vision.encoders import Encoder
 from capbench.vision.imported import import_features, imported_features
@@ -384,10 +385,19 @@ def test_one_caption_of_several_images_out_of_order_asks_for_ids(dataset, folder
         import_features(mixed, folder, "scan", store=tmp_path / "other")
 
 
+def spoil(path, values):
+    """An archive whose compressed bytes no longer make sense."""
+    np.savez_compressed(path, feat=np.tile(values, 99))
+    content = bytearray(path.read_bytes())
+    content[90:120] = b"\xff" * 30
+    path.write_bytes(content)
+
+
 BAD_ARRAYS = {
     r"391895\.npz has no array feat, features, x, z; it has other\.npy": lambda p: np.savez(p, other=np.ones(3)),
     r"391895\.npz, feat holds object": lambda p: np.savez(p, feat=np.array([None, {}])),
     r"391895\.npz is damaged": lambda p: p.write_bytes(p.read_bytes()[:100]),
+    r"391895\.npz is damaged \(Error -3": lambda p: spoil(p, np.zeros((3, 6))),
     r"391895\.npz has the shape \[0, 6\], no vector": lambda p: np.savez(p, feat=np.ones((0, 6))),
     r"vectors of 5, 6 numbers": lambda p: np.savez(p, feat=np.ones((3, 5))),
     r"mixes single vectors and sets of regions": lambda p: np.savez(p, feat=np.ones(6)),
@@ -402,6 +412,13 @@ def test_a_bad_array_of_a_folder_is_refused_by_its_file(dataset, folder, tmp_pat
     BAD_ARRAYS[message](folder / "391895.npz")
     with pytest.raises(CapbenchError, match=message):
         import_features(dataset, folder, "butd", store=tmp_path)
+
+
+def test_a_table_with_a_byte_order_mark_is_read(dataset, folder, tmp_path, regions):
+    write_tsv(folder / "a.tsv", COCOIDS, regions)
+    (folder / "a.tsv").write_bytes(b"\xef\xbb\xbf" + (folder / "a.tsv").read_bytes())
+    import_features(dataset, folder, "butd", store=tmp_path)
+    check_regions(dataset, tmp_path, regions)
 
 
 def test_a_link_in_an_hdf5_file_is_not_followed(dataset, folder, tmp_path, regions):
@@ -426,6 +443,48 @@ def test_an_hdf5_file_without_ids_or_cut_short_is_refused(dataset, folder, tmp_p
         import_features(dataset, folder, "h5", store=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"image_id": COCOIDS[:-1]},
+            r"a\.h5: the features have 12 rows, and image_id is \[11\]; give one for each",
+        ),
+        ({"image_w": [100] * 11}, r"a\.h5: the features have 12 rows, and image_w is \[11\]; give one for each"),
+        ({"image_w": 100}, r"a\.h5: the features have 12 rows, and image_w is \[\]; give one for each"),
+        ({"image_w": [np.nan] * 12}, r"a\.h5, features\[0\] .*: the image has nan x 80 pixels; correct its size"),
+        ({"image_h": [0] * 12}, r"a\.h5, features\[0\] .*: the image has 100 x 0 pixels; correct its size"),
+        ({"image_id": None}, r"a\.h5, image_id is no array"),
+    ],
+)
+def test_columns_of_an_hdf5_file_that_do_not_fit_its_features_are_refused(
+    dataset, folder, tmp_path, regions, changes, message
+):
+    h5py = pytest.importorskip("h5py")
+    columns = {"features": regions, "image_id": COCOIDS, "image_w": [100] * 12, "image_h": [80] * 12}
+    columns["boxes"] = np.tile(np.array([10, 20, 30, 40], np.float32), (12, BOXES, 1))
+    with h5py.File(folder / "a.h5", "w") as file:
+        for name, values in (columns | changes).items():
+            if values is None:
+                file.create_group(name)
+            else:
+                file[name] = values
+    with pytest.raises(CapbenchError, match=message):
+        import_features(dataset, folder, "h5", store=tmp_path)
+    assert not list(tmp_path.rglob("features.npy"))
+
+
+def test_ids_of_an_hdf5_file_behind_a_link_are_not_followed(dataset, folder, tmp_path, regions):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["image_id"] = COCOIDS
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["features"] = regions
+        file["image_id"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "image_id")
+    with pytest.raises(CapbenchError, match=r"a\.h5, image_id is a link to elsewhere; copy"):
+        import_features(dataset, folder, "h5", store=tmp_path)
+
+
 def test_without_h5py_the_extra_is_named(dataset, folder, tmp_path, monkeypatch):
     (folder / "a.h5").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
@@ -445,8 +504,10 @@ def test_a_name_is_taken_once_and_an_unknown_one_refused_with_those_there_are(da
     ):
         imported_features(dataset, "file/yours", "vector", tmp_path)
     other = replace(dataset, caption_ids=tuple(range(100, 100 + 5 * IMAGES)))
-    with pytest.raises(CapbenchError, match=r"there are none"):
+    with pytest.raises(CapbenchError, match=r"there are none\. Import with: capbench features little --from"):
         imported_features(other, "file/mine", "vector", tmp_path)
+    with pytest.raises(CapbenchError, match=r"Import with: capbench features '\./my little' --from"):
+        imported_features(replace(other, place="./my little"), "file/mine", "vector", tmp_path)
 
 
 @pytest.mark.parametrize("file", ["features.npy", "boxes.npy", "meta.json"])
@@ -495,7 +556,7 @@ def few(monkeypatch, tmp_path):
     drawn = scenes(seed=5, train=40, val=8, test=8)
     features = np.random.default_rng(4).normal(size=(len(drawn.images), 4, DIM)).astype(np.float32)
     drawn = replace(drawn, images=ImageFolder(Path("nowhere"), drawn.image_names))
-    monkeypatch.setattr(harness, "load_captions", lambda name: drawn)
+    monkeypatch.setattr("capbench.runs.materials.load_captions", lambda name: drawn)
     (tmp_path / "four").mkdir()
     write_tsv(tmp_path / "four" / "a.tsv", drawn.image_ids, features)
     import_features(drawn, tmp_path / "four", "butd", store=tmp_path)

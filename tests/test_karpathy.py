@@ -17,8 +17,9 @@ from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, START, Vocabulary
 from capbench.evidence.records import load_arrays, load_results
 from capbench.runs import harness
-from capbench.runs.harness import Materials, Places, run
+from capbench.runs.harness import Places, run
 from capbench.runs.job import Job
+from capbench.runs.materials import Materials
 from capbench.runs.paper import metric_of, paper
 from capbench.tools.align import Aligner
 from capbench.training.experiment import Inputs
@@ -333,7 +334,7 @@ def test_alignments_and_generators_are_chosen_and_scored_by_metrics_of_their_own
 def short(tmp_path, monkeypatch) -> None:
     """Two epochs on few scenes."""
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(harness, "load_dataset", lambda name: scenes(train=60, val=10, test=10))
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: scenes(train=60, val=10, test=10))
     shorter = {
         name: replace(recipe, training=replace(recipe.training, epochs=2, batch_size=50))
         for name, recipe in presets("scenes").items()

@@ -34,7 +34,7 @@ ORDER = (
     "kernels",
     "base",
 )
-PAPERS_MAY_NOT_IMPORT = ("cli", "tools", "leaderboard", "runs.harness", "runs.loaded")
+PAPERS_MAY_NOT_IMPORT = ("cli", "tools", "leaderboard", "runs.harness", "runs.materials", "runs.loaded")
 
 # Imported under another name than the one they are installed by, or brought by a declared one.
 INSTALLED_AS = {

@@ -99,6 +99,7 @@ REFUSED = {
     "image,caption\na.png,A dog.": r"line 1: there is no column split; the line is 'image', 'caption'",
     "image;caption;split\na.png;A dog.;train": r"no column image; the line is 'image;caption;split'.*between commas",
     "": r"line 1: there is no column image; the line is empty",
+    "image,caption,caption,split\n0.png,A,B,train": r"line 1: there are 2 columns caption; keep one",
     "image,caption,split": r"has no caption; write one a row",
     "image,caption,split\n0.png,A dog, a cat.,train": r"line 2: it has 4 fields, the first line 3.*double quotes",
     "image,caption,split\n0.png,A dog.,dev": r"line 2: the split is 'dev'; write train, val or test",
@@ -135,7 +136,7 @@ def test_a_table_that_is_not_utf8_is_refused_by_its_line(here):
         ('{"image": "0.png", "split": "train", "caption": 5}', r"line 2: caption: .*list \(found 5\)"),
         ('{"image": "0.png", "split": "train", "caption": []}', "line 2: the list of captions is empty"),
         ('{"image": "0.png", "split": "train", "caption": ["a", ""]}', "line 2: the caption of 0.png is empty"),
-        ('["0.png", "a", "train"]', "line 2: the whole file"),
+        ('["0.png", "a", "train"]', r"line 2: Input should be an object .* \(found \['0"),
         ("[" * 100000, "line 2: malformed JSON"),
     ],
 )
@@ -247,6 +248,13 @@ def test_what_cannot_be_registered_or_removed_is_refused_and_changes_nothing(her
     with pytest.raises(CapbenchError, match=message):
         run("datasets", *words.split())
     assert file.read_bytes() == before
+
+
+def test_a_list_of_registered_data_sets_that_cannot_be_locked_is_refused(here):
+    (here.parent / "configuration" / "capbench" / "datasets.lock").mkdir(parents=True)
+    with pytest.raises(CapbenchError, match=r"cannot write .*datasets\.lock: .*; make its folder writable"):
+        register("mine", Path("birds"))
+    assert registered() == {}
 
 
 @pytest.mark.parametrize(

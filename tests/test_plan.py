@@ -35,6 +35,13 @@ def test_photographs_are_encoded_by_efficientnet_lite2_unless_others_are_named()
     ]
 
 
+def test_a_preset_or_encoder_that_is_named_twice_runs_once():
+    made = plan(paper("vsepp"), "scenes", ["vse0", "vsepp", "vse0"], ["scenes", "vgg19", "scenes"], seed=0)
+    assert [(job.encoder, job.preset) for job in made] == [
+        ("scenes", "vse0"), ("scenes", "vsepp"), ("vgg19", "vse0"), ("vgg19", "vsepp"),
+    ]  # fmt: skip
+
+
 def test_an_ensemble_runs_once_for_every_seeds_that_it_joins_and_after_the_single_models():
     owner = paper("show-and-tell")
     sizes = {name: recipe.ensemble_size for name, recipe in owner.presets("scenes").items()}

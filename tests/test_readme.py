@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ from PIL import Image
 
 from capbench.cli.app import app
 from capbench.data.datasets import load_dataset
-from capbench.data.scenes import scenes
 from capbench.runs import paper as registry
+from tests.tiny_papers import make_papers_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("reproductions/*/README.md")))
@@ -44,31 +43,16 @@ def test_a_papers_readme_names_presets_that_exist(name):
 
 @pytest.fixture
 def tiny_papers(monkeypatch, tmp_path):
-    """Every paper with the presets of scenes, two epochs of a tiny model, on a few scenes."""
-    discovered = list(registry.papers().values())
-
-    def tiny(paper):
-        def presets(dataset):
-            return {name: small(recipe) for name, recipe in paper.presets("scenes").items()}
-
-        return replace(paper, presets=presets)
-
-    def small(recipe):
-        sizes = {name: 16 for name in ("embedding_dim", "hidden_dim", "attention_dim") if hasattr(recipe, name)}
-        training = replace(recipe.training, epochs=2, batch_size=32)
-        return replace(recipe, **sizes, training=training, warmup=min(recipe.warmup, 1))
-
-    few = scenes(seed=5, train=60, val=15, test=20)
-    monkeypatch.setattr(registry, "_discover", lambda: map(tiny, discovered))
-    for module in ("capbench.runs.harness", "capbench.data.datasets"):
+    """Every paper tiny, on a few scenes, in an empty folder with features in SCAN's layout."""
+    few = make_papers_tiny(monkeypatch, tmp_path / "cache")
+    for module in ("capbench.runs.materials", "capbench.data.datasets"):
         monkeypatch.setattr(
             f"{module}.load_dataset", lambda name, *data: few if name == "scenes" else load_dataset(name)
         )
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
-    for module in ("capbench.runs.harness", "capbench.data.datasets"):
+    for module in ("capbench.runs.materials", "capbench.data.datasets"):
         monkeypatch.setattr(f"{module}.load_captions", lambda name, data=None: few)
     precomputed(few, tmp_path / "precomp")
-    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
 

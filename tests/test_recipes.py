@@ -83,8 +83,8 @@ def test_a_field_that_files_decide_cannot_be_set():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"training.epochs": 1}, "warmup is 1 of 1 epochs"),
-        ({"ensemble_size": 2}, "ensemble_size is 2, and init_from names no preset to join"),
+        ({"training.epochs": 1}, "warmup is 1 of 1 epochs.*set training.epochs above warmup"),
+        ({"ensemble_size": 2}, "ensemble_size is 2, and init_from names no preset to join; set ensemble_size to 1"),
         ({"init_from": "vsep"}, "no vsepp preset to start from 'vsep'; did you mean 'vsepp'"),
         ({"margins": 1.0}, "the recipe has no field 'margins'; did you mean margin"),
     ],

@@ -22,10 +22,9 @@ from capbench.data.captions import CaptionDataset
 from capbench.data.images import ImageFolder, PictureFiles, whole_image
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import Vocabulary
-from capbench.runs import harness
-from capbench.runs.harness import Materials
 from capbench.runs.job import Job
 from capbench.runs.loaded import Trained
+from capbench.runs.materials import Materials
 from capbench.training.experiment import Recipe, Training
 from capbench.vision import regions
 from capbench.vision.encoders import Encoder
@@ -441,7 +440,7 @@ def test_a_model_of_true_objects_sees_the_grid_of_a_picture_whose_objects_are_un
 
 
 def test_materials_give_the_regions_that_a_recipe_asks_for(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "load_dataset", lambda name: drawn)
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: drawn)
     materials = Materials(tmp_path)
     for provider in ("multiscale", "objects"):
         recipe = Recipe(output="regions", region_provider=provider, min_count=1, training=Training(1, 1, 1.0))

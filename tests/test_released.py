@@ -31,7 +31,7 @@ from capbench.evidence.records import load_arrays, load_results
 from capbench.evidence.results import Results
 from capbench.leaderboard.board import board
 from capbench.leaderboard.pooled import marks
-from capbench.runs import harness, importing
+from capbench.runs import importing
 from capbench.runs.loaded import load_run
 from capbench.runs.paper import paper
 from capbench.runs.released import load_checkpoint
@@ -49,7 +49,7 @@ def here(tmp_path, monkeypatch) -> Path:
     """A working folder, where every data set is a few scenes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(harness, "load_dataset", lambda name: FEW)
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: FEW)
     return tmp_path
 
 
@@ -202,7 +202,7 @@ def test_without_record_neither_data_nor_weights_are_needed_and_the_file_says_it
 
 
 def test_a_checkpoint_is_scored_on_a_folder_of_ones_own(here, monkeypatch):
-    monkeypatch.setattr(harness, "load_dataset", load_dataset)
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", load_dataset)
     app(["datasets", "export", "scenes", "pictures", "--images", "3"], result_action="return_value")
     write_vse(here)
     command(*VSE[:4], "--dataset", "./pictures", "--encoder", "scenes", "--record")
@@ -256,7 +256,7 @@ def test_a_network_saved_with_the_model_makes_the_features(here, monkeypatch):
     cnn = {f"cnn.module.{name}": value for name, value in network.state_dict().items() if not name.startswith("fc.")}
     states = vse_states(feature_dim=2048)
     write_vse(here, [states[0] | cnn, states[1]], options(data_name="f8k", cnn_type="resnet50", finetune=True))
-    monkeypatch.setattr(harness, "load_dataset", lambda name: scenes(seed=5, train=1, val=1, test=2))
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: scenes(seed=5, train=1, val=1, test=2))
     command(*VSE[:4], "--record")
     assert load_results(here / "runs" / "records")[0].encoder == "resnet50"
     trained = load_run(here / "runs" / "vsepp" / "released-vsepp-flickr8k-resnet50-s0")
@@ -318,8 +318,15 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "no tensors": ([{"fc.weight": 3}, {}], None, r"model\[0\] is no table of tensors"),
     "not finite": (changed(fc__bias=torch.full((EMBED,), torch.nan)), None, r"model\[0\] .* fc.bias .* not finite"),
     "shape": (changed(fc__bias=torch.zeros(3)), None, r"model_best.pth.tar .* of another shape .*W_f.bias \[3\]"),
+    "flat": (changed(fc__weight=torch.zeros(EMBED)), None, r"no image encoder .*: fc.weight has 1 dimensions, not 2"),
+    "a lone number": (changed(embed__weight=torch.tensor(1.0)), None, r"embed.weight has 0 dimensions, not 2"),
     "vast": (changed(fc__weight=torch.zeros(1).expand(EMBED, 10**8)), None, "larger than the file"),
     "measure": (None, options(measure="l2"), "measure 'l2' with no_imgnorm False is none of ours"),
+    "sparse": (changed(fc__bias=torch.ones(EMBED).to_sparse()), None, r"model\[0\] has fc.bias empty, sparse, complex"),
+    "complex": (changed(fc__bias=torch.ones(EMBED) * 1j), None, r"model\[0\] has fc.bias empty, sparse, complex"),
+    "empty": (changed(fc__weight=torch.ones(EMBED, 0)), None, r"model\[0\] has fc.weight empty, sparse, complex"),
+    "endless": (None, options(num_epochs=float("inf")), "opt has a value of another kind: cannot convert float inf"),
+    "a flag in words": (None, options(max_violation="False"), "another kind: max_violation is 'False', neither True"),
     "margin": (None, options(margin="wide"), "opt has a value of another kind: .*'wide'"),
     "words": (changed(embed__weight=torch.zeros(5, WORD)), None, r"vocab.json has \d+ words, and \S+ knows 5"),
     "a network": (changed(cnn__x=torch.zeros(1)), options(cnn_type="inception"), "holds a network inception; only"),
@@ -485,6 +492,7 @@ TELL_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another core": (
         {"state": tell_state() | {"core.weight_hh_l0": torch.zeros(27, 9)}}, "core of another kind than an LSTM",
     ),
+    "flat": ({"state": tell_state() | {"img_embed.weight": torch.tensor(1.0)}}, "img_embed.weight has 0 dimensions"),
     "words": ({"state": tell_state(words=3)}, "infos.json has 6 words, and model.pth knows 3"),
     "numbers": ({"words": {"0": "a"}}, "vocab must number its words from 1 on"),
     "marks": ({"words": {str(i): f"<{w}>" for i, w in enumerate(["pad", *"abcde"], 1)}}, "'<pad>' is one of capbench"),

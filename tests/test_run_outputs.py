@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from capbench.data.scenes import scenes
 from capbench.evidence.records import load_arrays, load_results
 from capbench.metrics import captioning, jars
 from capbench.runs import harness
-from capbench.runs import paper as registry
-from capbench.runs.harness import Materials, Places, run
+from capbench.runs.harness import Places, run
 from capbench.runs.job import DESCRIPTION, Job
+from capbench.runs.materials import Materials
 from capbench.scoring import score as scoring
 from capbench.scoring.files import read_captions, read_embeddings, read_similarity
 from capbench.scoring.score import score
 from capbench.scoring.words import captions_of
+from tests.tiny_papers import make_papers_tiny
 
 
 def silent(job, state, batches):
@@ -26,21 +25,9 @@ def silent(job, state, batches):
 
 @pytest.fixture
 def few(monkeypatch, tmp_path):
-    """Every paper with tiny models that are trained for two epochs, on a few scenes, without Java."""
-    discovered = list(registry.papers().values())
-
-    def tiny(paper):
-        return replace(paper, presets=lambda dataset: {n: small(r) for n, r in paper.presets("scenes").items()})
-
-    def small(recipe):
-        sizes = {name: 16 for name in ("embedding_dim", "hidden_dim", "attention_dim") if hasattr(recipe, name)}
-        training = replace(recipe.training, epochs=2, batch_size=32)
-        return replace(recipe, **sizes, training=training, warmup=min(recipe.warmup, 1))
-
-    dataset = scenes(seed=5, train=60, val=15, test=20)
-    monkeypatch.setattr(registry, "_discover", lambda: map(tiny, discovered))
-    monkeypatch.setattr(harness, "load_dataset", lambda name: dataset)
-    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
+    """Every paper tiny, on a few scenes, without Java."""
+    dataset = make_papers_tiny(monkeypatch, tmp_path / "cache")
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: dataset)
     for module in (jars, captioning):
         monkeypatch.setattr(module, "find_java", lambda: None)
     scoring._scorers.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -17,6 +18,7 @@ from capbench.cli import score as command
 from capbench.cli.app import app
 from capbench.data import datasets
 from capbench.data.captions import CaptionDataset
+from capbench.data.datasets import load_dataset
 from capbench.data.scenes import scenes
 from capbench.evidence.records import SYSTEMS, Result, load_arrays, load_results, save_result
 from capbench.evidence.results import Results
@@ -113,13 +115,23 @@ def test_a_record_names_the_files_and_hashes_and_keeps_words_and_ranks(few, tmp_
     assert of_ranks.metrics["rsum"] > 0
 
 
+def test_a_record_on_a_folder_of_one_s_own_has_the_command_that_scores_it_there(few, monkeypatch):
+    own = replace(few.dataset, name="birds", place="./data/birds")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: own)
+    call("score", "embeddings", embeddings_file(few), "--record", "--system", "theirs")
+    (record,) = load_results(Path("runs/records"))
+    assert record.dataset == "birds"
+    assert "--dataset ./data/birds --split test" in record.command
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--record"], "--record needs --system NAME"),
+        (["--record", "--system", ""], "give a name of 1 to 100 printable characters"),
         (["--record", "--system", " "], "give a name of 1 to 100 printable characters"),
         (["--record", "--system", "a\nb"], "give a name of 1 to 100 printable characters"),
-        (["--split", "val", "--record", "--system", "a"], "they are of the split test: give --split test"),
+        (["--split", "val", "--record", "--system", "a"], "the split test has them all: give --split test"),
         (["--protocol", "1K", "--record", "--system", "a"], "protocol 1K needs at least 1,000 images"),
     ],
 )
@@ -217,6 +229,22 @@ def test_a_record_of_other_data_is_not_scored_again(few, changes, message):
     with pytest.raises(CapbenchError, match=message):
         call("rescore", path, "--record")
     assert not Path("runs").exists()
+
+
+def test_a_record_of_data_that_are_not_here_is_refused_by_its_file(few, monkeypatch):
+    path = record_of_numbers(few, Path("old"), dataset="birds")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(CapbenchError, match=rf"{path.name} is of the data set birds: no data set 'birds'; there are"):
+        call("rescore", path)
+
+
+def test_records_of_outputs_without_ids_do_not_say_in_which_folder_they_lay(few, tmp_path):
+    np.save(tmp_path / "twice.npy", np.random.default_rng(0).random((8, 40)).repeat(2, 0))
+    call("score", "similarity", tmp_path / "twice.npy", "--record", "--system", "a")
+    (record,) = load_results(Path("runs/records"))
+    assert "folded: twice.npy has 16 rows for 8 images, equal for each image" in record.notes
+    assert any(note.startswith("order: twice.npy gives no ids") for note in record.notes)
+    assert str(tmp_path) not in record.model_dump_json()
 
 
 def test_a_record_without_captions_and_ranks_is_refused_by_name(few):

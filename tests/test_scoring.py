@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from capbench.base.errors import CapbenchError
-from capbench.data.captions import CaptionDataset
+from capbench.data.captions import CaptionDataset, Split
 from capbench.metrics import captioning, jars
 from capbench.metrics.captioning import CaptionScorer
 from capbench.scoring import joining
@@ -170,7 +173,7 @@ def test_wrong_ids_are_refused_with_a_list_of_ten_and_the_count(tmp_path):
     assert "images.npy should have each image of the test split of coco once" in str(refused.value)
     assert "1 twice (1000); 1 unknown (5); 2 missing (1070, 1077)" in str(refused.value)
     strange = files(tmp_path, i=np.array(IMAGE_IDS), c=np.arange(len(CAPTIONS)))
-    with pytest.raises(CapbenchError, match=r"63 unknown \(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\.\); 6.*sentid"):
+    with pytest.raises(CapbenchError, match=r"63 unknown \(0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 53 more\); 6.*sentid"):
         score(read_embeddings(images, captions, *strange), SPLIT)
 
 
@@ -178,7 +181,7 @@ def test_outputs_of_another_split_are_told_apart(tmp_path):
     val = SPLIT.dataset.split("val")
     names = [SPLIT.dataset.image_names[i] for i in val.image_index]
     outputs = Captions(("a dog",) * 3, tuple((name,) for name in names), "r.json")
-    with pytest.raises(CapbenchError, match="they are of the split val: give --split val"):
+    with pytest.raises(CapbenchError, match="the split val has them all: give --split val"):
         score(outputs, SPLIT)
 
 
@@ -226,7 +229,10 @@ def test_vectors_of_other_lengths_are_refused_under_the_cosine(tmp_path):
     longer[4] *= 1.01
     given = files(tmp_path, images=longer, captions=CAPTIONS, i=np.array(IMAGE_IDS))
     outputs = read_embeddings(*given)
-    with pytest.raises(CapbenchError, match=r"images\.npy, row 4 \(id 1028\).*length 1\.01.*give --similarity dot"):
+    with pytest.raises(
+        CapbenchError,
+        match=r"images\.npy, row 4 \(id 1028\).*length 1\.01.*normalise them, or score them with --similarity dot",
+    ):
         score(outputs, SPLIT)
     assert score(outputs, SPLIT, similarity="dot").metrics["rsum"] > 0
 
@@ -238,6 +244,65 @@ def test_a_number_that_is_not_finite_is_refused_by_row_and_id(tmp_path, value):
     given = files(tmp_path, images=IMAGES, captions=spoilt, i=np.array(IMAGE_IDS), c=np.array(CAPTION_IDS))
     with pytest.raises(CapbenchError, match=r"captions\.npy, row 17 \(id 50051\): a value that is not finite; compute"):
         read_embeddings(*given)
+
+
+def test_floats_of_eight_bits_are_read_and_are_no_ids(tmp_path):
+    short = {"images": torch.from_numpy(IMAGES).to(torch.float8_e4m3fn), "captions": torch.from_numpy(CAPTIONS)}
+    save_tensors(short, tmp_path / "a.safetensors")
+    read = read_embeddings(tmp_path / "a.safetensors").images.rows
+    assert read.dtype == torch.float32
+    assert np.allclose(read, IMAGES, atol=0.04)
+    save_tensors({**short, "image_ids": torch.zeros(12, dtype=torch.bfloat16)}, tmp_path / "b.safetensors")
+    with pytest.raises(CapbenchError, match=r"b\.safetensors, image_ids: the ids are float32 \[12\]; give one whole"):
+        read_embeddings(tmp_path / "b.safetensors")
+
+
+def test_images_and_captions_in_the_wrong_order_are_told(tmp_path):
+    outputs = read_embeddings(*files(tmp_path, captions=CAPTIONS, images=IMAGES))
+    with pytest.raises(CapbenchError, match=r"63 images and 12 captions, .*give the file of the images first"):
+        score(outputs, SPLIT)
+
+
+def numbered(names) -> Split:
+    """A test split whose files are named by numbers; ids are places."""
+    images = tuple(f"{name}.jpg" for name in names)
+    plain = photographs([2] * len(images))
+    return replace(plain, image_names=images, image_ids=tuple(range(len(images)))).split("test")
+
+
+def test_a_number_in_text_that_is_one_image_s_id_and_another_s_file_is_refused(tmp_path):
+    split = numbered([1, 0, "0002"])
+    images, captions = embedded(split)
+    given = files(tmp_path, images=images, captions=captions)
+    for number, ids in enumerate((["0", "1", "2"], ["0.jpg", "1.jpg", "0002.jpg"], ["1", "0", "0002"])):
+        (tmp_path / f"{number}.txt").write_text("\n".join(ids))
+    for number in (0, 2):
+        with pytest.raises(
+            CapbenchError, match=r"'[01]' may be the id of .*jpg or the file .*jpg; write file names wi"
+        ):
+            score(read_embeddings(*given, tmp_path / f"{number}.txt"), split)
+    named = score(read_embeddings(*given, tmp_path / "1.txt"), split)
+    np.save(tmp_path / "i.npy", [1, 0, 2])
+    assert named.metrics == score(read_embeddings(*given, tmp_path / "i.npy"), split).metrics
+
+
+def test_numbers_in_text_are_ids_where_no_file_has_them_and_files_where_no_id_has(tmp_path):
+    split = numbered([10, 2, 30])  # "2" is the id and the file of different images, but is not asked for
+    images, captions = embedded(split)
+    given = files(tmp_path, images=images, captions=captions)
+    (tmp_path / "i.txt").write_text("10\n1\n30")
+    found = score(read_embeddings(*given, tmp_path / "i.txt"), split)
+    assert found.metrics == score(read_embeddings(*given), split).metrics
+
+
+def test_a_run_whose_images_may_be_ids_or_files_is_refused(tmp_path):
+    split = numbered([1, 0, 7])
+    images, captions = embedded(split)
+    path = run(tmp_path, split, images @ captions.T, ways="i")
+    score(read_ranking(path), split)
+    path.write_text(path.read_text().replace(".jpg", ""))
+    with pytest.raises(CapbenchError, match=r"run\.trec: '[01]' may be the id of .* or the file"):
+        score(read_ranking(path), split)
 
 
 def test_unequal_widths_are_refused(tmp_path):
@@ -255,6 +320,16 @@ def refusals(folder):
     np.savez(folder / "other.npz", vectors=IMAGES)
     (folder / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     (folder / "bad.npz").write_bytes(b"PK")
+    np.savez_compressed(folder / "spoilt.npz", images=np.tile(IMAGES, 9))
+    content = bytearray((folder / "spoilt.npz").read_bytes())
+    content[120:160] = b"\xff" * 40  # of the compressed numbers
+    (folder / "spoilt.npz").write_bytes(content)
+    np.savez(folder / "locked.npz", images=IMAGES)
+    shutil.copy(folder / "locked.npz", folder / "zipped.npy")
+    content = bytearray((folder / "locked.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # says that a password is needed
+    (folder / "locked.npz").write_bytes(content)
+    save_file({"a": IMAGES}, folder / "other.safetensors")
     (folder / "rows.csv").write_text("1,2")
     with zipfile.ZipFile(folder / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999, 4096), }"
@@ -263,11 +338,15 @@ def refusals(folder):
     yield "object.npy", "it is pickled; save plain numbers"
     yield "text.npy", "of type <U1; give floating-point numbers or integers"
     yield "flat.npy", r"has shape \[16\]; give a matrix"
-    yield "cut.npy", "cannot read"
-    yield "other.npz", "has no array 'images'; save it under that name"
+    yield "cut.npy", "cannot read .*; save or fetch it again"
+    yield "zipped.npy", r"is an archive of arrays; rename it to end in \.npz"
+    yield "spoilt.npz", "cannot read .*; save or fetch it again"
+    yield "locked.npz", "cannot read .*password.*; save or fetch it again"
+    yield "other.npz", "has no array 'images', but 'vectors'; save it under that name"
+    yield "other.safetensors", "has no array 'images', but 'a'; save it under that name"
     yield "cut.safetensors", "cannot read"
     yield "bad.npz", "cannot read"
-    yield "rows.csv", r"is no array file; give \.npy, \.npz, \.safetensors"
+    yield "rows.csv", r"is no array file; give one that ends in \.npy, \.npz, \.safetensors"
     yield "bomb.npz", r"images\.npy claims 1,638,[\d,]+ bytes in \d+; save"
     yield "none.npy", "there is no file"
 
@@ -286,7 +365,7 @@ def test_files_that_hold_no_embeddings_are_refused_by_name(tmp_path):
         ("i.txt", "1\n\n3\n", r"i\.txt, line 2: it is empty"),
         ("i.json", '{"a": 1}', r"i\.json: ids"),
         ("i.csv", "1", r"i\.csv is no file of ids"),
-        ("i.txt", "1\n2\n", "has 12 rows and 2 ids"),
+        ("i.txt", "1\n2\n", r"images\.npy has 12 rows and .*i\.txt 2 ids; give one id for each"),
     ],
 )
 def test_files_that_hold_no_ids_are_refused_by_name(tmp_path, name, content, message):
@@ -462,13 +541,23 @@ def test_ties_in_a_list_count_against(tmp_path):
         ("1000 Q0 50000 2 0.9 tag", r"run\.trec, line 2: query 1000 has a higher score at a later rank"),
         ("1000 Q0 777 2 0.1 tag", r"1 unknown \(777\)"),
         ("1000 Q0 50003 2 0.5 tag", "the list of image 1000 has a candidate twice"),
-        ("1000 Q0 50000 2 0.1 tag", r"11 images have no list \(1007, 1014,.*\.\.\.\); give one for each"),
+        ("1000 Q0 50000 2 0.1 tag", r"11 images have no list \(1007, 1014,.* and 1 more\); give one for each"),
     ],
 )
 def test_a_run_that_is_wrong_is_refused_by_line_or_id(tmp_path, line, message):
     (tmp_path / "run.trec").write_text(f"1000 Q0 50003 1 0.5 tag\n{line}\n")
     with pytest.raises(CapbenchError, match=message):
         score(read_ranking(tmp_path / "run.trec"), SPLIT)
+
+
+def test_blank_lines_of_a_run_count_in_messages_and_nowhere_else(tmp_path):
+    path = run(tmp_path, SPLIT, IMAGES @ CAPTIONS.T)
+    plain = score(read_ranking(path), SPLIT)
+    path.write_text("\n\n" + path.read_text() + "\n \n")
+    assert score(read_ranking(path), SPLIT).metrics == plain.metrics
+    path.write_text("\n\nq Q0 d one 0.5 tag\n")
+    with pytest.raises(CapbenchError, match=r"run\.trec, line 3: 'q Q0 d one 0\.5 tag' is not"):
+        read_ranking(path)
 
 
 def test_a_missing_or_empty_run_is_refused(tmp_path):

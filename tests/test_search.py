@@ -18,8 +18,9 @@ from capbench.cli import tools as command
 from capbench.data.images import whole_image
 from capbench.data.scenes import scenes
 from capbench.runs import harness, loaded
-from capbench.runs.harness import Materials, Places
+from capbench.runs.harness import Places
 from capbench.runs.job import Job
+from capbench.runs.materials import Materials
 from capbench.runs.paper import paper
 from capbench.tools import search
 from capbench.tools.drawing import TILE, check_drawable, draw_sheet
@@ -46,7 +47,7 @@ def runs(tmp_path_factory, small):
     with pytest.MonkeyPatch.context() as patch:
         for module in (harness, loaded):
             patch.setattr(module, "paper", lambda name: replace(original, presets=tiny))
-        patch.setattr(harness, "load_dataset", lambda name: small)
+        patch.setattr("capbench.runs.materials.load_dataset", lambda name: small)
         patch.setenv("CAPBENCH_CACHE", str(folder / "cache"))
         job = Job("vsepp", "vsepp-ours", "scenes", "scenes", 0)
         harness.run(job, Places(folder / "runs"), Materials(), lambda *_: None)

@@ -139,6 +139,41 @@ def test_a_tracker_that_fails_is_told_and_costs_nothing(places, monkeypatch):
     assert list(places.folder(JOB).glob("tensorboard/*/events*"))
 
 
+def test_a_tracker_that_cannot_begin_is_refused_at_the_first_step_with_what_to_do(places, monkeypatch):
+    def offline(start: object) -> None:
+        raise RuntimeError("api_key not configured.\nRun wandb login")
+
+    monkeypatch.setitem(tracking.CURVES, "wandb", offline)
+    follow = Tracking(("wandb",), places)
+    with pytest.raises(CapbenchError, match=r"wandb cannot begin .*not configured\. Run.*or leave out --track wandb"):
+        steps(TrainingState(), 1, follow)
+    assert not places.folder(JOB).exists()
+
+
+def test_a_tracker_that_cannot_end_is_told_and_the_others_are_closed(places, monkeypatch):
+    closed = []
+
+    class Whole:
+        def __init__(self, start: object) -> None: ...
+
+        def add(self, values: object, step: int) -> None: ...
+
+        def close(self) -> None:
+            closed.append(self)
+
+    class Broken(Whole):
+        def close(self) -> None:
+            raise OSError("no route to host")
+
+    monkeypatch.setitem(tracking.CURVES, "wandb", Broken)
+    monkeypatch.setitem(tracking.CURVES, "mlflow", Whole)
+    follow = Tracking(("wandb", "mlflow"), places)
+    steps(TrainingState(), BATCHES, follow)
+    with pytest.warns(UserWarning, match=r"Broken has failed.*no route to host"):
+        follow.close()
+    assert len(closed) == 1
+
+
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_made(places, monkeypatch):
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(CapbenchError, match=r"wandb is not installed; pip install 'capbench\[wandb\]'"):

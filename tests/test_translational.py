@@ -13,9 +13,8 @@ from torch import Tensor
 
 from capbench.data.scenes import scenes
 from capbench.data.vocabulary import END, PAD, START, Vocabulary
-from capbench.runs import harness
-from capbench.runs.harness import Materials
 from capbench.runs.job import Job
+from capbench.runs.materials import Materials
 from capbench.runs.paper import paper
 from capbench.training.loop import learning_rate
 from reproductions.translational.experiment import WIDTH, TranslationalExperiment, objective, sentence
@@ -146,7 +145,7 @@ def test_a_forced_caption_ends_at_the_first_end_or_else_at_the_first_padding(wri
 def experiments(monkeypatch, tmp_path):
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     few = scenes(seed=5, train=60, val=15, test=20)
-    monkeypatch.setattr(harness, "load_dataset", lambda name: few)
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: few)
     vectors = tmp_path / "glove.txt"
     vectors.write_text("circle" + " 0.25" * 5 + "\n")
     monkeypatch.setenv("CAPBENCH_GLOVE", str(vectors))

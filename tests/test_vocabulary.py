@@ -146,7 +146,7 @@ def test_a_pickle_is_refused_and_not_opened(tmp_path, protocol, kind):
         (b'{"words": ["a"], "counts": [1, 2]}', "1 words has 2 counts"),
         (b'{"words": ["a", "a"], "counts": [1, 2]}', "'a' twice"),
         (b'{"words": ["<end>"], "counts": [1]}', "'<end>' twice"),
-        (b'["a"]', "the whole file"),
+        (b'["a"]', "Input should be an object"),
         (b"<html>not found</html>", "malformed JSON"),
         (b'{"words": ["\xff"], "counts": [1]}', "line 1: not UTF-8"),
     ],

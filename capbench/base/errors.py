@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+LISTED = 10  # values that a message spells out
 
 
 class CapbenchError(Exception):
@@ -24,6 +26,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> CapbenchError:
     close = get_close_matches(name, names, n=1)
     suggestion = f"did you mean {close[0]!r}? " if close else ""
     return CapbenchError(f"no {kind} {name!r}; {suggestion}there are {', '.join(names) or 'none'}")
+
+
+def listed(values: Sequence[object]) -> str:
+    """The first ten values, and how many more there are.
+
+    >>> listed(range(12))
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more'
+    """
+    shown = ", ".join(map(str, values[:LISTED]))
+    return shown if len(values) <= LISTED else f"{shown} and {len(values) - LISTED:,} more"
 
 
 class StoppedError(Exception):

@@ -68,7 +68,7 @@ def check_writable(folder: Path) -> None:
 def locked(path: Path, seconds: float) -> Iterator[None]:
     """Hold a lock between processes. The system frees the lock of a process that died.
 
-    Raises CapbenchError if another process holds it for longer than `seconds`.
+    Raises CapbenchError if another process holds it for longer than `seconds`, or if it cannot be written.
     """
     lock = FileLock(path)
     try:
@@ -78,6 +78,8 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
             f"another process has held {path} for {seconds:g} s; wait for it or end it, and if there is "
             "none, delete the file"
         ) from error
+    except OSError as error:
+        raise CapbenchError(f"cannot write {path}: {error.strerror or error}; make its folder writable") from error
     try:
         yield
     finally:

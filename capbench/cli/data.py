@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -117,7 +118,8 @@ def import_hugging_face(
     import_dataset(source, folder, Columns(image_column, caption_column, split_column), split)
     for line in summary(read_own(Own(folder.resolve().name, folder))):
         say(line)
-    say(f"it is in {folder}; use it with --dataset {folder}/, or name it with capbench datasets add NAME {folder}")
+    place = shlex.quote(str(folder))
+    say(f"it is in {folder}; use it with --dataset {place}/, or name it with capbench datasets add NAME {place}")
 
 
 def export(dataset: Literal["scenes"], folder: Path, /, *, images: Count | None = None) -> None:
@@ -187,7 +189,7 @@ def features(
         _import(dataset, source, format, name)
         return
     from capbench.data.datasets import load_dataset
-    from capbench.runs.harness import default_encoder
+    from capbench.runs.materials import default_encoder
     from capbench.vision import encoders
     from capbench.vision import features as store
 
@@ -210,4 +212,4 @@ def _import(dataset: str, folder: Path, format: str, name: str | None) -> None:
     for line in made.said:
         say(line)
     say(f"{list(made.shape)} float32 in {made.path}")
-    say(f"train on them with: capbench run PAPER --dataset {dataset} --encoder {made.encoder}")
+    say(f"train on them with: capbench run PAPER --dataset {shlex.quote(dataset)} --encoder {made.encoder}")

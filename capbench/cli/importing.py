@@ -57,8 +57,9 @@ def import_released(
         The folder of the committed records and the pages.
     """
     from capbench.cli.reporting import conclude
-    from capbench.runs.harness import Materials, Places
+    from capbench.runs.harness import Places
     from capbench.runs.importing import Request, import_run
+    from capbench.runs.materials import Materials
     from capbench.runs.paper import paper as find_paper
 
     owner, places = find_paper(paper), Places(runs)

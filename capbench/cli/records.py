@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from capbench.base.errors import unknown
+from capbench.base.errors import CapbenchError, unknown
 from capbench.cli.output import say
 
 
@@ -32,6 +32,8 @@ def add(
     from capbench.evidence.records import add_records
 
     present = {path.stem: path for path in sorted((runs / "records").glob("*.json"))}
+    if not present:
+        raise CapbenchError(f"no record in {runs / 'records'}; name the folder of your runs with --runs")
     chosen = [name.removesuffix(".json") for name in names] or list(present)
     for name in chosen:
         if name not in present:

@@ -71,8 +71,9 @@ def run(
         The folder of the committed records and the pages.
     """
     from capbench.cli.reporting import Bars, conclude
-    from capbench.runs.harness import Materials, Places
+    from capbench.runs.harness import Places
     from capbench.runs.harness import run as run_job
+    from capbench.runs.materials import Materials
     from capbench.runs.paper import paper as find_paper
     from capbench.runs.plan import Session, plan
     from capbench.runs.tracking import Tracking

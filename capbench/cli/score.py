@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from capbench.cli.options import Dataset, Json, OneOrMore, Seed, Split
 from capbench.cli.output import console, say
 
 if TYPE_CHECKING:
+    from capbench.data.captions import CaptionDataset
     from capbench.metrics.registry import Metric
     from capbench.scoring.outputs import Outputs
     from capbench.training.experiment import Evaluation
@@ -71,7 +73,7 @@ def captions(results: Path, /, *, rule: Rule = "coco-caption", under: Under | No
     """
     from capbench.scoring.files import read_captions
 
-    _score("captions", lambda: read_captions(results), (results,), under or Under(), rule=rule)
+    _score("captions", partial(read_captions, results), (results,), under or Under(), rule=rule)
 
 
 @score.command
@@ -104,7 +106,7 @@ def embeddings(
     from capbench.scoring.files import read_embeddings
 
     files = tuple(path for path in (images, captions, image_ids, caption_ids) if path is not None)
-    read = lambda: read_embeddings(images, captions, image_ids, caption_ids)  # noqa: E731
+    read = partial(read_embeddings, images, captions, image_ids, caption_ids)
     _score("embeddings", read, files, under or Under(), similarity=similarity)
 
 
@@ -132,7 +134,7 @@ def similarities(
     from capbench.scoring.files import read_similarity
 
     files = tuple(path for path in (matrix, image_ids, caption_ids) if path is not None)
-    _score("similarity", lambda: read_similarity(matrix, image_ids, caption_ids), files, under or Under())
+    _score("similarity", partial(read_similarity, matrix, image_ids, caption_ids), files, under or Under())
 
 
 @score.command
@@ -147,7 +149,7 @@ def ranking(lists: Annotated[list[Path], OneOrMore], /, *, under: Under | None =
     """
     from capbench.scoring.files import read_ranking
 
-    _score("ranking", lambda: read_ranking(*lists), tuple(lists), under or Under())
+    _score("ranking", partial(read_ranking, *lists), tuple(lists), under or Under())
 
 
 def rescore(
@@ -177,7 +179,13 @@ def rescore(
     from capbench.scoring.records import record_again, rescored
 
     read = [(path, read_record(Result, path)) for path in records]
-    datasets = {name: load_dataset(name) for name in dict.fromkeys(old.dataset for _, old in read)}
+    datasets: dict[str, CaptionDataset] = {}
+    for path, old in read:
+        if old.dataset not in datasets:
+            try:
+                datasets[old.dataset] = load_dataset(old.dataset)
+            except CapbenchError as error:
+                raise CapbenchError(f"{path} is of the data set {old.dataset}: {error}") from error
     made = [(path, old, rescored(old, path.parent, datasets[old.dataset])) for path, old in read]
     if as_json:
         rows = [{"record": path.name, "old": old.metrics, "new": dict(new.metrics)} for path, old, new in made]
@@ -202,7 +210,7 @@ def _score(kind: str, read: Callable[[], Outputs], files: tuple[Path, ...], unde
 
     if under.record and under.system is None:
         raise CapbenchError("--record needs --system NAME, under which pages show it")
-    system = System(under.system or "unnamed", kind, files, under.seed)
+    system = System("unnamed" if under.system is None else under.system, kind, files, under.seed)
     started, outputs = datetime.now(UTC), read()
     split = load_dataset(under.dataset).split(under.split)
     evaluation = score_outputs(outputs, split, under.protocol, **options)

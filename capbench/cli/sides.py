@@ -21,7 +21,7 @@ from capbench.evidence.resampling import Arrays
 from capbench.evidence.results import Results, data_name
 from capbench.leaderboard.pooled import setting
 from capbench.scoring.files import read_outputs
-from capbench.scoring.records import System, system_result
+from capbench.scoring.records import LONGEST_NAME, System, system_result
 from capbench.scoring.score import score
 
 OUTPUTS = (".npy", ".npz", ".safetensors", ".trec", ".run")  # endings of files that other systems write; and .json
@@ -104,7 +104,7 @@ def _of_outputs(path: Path, among: Among) -> Group:
     protocol, started = among.protocol or "whole", datetime.now(UTC)
     outputs, split = read_outputs(path), load_dataset(among.dataset).split(among.split or "test")
     evaluation = score(outputs, split, protocol)
-    system = System(path.name, type(outputs).__name__.lower(), (path,))
+    system = System(path.name[-LONGEST_NAME:], type(outputs).__name__.lower(), (path,))
     return [(system_result(system, evaluation, split, protocol, {}, started), lambda: evaluation.arrays)]
 
 

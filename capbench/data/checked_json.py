@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -98,5 +99,6 @@ def _explain(error: ValidationError) -> str:
     value = "" if first["type"] == "missing" else f" (found {shown})"
     more = f"; and {len(faults) - 1} more such faults" if len(faults) > 1 else ""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
-    field = "".join(steps).lstrip(".") or "the whole file"
-    return f"{field}: {first['msg'].removeprefix('Value error, ')}{value}{more}"
+    field = "".join(steps).lstrip(".")
+    fault = re.sub(r"a valid dictionary or instance of \w+", 'an object {"...": ...}', first["msg"])
+    return f"{field}: {fault.removeprefix('Value error, ')}{value}{more}".removeprefix(": ")

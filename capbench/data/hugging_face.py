@@ -163,7 +163,7 @@ def _suffix(content: bytes, place: str) -> str:
         with Image.open(io.BytesIO(content)) as picture:
             return SUFFIX[picture.format or ""]
     except Exception as error:  # Pillow's readers raise OSError, ValueError, SyntaxError and more
-        raise CapbenchError(f"{place} is no picture in {', '.join(SUFFIX)} ({error}); leave the row out") from error
+        raise CapbenchError(f"{place} is no picture in {', '.join(SUFFIX)}; leave the row out") from error
 
 
 def _captions(value: Any, place: str, column: str) -> list[str]:

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, listed
 from capbench.base.files import fingerprint, read_bytes, sha256
 from capbench.data.captions import Box, CaptionDataset, stays_inside
 
 MAX_PIXELS = 50_000_000  # a larger picture is refused before its pixels are decoded
 MAX_ASPECT = 200  # a thinner one would need gigabytes once its shorter side has the encoder's size
-LISTED = 20  # names spelled out in an error message
 
 
 def decode(path: Path) -> UInt8[np.ndarray, "height width 3"]:
@@ -50,6 +49,8 @@ def decode(path: Path) -> UInt8[np.ndarray, "height width 3"]:
         raise
     except Image.DecompressionBombError as error:
         raise CapbenchError(f"{place} is too large: {error}; shrink it or leave it out") from error
+    except UnidentifiedImageError as error:
+        raise CapbenchError(f"{place} {_what(content)}; fetch it again") from error
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and more
         raise CapbenchError(f"{place} {_what(content)} ({error}); fetch it again") from error
 
@@ -152,12 +153,6 @@ def printable(path: Path) -> str:
     'caf\\\\xe9.jpg'
     """
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first `LISTED` names, and how many more there are."""
-    shown = ", ".join(names[:LISTED])
-    return shown if len(names) <= LISTED else f"{shown} and {len(names) - LISTED:,} more"
 
 
 def _resized(image: NDArray[np.uint8], width: int, height: int, box: Box | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -46,10 +47,11 @@ def find(given: str) -> Own | None:
     path = Path(os.path.expanduser(given))
     name = re.sub(r"[^a-z0-9_-]+", "-", _folder(path).name.lower()).strip("-_")[:64]
     if name in KNOWN or not name:
-        fault = (
-            f"bears the name of the known data set {name}" if name else "has no name of letters from a to z and digits"
+        known = f"bears the name of the known data set {name}"
+        fault = known if name else "has no letter from a to z and no digit in its name"
+        raise CapbenchError(
+            f"the folder {given} {fault}: give it another with capbench datasets add NAME {shlex.quote(given)}"
         )
-        raise CapbenchError(f"the folder {given} {fault}: give it another with capbench datasets add NAME {given}")
     relative = os.path.relpath(path)
     return Own(name, path, place=relative if relative.startswith("..") else os.path.join(".", relative))
 

@@ -40,8 +40,9 @@ def read_table(path: Path, image_folder: Path, name: str, tokenizer: str = UNICO
     """The data set of a table, its images in the order of their first rows, each with its captions in theirs.
 
     Ids are positions: of an image among the images, of a caption among the captions. Further columns are ignored, line
-    breaks in a caption become spaces. Raises CapbenchError naming file and line for a missing column, an empty caption,
-    an image outside the folder or in two splits, another split than train, val and test, and a malformed file.
+    breaks in a caption become spaces. Raises CapbenchError naming file and line for a missing or double column, an
+    empty caption, an image outside the folder or in two splits, another split than train, val and test, and a
+    malformed file.
     """
     rows = _checked(path, _of_csv(path) if path.suffix == ".csv" else _of_json_lines(path))
     split_of = {row.image: row.split for row in rows}
@@ -94,6 +95,8 @@ def _of_csv(path: Path) -> Iterator[Row]:
             has = ", ".join(map(repr, header)) or "empty"
             wanted = f"name {', '.join(COLUMNS)} there, between commas"
             raise CapbenchError(f"{path}, line 1: there is no column {lacking[0]}; the line is {has}; {wanted}")
+        if twice := [column for column in COLUMNS if header.count(column) > 1]:
+            raise CapbenchError(f"{path}, line 1: there are {header.count(twice[0])} columns {twice[0]}; keep one")
         image, caption, split = map(header.index, COLUMNS)
         for fields in reader:
             if not fields:

@@ -81,7 +81,11 @@ class Board:
     results: Results
     runs: tuple[Runs, ...]  # in the order of the pages
     matches: tuple[Match, ...]  # in the order of reported.csv
-    outcomes: tuple[tuple[Claim, Outcome], ...]
+
+    @cached_property
+    def outcomes(self) -> tuple[tuple[Claim, Outcome], ...]:
+        """Each claim of the paper, and what the runs say of it."""
+        return tuple((claim, outcome(claim, self.results)) for claim in self.paper.claims)
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -135,8 +139,7 @@ def board(paper: Paper, results: Results, origin: str = "") -> Board:
     """A paper's numbers beside the runs of these records; `origin` says where the records are from."""
     runs = tuple(gather(paper, results, origin))
     matches = tuple(match for number in paper.reported for match in _matches(number, runs))
-    mine = results.select(paper=paper.name)
-    return Board(paper, mine, runs, matches, tuple((claim, outcome(claim, mine)) for claim in paper.claims))
+    return Board(paper, results.select(paper=paper.name), runs, matches)
 
 
 def _why_not_judged(runs: Runs) -> str:

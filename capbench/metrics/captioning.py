@@ -22,7 +22,7 @@ from pycocoevalcap.bleu import bleu_scorer
 from pycocoevalcap.cider import cider_scorer
 from pycocoevalcap.rouge.rouge import Rouge
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, listed
 from capbench.data.captions import Split, one_line
 from capbench.data.tokenizers import tokenize
 from capbench.metrics.jars import (
@@ -235,7 +235,7 @@ def _check_references(references: Sequence[Sequence[str]]) -> None:
         raise CapbenchError(f"the references of image {texts[0]} are one text: give a list of captions for each image")
     bare = [i for i, own in enumerate(references) if not own]
     if bare:
-        raise CapbenchError(f"images without a reference cannot be scored, leave out {len(bare):,}: {_listed(bare)}")
+        raise CapbenchError(f"images without a reference cannot be scored, leave out {len(bare):,}: {listed(bare)}")
 
 
 def _resampled(runs: list[np.ndarray], score: Score, samples: int, random: np.random.Generator) -> NDArray[Any]:
@@ -260,7 +260,3 @@ def _sentence(words: str) -> str:
     """
     text = " ".join(one_line(words).replace("\ufffd", " ").split())
     return f"{text[:1].upper()}{text[1:]} ."
-
-
-def _listed(ids: Sequence[int]) -> str:
-    return ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")

@@ -49,7 +49,7 @@ def measured(places: Places) -> dict[str, Float[np.ndarray, " query"]]:
     return {**recalls, "r_precision": summed(inside * 1.0), "map_at_r": summed(inside * found / place)}
 
 
-class Given:
+class ByMatrix:
     """Similarities that are given: exact as they are."""
 
     def __init__(self, similarity: Tensor, rows: Tensor, columns: Tensor) -> None:
@@ -70,7 +70,7 @@ class Given:
         return tile[row, column]
 
 
-class ByFunction(Given):
+class ByFunction(ByMatrix):
     """Similarities that a function computes."""
 
     def __init__(self, images: Tensor, captions: Tensor, similarity: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -82,7 +82,7 @@ class ByFunction(Given):
         return self.function(self.images, self.captions[queries]).T
 
 
-class ByName(Given):
+class ByName(ByMatrix):
     """A product of matrices, or the order; where rounding could matter, exact scores decide."""
 
     def __init__(self, images: Tensor, captions: Tensor, similarity: str) -> None:
@@ -116,7 +116,7 @@ class ByName(Given):
         return exact_scores(self.images, self.captions, *few, self.order)[which]
 
 
-def places_of(fitting: Lists, asking: list[int], candidates: list[int], ways: Given, of_images: bool) -> Places:
+def places_of(fitting: Lists, asking: list[int], candidates: list[int], ways: ByMatrix, of_images: bool) -> Places:
     """The places of the positives of those of the ids `asking` that are queries."""
     column_of = {name: column for column, name in enumerate(candidates)}
     asked = [row for row, name in enumerate(asking) if name in fitting]
@@ -135,7 +135,7 @@ def places_of(fitting: Lists, asking: list[int], candidates: list[int], ways: Gi
     return Places(count, query, place)
 
 
-def _block(ways: Given, queries: Tensor, row: Tensor, column: Tensor, deepest: int, images: bool) -> Tensor:
+def _block(ways: ByMatrix, queries: Tensor, row: Tensor, column: Tensor, deepest: int, images: bool) -> Tensor:
     """The places of the positives `row`, `column` among all candidates of a block of queries, exact up to `deepest`.
 
     Only the `deepest` best negatives can decide them, and those that are as good up to rounding.

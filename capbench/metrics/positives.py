@@ -23,15 +23,14 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, listed
 from capbench.data.captions import duplicates
 from capbench.kernels._arguments import Array, check_unit_length, tensors
-from capbench.metrics.places import DEEPEST, FAR, ByFunction, ByName, Given, Lists, Places, measured, places_of
+from capbench.metrics.places import DEEPEST, FAR, ByFunction, ByMatrix, ByName, Lists, Places, measured, places_of
 from capbench.metrics.registry import POSITIVES
 from capbench.metrics.retrieval import SIMILARITIES, Similarity
 
 PROTOCOLS = {"eccv": "ECCV Caption", "cxc": "CxC"}
-SHOWN = 10  # ids spelled out in a message
 
 Evaluated = tuple[dict[str, float], dict[str, NDArray[np.generic]]]
 
@@ -94,7 +93,7 @@ def evaluate_positives(
     images, captions = (each.detach().cpu().to(wide) for each in (images, captions))
     images, captions = images[list(rows)], captions[list(columns)]
     if isinstance(similarity, str):
-        ways: Given = ByName(images, captions, similarity)
+        ways: ByMatrix = ByName(images, captions, similarity)
     else:
         ways = ByFunction(images, captions, similarity)
     return _evaluated(positives, list(rows.values()), list(columns.values()), ways)
@@ -111,7 +110,7 @@ def matrix_positives(
         image_ids=(image_ids, "int image"), caption_ids=(caption_ids, "int caption"),
     )  # fmt: skip
     rows, columns = _chosen(positives, image_ids.tolist(), caption_ids.tolist())
-    ways = Given(similarity, torch.tensor(list(rows)), torch.tensor(list(columns)))
+    ways = ByMatrix(similarity, torch.tensor(list(rows)), torch.tensor(list(columns)))
     return _evaluated(positives, list(rows.values()), list(columns.values()), ways)
 
 
@@ -162,7 +161,7 @@ def positives_metrics(
     return metrics, {**arrays, f"{positives.protocol}_image_of_caption": owners}
 
 
-def _evaluated(positives: Positives, images: list[int], captions: list[int], ways: Given) -> Evaluated:
+def _evaluated(positives: Positives, images: list[int], captions: list[int], ways: ByMatrix) -> Evaluated:
     """`images` and `captions` are the ids of the candidates, in the order of `ways`."""
     queries = [caption for caption in captions if caption in positives.images_of]
     values = {
@@ -177,7 +176,7 @@ def _chosen(positives: Positives, images: list[int], captions: list[int]) -> tup
     chosen = []
     for kind, given, wanted in (("image", images, positives.images), ("caption", captions, positives.image_of_caption)):
         if twice := duplicates(given):
-            raise CapbenchError(f"{len(twice):,} {kind} ids are given twice: {_some(twice)}; give each row its own")
+            raise CapbenchError(f"{len(twice):,} {kind} ids are given twice: {listed(twice)}; give each row its own")
         there, among = set(given), set(wanted)
         _refuse_missing([name for name in wanted if name not in there], f"{kind}s of COCO's test set are missing")
         chosen.append({row: name for row, name in enumerate(given) if name in among})
@@ -186,12 +185,9 @@ def _chosen(positives: Positives, images: list[int], captions: list[int]) -> tup
 
 def _refuse_missing(missing: Sequence[int], fault: str) -> None:
     if missing:
-        raise CapbenchError(f"{len(missing):,} {fault}: {_some(missing)}; the protocol needs all of COCO's 5K test set")
-
-
-def _some(ids: Sequence[int]) -> str:
-    shown = ", ".join(map(str, ids[:SHOWN]))
-    return shown if len(ids) <= SHOWN else f"{shown} and {len(ids) - SHOWN:,} more"
+        raise CapbenchError(
+            f"{len(missing):,} {fault}: {listed(missing)}; the protocol needs all of COCO's 5K test set"
+        )
 
 
 def _read(path: Path) -> dict[int, list[int]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,27 +20,21 @@ from capbench.base.files import check_writable
 from capbench.base.plugins import versions
 from capbench.base.processor import computes_bf16
 from capbench.base.provenance import provenance
-from capbench.data.captions import CaptionDataset, protocol_line
-from capbench.data.datasets import check_trainable, is_published, load_captions, load_dataset
-from capbench.data.vocabulary import Vocabulary
+from capbench.data.captions import protocol_line
 from capbench.evidence.records import Epoch, Result, load_results, save_result
 from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, describe, description, identity
+from capbench.runs.materials import Materials, default_device
 from capbench.runs.paper import Paper, metric_of, paper
 from capbench.scoring.outputs import remove_saved
+from capbench.scoring.records import split_fields
 from capbench.training import checkpoint
 from capbench.training.experiment import Evaluation, Inputs, Recipe, Training
 from capbench.training.loop import TrainingState, train
 from capbench.training.machine import ENERGY_OF, peak_memory_bytes, restart_peak_memory
-from capbench.vision.encoders import Encoder
-from capbench.vision.features import Features, features
-from capbench.vision.imported import check_imported, imported_features
-from capbench.vision.networks import IMPORTED
 
 LOCK, SCRATCH = ".lock", "scratch"
 
 OnJobStep = Callable[[Job, TrainingState, int], None]  # see `capbench.training.loop.train`
-
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA is deterministic only with it, set before its start
 
 
 @dataclass(frozen=True)
@@ -65,79 +58,6 @@ class FinishedRun:
     records: tuple[Path, ...]
     date: str  # when it finished: UTC, ISO 8601
     trained: bool  # whether it was trained now, or had been finished before
-
-
-class Materials:
-    """Data sets and features, each loaded once for all jobs."""
-
-    def __init__(self, store: Path | None = None) -> None:
-        self.store = store
-        self._datasets: dict[str, CaptionDataset] = {}
-        self._captions: dict[str, CaptionDataset] = {}
-        self._features: dict[tuple[str | None, ...], tuple[Encoder, Features]] = {}
-
-    def dataset(self, name: str) -> CaptionDataset:
-        """A data set by name; one that was loaded from a folder is known by its own name from then on."""
-        return _once(self._datasets, load_dataset, name)
-
-    def captions(self, name: str) -> CaptionDataset:
-        """As `dataset`, but the photographs need not be there."""
-        return _once(self._captions, load_captions, name)
-
-    def check(self, name: str, encoders: Iterable[str]) -> None:
-        """Raise CapbenchError where a data set, or the features imported for it, are missing or nothing to train on."""
-        for encoder in encoders:
-            if encoder.startswith(IMPORTED):
-                check_imported(self.captions(name), encoder, self.store)
-            check_trainable((self.captions if encoder.startswith(IMPORTED) else self.dataset)(name))
-
-    def inputs(self, job: Job, recipe: Recipe) -> Inputs:
-        """What the experiment of a job is made from. Raises CapbenchError for missing data or an unknown encoder."""
-        if job.encoder.startswith(IMPORTED):
-            return self._of_imported(job, recipe)
-        dataset = self.dataset(job.dataset)
-        check_trainable(dataset)
-        key = (job.dataset, job.encoder, recipe.output, recipe.view, recipe.region_provider)
-        if key not in self._features:
-            encoder = Encoder(job.encoder, recipe.output).to(default_device())
-            stored = features(dataset, encoder, recipe.view, recipe.region_provider, store=self.store, progress=True)
-            self._features[key] = (encoder, stored)
-        encoder, stored = self._features[key]
-        vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count, dataset.tokenizer)
-        return Inputs(dataset, encoder, stored, vocabulary)
-
-    def _of_imported(self, job: Job, recipe: Recipe) -> Inputs:
-        """Raises CapbenchError for a recipe that needs the network, or random crops of the photographs."""
-        if recipe.finetune or recipe.view == "RC":
-            does = "trains the encoder" if recipe.finetune else "shows it random crops"
-            raise CapbenchError(f"{job.preset} {does}, and {job.encoder} are imported features; choose another preset")
-        dataset = self.captions(job.dataset)
-        check_trainable(dataset)
-        stored = imported_features(dataset, job.encoder, recipe.output, self.store)
-        if stored.boxes is None:
-            dataset = replace(dataset, phrases=None)  # where a phrase is cannot be compared with places unknown
-        vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count, dataset.tokenizer)
-        return Inputs(dataset, None, stored, vocabulary)
-
-
-def _once(known: dict[str, CaptionDataset], load: Callable[[str], CaptionDataset], name: str) -> CaptionDataset:
-    if name not in known:
-        loaded = load(name)
-        known |= {name: loaded, **({loaded.name: loaded} if loaded.place else {})}
-    return known[name]
-
-
-def default_encoder(dataset: str) -> str:
-    """The encoder of a data set unless another one is named.
-
-    >>> default_encoder("scenes"), default_encoder("flickr8k")
-    ('scenes', 'timm/tf_efficientnet_lite2')
-    """
-    return "scenes" if dataset == "scenes" else "timm/tf_efficientnet_lite2"
-
-
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fresh: bool = False) -> FinishedRun:
@@ -235,7 +155,7 @@ def _result(
     scored = inputs.dataset.split("test")
     return Result(
         **asdict(job),
-        split=scored.name,
+        **split_fields(scored),
         protocol=protocol,
         view="file" if inputs.features.imported else recipe.view,
         region_provider=None if inputs.features.imported else recipe.region_provider,
@@ -244,10 +164,6 @@ def _result(
         best_epoch=state.best_epoch,
         curve=[Epoch(**entry) for entry in state.curve],
         recipe=asdict(recipe),
-        dataset_fingerprint=inputs.dataset.fingerprint,
-        published=is_published(inputs.dataset),
-        images=len(scored.image_index),
-        tokenizer=inputs.dataset.metric_tokenizer,
         features_fingerprint=inputs.features.fingerprint,
         vocabulary_size=len(inputs.vocabulary),
         command=replace(job, dataset=inputs.dataset.place or job.dataset).command,

@@ -17,12 +17,13 @@ from capbench.base.files import sha256
 from capbench.base.plugins import versions
 from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, protocol_line
-from capbench.data.datasets import is_published
 from capbench.evidence.records import Result, save_result
-from capbench.runs.harness import Materials, Places, claimed, default_device
+from capbench.runs.harness import Places, claimed
 from capbench.runs.job import VOCABULARY, Job, describe, description
+from capbench.runs.materials import Materials, default_device
 from capbench.runs.paper import Paper, papers
 from capbench.runs.released import PREFIX, Released
+from capbench.scoring.records import split_fields
 from capbench.training import checkpoint
 from capbench.training.experiment import Inputs
 from capbench.vision.encoders import Encoder
@@ -143,7 +144,7 @@ def _scored(
         result = Result(
             **asdict(job),
             **made_by,
-            split=scored.name,
+            **split_fields(scored),
             protocol=protocol,
             view=recipe.view,
             metrics=dict(evaluation.metrics),
@@ -152,10 +153,6 @@ def _scored(
             curve=[],
             recipe=asdict(recipe),
             parameters=sum(value.numel() for value in model.parameters()),
-            dataset_fingerprint=dataset.fingerprint,
-            published=is_published(dataset),
-            images=len(scored.image_index),
-            tokenizer=dataset.metric_tokenizer,
             features_fingerprint=stored.fingerprint,
             vocabulary_size=len(released.vocabulary),
             wall_seconds=0.0,

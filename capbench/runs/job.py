@@ -96,7 +96,10 @@ class Description:
 
 
 def describe(folder: Path, identity: Mapping[str, Any], feature_dim: int, records: Sequence[str]) -> Description:
-    """Write the description of a run that has just finished into its folder."""
+    """Write the description of a run that has just finished into its folder.
+
+    Raises CapbenchError when it cannot be written.
+    """
     described = Description(identity, feature_dim, tuple(records), datetime.now(UTC).isoformat(timespec="seconds"))
     document = {"schema_version": SCHEMA_VERSION, **asdict(described)}
     atomic_write(folder / DESCRIPTION, json.dumps(document, indent=1).encode())

@@ -12,8 +12,8 @@ from pydantic import JsonValue
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 from capbench.data.checked_json import Checked, read_json
-from capbench.runs.harness import default_encoder
 from capbench.runs.job import Job
+from capbench.runs.materials import default_encoder
 from capbench.runs.paper import Paper
 from capbench.runs.recipes import parsed
 from capbench.vision.networks import check_name
@@ -31,8 +31,8 @@ def plan(
     """The jobs in the order in which they run: by encoder, seed and preset, and ensembles after all single models.
 
     `presets` are the paper's headline presets if not given, and all of them if "all" is among them. `seeds` counts
-    from 0, and an ensemble of n models takes n of them; `seed` names one instead. `assignments` set fields of every
-    preset's recipe ("training.learning_rate=1e-3").
+    from 0, and an ensemble of n models takes n of them; `seed` names one instead. What is named twice runs once.
+    `assignments` set fields of every preset's recipe ("training.learning_rate=1e-3").
     Raises CapbenchError naming an unknown preset or encoder, or a field or value that cannot be set.
 
     >>> from capbench.runs.paper import paper
@@ -40,16 +40,17 @@ def plan(
     vsepp vse0 on scenes, scenes, seed 0
     vsepp vse0 on scenes, scenes, seed 1
     """
-    names = list(presets or paper.headline)
+    names = list(dict.fromkeys(presets or paper.headline))
     if "all" in names:
         names = list(paper.presets(dataset))
-    for encoder in encoders or ():
+    networks = list(dict.fromkeys(encoders or [default_encoder(dataset)]))
+    for encoder in networks:
         check_name(encoder)
     overrides = {name: _overrides(paper, name, dataset, assignments) for name in names}
     size = {name: paper.recipe(name, dataset, overrides[name]).ensemble_size for name in names}
     jobs = [
         Job(paper.name, name, dataset, encoder, number, overrides[name])
-        for encoder in encoders or [default_encoder(dataset)]
+        for encoder in networks
         for number in (range(seeds) if seed is None else [seed])
         for name in names
         if seed is not None or number < max(1, seeds // size[name])

@@ -83,9 +83,11 @@ def overridden(recipe: Recipe, overrides: Mapping[str, JsonValue]) -> Recipe:
             raise _unknown(name, present)
         recipe = _set(recipe, name.split("."), _checked(recipe, name, value))
     if recipe.warmup >= recipe.training.epochs:
-        raise CapbenchError(f"warmup is {recipe.warmup} of {recipe.training.epochs} epochs, and no snapshot is left")
+        fault = f"warmup is {recipe.warmup} of {recipe.training.epochs} epochs, and no snapshot is left"
+        raise CapbenchError(f"{fault}; set training.epochs above warmup")
     if recipe.ensemble_size > 1 and recipe.init_from is None:
-        raise CapbenchError(f"ensemble_size is {recipe.ensemble_size}, and init_from names no preset to join")
+        fault = f"ensemble_size is {recipe.ensemble_size}, and init_from names no preset to join"
+        raise CapbenchError(f"{fault}; set ensemble_size to 1, or init_from to a preset")
     return recipe
 
 

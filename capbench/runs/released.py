@@ -61,7 +61,8 @@ def load_checkpoint(path: Path) -> Any:
             content = torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, zip and attribute errors
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else str(error).partition("\n")[0] or type(error).__name__
+        said = str(error).partition("\n")[0].partition("Weights only load failed")[0]  # what follows is for programmers
+        reason = f"it asks for {asked[1]}" if asked else said or type(error).__name__
         raise CapbenchError(
             f"{path} is refused: it is truncated, or holds more than tensors and the options of a command, which could "
             f"run code ({reason[:200]})"
@@ -80,19 +81,27 @@ def _check_sizes(content: Any, path: Path) -> None:
 
 
 def tensors(content: Any, path: Path, what: str) -> dict[str, Tensor]:
-    """A part of a checkpoint as a table of tensors. Raises CapbenchError naming the file and the part otherwise."""
+    """A part of a checkpoint as a table of dense tensors of numbers.
+
+    Raises CapbenchError naming the file, the part and the tensor otherwise, and for a value that is not finite.
+    """
     named = isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values())
     if not named or not content:
         raise CapbenchError(f"{path}: {what} is no table of tensors")
     for name, value in content.items():
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized or not value.numel():
+            raise CapbenchError(f"{path}: {what} has {name} empty, sparse, complex or quantised, as no model of ours")
         if value.is_floating_point() and not value.isfinite().all():
             raise CapbenchError(f"{path}: {what} has a value in {name} that is not finite")
     return {str(name): value.float() if value.is_floating_point() else value for name, value in content.items()}
 
 
 def expect(names: set[str], given: Mapping[str, Tensor], path: Path, model: str) -> None:
-    """Raises CapbenchError unless the tensors have exactly these names, those of a model."""
+    """Raises CapbenchError unless the tensors have exactly these names: a model's weights, matrices, and its biases."""
     if given.keys() != names:
         strange = [f"has {', '.join(sorted(given.keys() - names)[:5])}"] * bool(given.keys() - names)
         missing = [f"lacks {', '.join(sorted(names - given.keys())[:5])}"] * bool(names - given.keys())
         raise CapbenchError(f"{path} is no {model}: it {' and '.join(strange + missing)}")
+    for name, value in given.items():
+        if value.ndim != (wanted := 2 if "weight" in name else 1):
+            raise CapbenchError(f"{path} is no {model}: {name} has {value.ndim} dimensions, not {wanted}")

@@ -136,13 +136,20 @@ class _Open:
     loss: float  # sum over the steps of the epoch
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Add a point to each curve. A tracker that fails is left out from then on: it never costs the run."""
+        """Add a point to each curve."""
+        self._each(lambda curve: curve.add(values, self.steps))
+
+    def close(self) -> None:
+        self._each(lambda curve: curve.close())
+
+    def _each(self, act: Callable[[Curve], None]) -> None:
+        """Do something with each curve. A tracker that fails is left out from then on: it never costs the run."""
         for curve in tuple(self.curves):
             try:
-                curve.add(values, self.steps)
+                act(curve)
             except Exception as error:  # whatever a server or a disk may answer
                 self.curves.remove(curve)
-                warnings.warn(f"{type(curve).__name__} has failed and gets no more of this run: {error}", stacklevel=2)
+                warnings.warn(f"{type(curve).__name__} has failed and gets no more of this run: {error}", stacklevel=3)
 
     def move(self, state: TrainingState) -> None:
         self.steps, self.step, self.loss = state.steps, state.step, state.loss
@@ -152,7 +159,7 @@ class _Open:
 class Tracking:
     """Passes on to trackers what runs report.
 
-    Raises CapbenchError for a tracker that is not installed.
+    Raises CapbenchError for a tracker that is not installed, and at a run's first step for one that cannot begin.
     """
 
     trackers: Sequence[Tracker]
@@ -190,17 +197,23 @@ class Tracking:
     def close(self) -> None:
         """Close every curve, so that nothing of it is lost."""
         for run in self._open.values():
-            for curve in run.curves:
-                curve.close()
+            run.close()
         self._open.clear()
 
     def _begin(self, job: Job, state: TrainingState) -> _Open:
         folder, resumed = self.places.folder(job), state.steps > 1 or bool(state.curve)
         name = (_name_of(folder) if resumed else None) or uuid.uuid4().hex[:12]
-        atomic_write(folder / CURVE, json.dumps({"name": name}).encode())
         start = Start(job, folder, name, state.steps - 1 if resumed else 0)
-        self._open[job] = _Open([CURVES[tracker](start) for tracker in self.trackers], state.steps, *_so_far(state))
-        return self._open[job]
+        self._open[job] = run = _Open([], state.steps, *_so_far(state))
+        for tracker in self.trackers:
+            try:
+                run.curves.append(CURVES[tracker](start))
+            except Exception as error:  # of its settings, its server or its folder
+                fault = " ".join(str(error).split())
+                advice = f"correct the settings of {tracker}, or leave out --track {tracker}"
+                raise CapbenchError(f"{tracker} cannot begin the curve of {job}: {fault}; {advice}") from error
+        atomic_write(folder / CURVE, json.dumps({"name": name}).encode())
+        return run
 
 
 def _so_far(state: TrainingState) -> tuple[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from capbench.scoring.ids import Key
 ENDINGS = (".npy", ".npz", ".safetensors")
 _PACKED, _DENSE = 2**30, 100  # bytes that any archive may unpack to, and per packed byte where it is more
 _KINDS = "fiu"  # of numbers: floating-point and integers
+_DAMAGED = (  # what the readers of files raise; RuntimeError for an archive with a password
+    OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, SafetensorError,
+)  # fmt: skip
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray | Tensor]:
@@ -29,20 +33,23 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray | Tensor]:
     Raises CapbenchError for a file that is missing, damaged, of another kind, or pickled.
     """
     if path.suffix not in ENDINGS:
-        raise CapbenchError(f"{path} is no array file; give {', '.join(ENDINGS)}")
+        raise CapbenchError(f"{path} is no array file; give one that ends in {', '.join(ENDINGS)}")
     if not path.is_file():
         raise CapbenchError(f"there is no file {path}")
     try:
         if path.suffix == ".npy":
-            return {names[0]: np.load(path, mmap_mode="r", allow_pickle=False)}
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise CapbenchError(f"{path} is an archive of arrays; rename it to end in .npz")
+            return {names[0]: array}
         if path.suffix == ".npz":
             return _of_archive(path, names)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, SafetensorError) as error:
+    except _DAMAGED as error:
         pickled = any(words in str(error) for words in ("Object arrays", "Python objects", "allow_pickle"))
-        advice = "it is pickled; save plain numbers with numpy.save" if pickled else str(error)
-        raise CapbenchError(f"cannot read {path}: {advice}") from error
+        fault = "it is pickled; save plain numbers with numpy.save" if pickled else f"{error}; save or fetch it again"
+        raise CapbenchError(f"cannot read {path}: {fault}") from error
 
 
 def one_array(path: Path, name: str, *others: str) -> tuple[Tensor, dict[str, np.ndarray | Tensor]]:
@@ -52,7 +59,8 @@ def one_array(path: Path, name: str, *others: str) -> tuple[Tensor, dict[str, np
     """
     arrays = read_arrays(path, name, *others)
     if name not in arrays:
-        raise CapbenchError(f"{path} has no array {name!r}; save it under that name")
+        there = ", ".join(map(repr, _names(path))) or "none"
+        raise CapbenchError(f"{path} has no array {name!r}, but {there}; save it under that name")
     return as_floats(arrays.pop(name), str(path)), arrays
 
 
@@ -61,10 +69,9 @@ def as_floats(array: np.ndarray | Tensor, source: str) -> Tensor:
 
     Raises CapbenchError for what is no matrix of numbers.
     """
-    if isinstance(array, Tensor):
-        array = (array.float() if array.dtype in (torch.bfloat16, torch.float16) else array).numpy()
+    array = _numpy(array)
     if array.ndim != 2 or not array.size:
-        raise CapbenchError(f"{source} has shape {list(array.shape)}; give a matrix with one row each")
+        raise CapbenchError(f"{source} has shape {list(array.shape)}; give a matrix that is not empty")
     if array.dtype.kind not in _KINDS:
         raise CapbenchError(f"{source} is of type {array.dtype}; give floating-point numbers or integers")
     long = array.dtype.itemsize > (4 if array.dtype.kind == "f" else 2)
@@ -94,12 +101,28 @@ def read_ids(path: Path) -> tuple[Key, ...]:
 
 def as_ids(array: np.ndarray | Tensor, source: str) -> tuple[Key, ...]:
     """Raises CapbenchError for what is no list of whole numbers or texts."""
-    values = array.numpy() if isinstance(array, Tensor) else array
+    values = _numpy(array)
     if values.ndim != 1 or values.dtype.kind not in "iuUS":
         wanted = "give one whole number or file name for each row"
         raise CapbenchError(f"{source}: the ids are {values.dtype} {list(values.shape)}; {wanted}")
     texts = np.char.decode(values, "utf-8", "replace") if values.dtype.kind == "S" else values
     return tuple(texts.tolist())
+
+
+def _numpy(array: np.ndarray | Tensor) -> np.ndarray:
+    """An array as numpy has it, which lacks the floats of 8 bits and bfloat16."""
+    if not isinstance(array, Tensor):
+        return array
+    return (array.float() if array.is_floating_point() and array.element_size() < 4 else array).numpy()
+
+
+def _names(path: Path) -> list[str]:
+    """The names of all arrays of a .npz or .safetensors file."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as bundle:
+            return list(bundle.files)
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
 
 
 def _of_archive(path: Path, names: Sequence[str]) -> dict[str, np.ndarray | Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,10 @@ def read_similarity(path: Path, image_ids: Path | None = None, caption_ids: Path
     Ids are as in `read_embeddings`. Raises CapbenchError naming file, row and id of a NaN.
     """
     matrix, others = one_array(path, "similarity", "image_ids", "caption_ids")
-    ids = [_ids(path, name, file, others) for name, file in (("image_ids", image_ids), ("caption_ids", caption_ids))]
-    for keys, length, noun in zip(ids, matrix.shape, ("rows", "columns"), strict=True):
-        _check_length(path, keys, length, noun)
-    _refuse(matrix, torch.isnan, ids[0], path, "NaN")
-    return Similarity(matrix, ids[0], ids[1], str(path))
+    of_images = _ids(path, "image_ids", image_ids, others, matrix.shape[0], "rows")
+    of_captions = _ids(path, "caption_ids", caption_ids, others, matrix.shape[1], "columns")
+    _refuse(matrix, torch.isnan, of_images, path, "NaN")
+    return Similarity(matrix, of_images, of_captions, str(path))
 
 
 def read_ranking(*paths: Path) -> Ranking:
@@ -89,28 +89,31 @@ def read_ranking(*paths: Path) -> Ranking:
 
 def _table(path: Path, name: str, ids_name: str, ids: Path | None) -> Table:
     rows, others = one_array(path, name, ids_name)
-    keys = _ids(path, ids_name, ids, others)
-    _check_length(path, keys, len(rows), "rows")
+    keys = _ids(path, ids_name, ids, others, len(rows), "rows")
     _refuse(rows, lambda block: ~block.isfinite(), keys, path, "a value that is not finite")
     return Table(rows, keys, str(path))
 
 
-def _ids(path: Path, name: str, file: Path | None, others: dict[str, np.ndarray | Tensor]) -> tuple[Key, ...] | None:
-    if file is not None:
-        return read_ids(file)
-    return as_ids(others[name], str(path)) if name in others else None
+def _ids(
+    path: Path, name: str, file: Path | None, others: dict[str, np.ndarray | Tensor], length: int, noun: str
+) -> tuple[Key, ...] | None:
+    """The ids in `file`, else those beside the array of `path`. Raises CapbenchError where they are not `length`."""
+    if file is None and name not in others:
+        return None
+    ids = as_ids(others[name], f"{path}, {name}") if file is None else read_ids(file)
+    if len(ids) != length:
+        where = f"{file} {len(ids):,} ids" if file else f"{len(ids):,} {name}"
+        raise CapbenchError(f"{path} has {length:,} {noun} and {where}; give one id for each")
+    return ids
 
 
-def _check_length(path: Path, ids: tuple[Key, ...] | None, length: int, noun: str) -> None:
-    if ids is not None and len(ids) != length:
-        raise CapbenchError(f"{path} has {length:,} {noun} and {len(ids):,} ids; give one id for each")
-
-
-def _refuse(matrix: Tensor, faulty: object, ids: tuple[Key, ...] | None, path: Path, what: str) -> None:
+def _refuse(
+    matrix: Tensor, faulty: Callable[[Tensor], Tensor], ids: tuple[Key, ...] | None, path: Path, what: str
+) -> None:
     """Raises CapbenchError for the first row with a faulty number."""
     at_once = max(1, _AT_ONCE // matrix.shape[1])
     for start in range(0, len(matrix), at_once):
-        rows = faulty(matrix[start : start + at_once]).any(1).nonzero()  # type: ignore[operator]
+        rows = faulty(matrix[start : start + at_once]).any(1).nonzero()
         if len(rows):
             row = start + int(rows[0])
             whose = "" if ids is None else f" (id {ids[row]})"
@@ -121,18 +124,27 @@ def _trec(path: Path) -> pd.DataFrame:
     names = ["qid", "Q0", "docid", "rank", "score", "tag", "more"]
     kinds = dict.fromkeys(names, str)
     try:
-        table = pd.read_csv(path, sep=r"\s+", names=names, dtype=kinds, quoting=3, na_filter=False, index_col=False)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise CapbenchError(f"cannot read {path}: {error}; a line is `qid Q0 docid rank score tag`") from error
+        table = pd.read_csv(
+            path, sep=r"\s+", names=names, dtype=kinds, quoting=3, na_filter=False, index_col=False,
+            skip_blank_lines=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise CapbenchError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # as pandas' own errors are
+        fault = " ".join(str(error).split())
+        raise CapbenchError(f"cannot read {path}: {fault}; a line is `qid Q0 docid rank score tag`") from error
+    table = table[(table != "").any(axis=1)]  # blank lines count in the index, and so in messages
     if table.empty:
         raise CapbenchError(f"{path} has no line; a line is `qid Q0 docid rank score tag`")
     numbers = table[["rank", "score"]].apply(pd.to_numeric, errors="coerce")
     wrong = numbers.isna().any(axis=1) | (table["tag"] == "") | (table["more"] != "")
     if wrong.any():
-        line = int(wrong.to_numpy().argmax())
-        found = " ".join(table.iloc[line])
-        raise CapbenchError(f"{path}, line {line + 1}: {found!r} is not `qid Q0 docid rank score tag`")
-    table[["rank", "score"]] = numbers
+        place = int(wrong.to_numpy().argmax())
+        found = " ".join(table.iloc[place]).strip()
+        raise CapbenchError(
+            f"{path}, line {int(table.index[place]) + 1}: {found!r} is not `qid Q0 docid rank score tag`"
+        )
+    table = table.assign(rank=numbers["rank"], score=numbers["score"])
     _refuse_contradiction(path, table)
     return table
 
@@ -144,7 +156,7 @@ def _refuse_contradiction(path: Path, table: pd.DataFrame) -> None:
     wrong = same & (np.diff(ordered["score"].to_numpy()) > 0)
     if wrong.any():
         line = int(ordered.index[1:][wrong][0])
-        query = table["qid"].iloc[line]
+        query = table["qid"].loc[line]
         raise CapbenchError(
             f"{path}, line {line + 1}: query {query} has a higher score at a later rank; scores are closeness, "
             "and fall with the rank"

@@ -12,11 +12,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, listed
 from capbench.data.captions import Split, duplicates
 
 Key = int | str  # an id, or an image's file name
-SHOWN = 10  # ids that a message lists
 UNKNOWN = -1
 _ENDING = re.compile(r"\.\w{2,5}$")
 
@@ -63,6 +62,19 @@ class Side:
     def places(self, keys: Iterable[Key]) -> Int[np.ndarray, " key"]:
         return np.fromiter(map(self.place, keys), np.int64)
 
+    def refuse_ambiguous(self, source: str, keys: Iterable[Key]) -> None:
+        """Raises CapbenchError for a number in text that is the id of one image and the file name of another."""
+        for key in keys:
+            if not isinstance(key, str) or not key.isascii() or not key.isdigit() or str(int(key)) != key:
+                continue
+            numbered, named = self.place(int(key)), self.place(key)
+            if numbered not in (UNKNOWN, named):
+                names = self._of("names")
+                raise CapbenchError(
+                    f"{source}: {key!r} may be the id of {names[numbered]} or the file {names[named]}; "
+                    "write file names with their endings"
+                )
+
     def check(
         self, source: str, keys: Sequence[Key], places: Int[np.ndarray, " key"], wanted: Int[np.ndarray, " item"]
     ) -> None:
@@ -83,7 +95,7 @@ class Side:
         """What to do when no id is of the split."""
         for name in self.split.dataset.splits:
             if (Side(self.noun, self.split.dataset.split(name)).places(keys) >= 0).all():
-                return f"; they are of the split {name}: give --split {name}"
+                return f"; the split {name} has them all: give --split {name}, or the data set that they are of"
         where = "imgid or cocoid" if self.noun == "image" else "sentid"
         return f"; ids are those of the split file ({where})"
 
@@ -91,15 +103,6 @@ class Side:
         index = self.split.image_index if self.noun == "image" else self.split.caption_index
         values = getattr(self.split.dataset, f"{self.noun}_{what}")
         return tuple(values[i] for i in index)
-
-
-def listed(values: Sequence[object]) -> str:
-    """The first values and how it goes on.
-
-    >>> listed(range(12))
-    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...'
-    """
-    return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
 
 
 def _same_place(keys: Sequence[Key], places: Int[np.ndarray, " key"]) -> list[Key]:

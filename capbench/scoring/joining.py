@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -54,7 +56,12 @@ class Given:
 
     count: int
     ids: tuple[Key, ...] | None
-    source: str
+    source: str  # a file, for messages
+
+    @property
+    def name(self) -> str:
+        """The file without its folders, which are nobody's business in a record."""
+        return Path(self.source).name
 
 
 def scopes(split: Split, protocol: str) -> Iterator[Scope]:
@@ -77,7 +84,9 @@ def retrieval_scope(split: Split, protocol: str, images: Given, captions: Given)
         ):
             return scope
     known = " or ".join(dict.fromkeys(map(str, possible)))
-    turned = "; it seems to be [caption, image]: transpose it" if _turned(possible, images, captions) else ""
+    one = images.source == captions.source
+    swapped = "it seems to be [caption, image]: transpose it" if one else "give the file of the images first"
+    turned = f"; {swapped}" if _turned(possible, images, captions) else ""
     raise CapbenchError(
         f"{_sources(images, captions)} {images.count:,} images and {captions.count:,} captions, and the {split.name} "
         f"split of {split.dataset.name} has {known}{turned}; give rows in that order, or files of ids"
@@ -93,6 +102,7 @@ def image_rows(scope: Scope, given: Given, rows: Tensor) -> tuple[Int[np.ndarray
     count = len(scope.split.image_index)
     notes: list[str] = []
     if given.ids is not None:
+        scope.images.refuse_ambiguous(given.source, given.ids)
         owner = scope.images.places(given.ids)
         each = np.bincount(owner[(owner >= 0) & (owner < count)], minlength=count)
         if not ((owner >= 0) & (owner < count)).all() or each.min() < 2:
@@ -105,7 +115,7 @@ def image_rows(scope: Scope, given: Given, rows: Tensor) -> tuple[Int[np.ndarray
     _, first = np.unique(owner, return_index=True)
     if given.count > count:
         _refuse_unequal(given, rows, first[owner], scope)
-        notes.append(f"folded: {given.source} has {given.count:,} rows for {count:,} images, equal for each image")
+        notes.append(f"folded: {given.name} has {given.count:,} rows for {count:,} images, equal for each image")
     return first, tuple(notes)
 
 
@@ -127,6 +137,7 @@ def captions_in_order(split: Split, protocol: str, outputs: Captions) -> tuple[S
         raise CapbenchError(f"the protocol {protocol} is of rankings; score captions under whole, 1K or 5K")
     check_protocol(protocol, len(split.image_index))
     side, scored = Side("image", split), split.first(FOLD) if protocol == "1K" else split
+    side.refuse_ambiguous(outputs.source, chain.from_iterable(outputs.images))
     places = np.array([_place(side, names, outputs.source) for names in outputs.images])
     of_whole = bool((places >= len(scored.image_index)).any())
     keys = [names[0] for names in outputs.images]
@@ -159,7 +170,7 @@ def _fits(given: Given, side: Side, wanted: Int[np.ndarray, " item"], count: boo
 
 def _turned(possible: Sequence[Scope], images: Given, captions: Given) -> bool:
     sizes = ((len(scope.split.image_index), len(scope.kept)) for scope in possible)
-    return images.source == captions.source and (captions.count, images.count) in sizes
+    return (captions.count, images.count) in sizes
 
 
 def _sources(images: Given, captions: Given) -> str:
@@ -168,7 +179,7 @@ def _sources(images: Given, captions: Given) -> str:
 
 
 def _in_order(given: Given, count: int, noun: str) -> str:
-    return f"order: {given.source} gives no ids; its rows were taken for the {count:,} {noun} in the split file's order"
+    return f"order: {given.name} gives no ids; its rows were taken for the {count:,} {noun} in the split file's order"
 
 
 def _refuse_unequal(given: Given, rows: Tensor, same: Int[np.ndarray, " row"], scope: Scope) -> None:

@@ -34,7 +34,10 @@ class Captions:
         return cls(captions, named)
 
     def save(self, folder: Path, split: str) -> Path:
-        """Write `<split>-captions.json`, in COCO's results format; see `capbench.training.experiment.Outputs`."""
+        """Write `<split>-captions.json`, in COCO's results format; see `capbench.training.experiment.Outputs`.
+
+        Raises CapbenchError when it cannot be written.
+        """
         path = folder / f"{split}-captions.json"
         pairs = zip(self.images, self.captions, strict=True)
         write_results(path, [result(names[0], str(names[-1]), caption) for names, caption in pairs])
@@ -67,7 +70,10 @@ class Embeddings:
         return cls(Table(images.cpu(), image_ids), Table(captions.cpu(), caption_ids))
 
     def save(self, folder: Path, split: str) -> Path:
-        """Write `<split>-embeddings.safetensors`: images, captions, image_ids, caption_ids."""
+        """Write `<split>-embeddings.safetensors`: images, captions, image_ids, caption_ids.
+
+        Raises CapbenchError when it cannot be written.
+        """
         tensors = {"images": self.images.rows, "captions": self.captions.rows}
         return _save(folder / f"{split}-embeddings.safetensors", tensors, self.images.ids, self.captions.ids)
 
@@ -87,7 +93,10 @@ class Similarity:
         return cls(matrix.cpu(), *_ids(split, kept))
 
     def save(self, folder: Path, split: str) -> Path:
-        """Write `<split>-similarity.safetensors`: similarity, image_ids, caption_ids."""
+        """Write `<split>-similarity.safetensors`: similarity, image_ids, caption_ids.
+
+        Raises CapbenchError when it cannot be written.
+        """
         path = folder / f"{split}-similarity.safetensors"
         return _save(path, {"similarity": self.matrix}, self.image_ids, self.caption_ids)
 

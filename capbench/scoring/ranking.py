@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, listed
 from capbench.data.captions import Split
 from capbench.metrics.retrieval import FOLD, Ranks, metrics_of_ranks
-from capbench.scoring.ids import UNKNOWN, Side, listed
+from capbench.scoring.ids import UNKNOWN, Side
 from capbench.scoring.joining import Given, Scope, retrieval_scope
 from capbench.scoring.outputs import Ranking
 
@@ -110,6 +110,8 @@ def _directions(outputs: Ranking, split: Split) -> dict[str, Lists]:
         queries, candidates = places[0][number][codes[0]], places[1][1 - number][codes[1]]
         lines = np.full(len(queries), True) if whole[number] else (queries >= 0) & (candidates >= 0)
         if lines.any() and not whole[1 - number]:
+            named = np.unique(codes[number][lines])  # queries are images, or candidates are
+            sides[0].refuse_ambiguous(outputs.source, names[number][named])
             found[direction] = Lists(queries[lines], candidates[lines], outputs.scores[lines])
     known = sum(len(lists.queries) for lists in found.values())
     if known != len(outputs.queries):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,14 +59,18 @@ def system_result(
     `options` are those of the command besides data set, split and protocol.
     """
     words = ["capbench", "score", system.kind, *(path.name for path in system.files)]
-    options = {"dataset": split.dataset.name, "split": split.name, "protocol": protocol, **options}
+    options = {
+        "dataset": split.dataset.place or split.dataset.name,
+        "split": split.name,
+        "protocol": protocol,
+        **options,
+    }
     command = [*words, *(word for name, value in options.items() for word in (f"--{name}", value))]
     hashes = [f"file: {path.name}, sha256 {sha256(path)}" for path in system.files]
     return Result(
         paper=SYSTEMS,
         preset=system.name,
         dataset=split.dataset.name,
-        split=split.name,
         protocol=protocol,
         encoder=system.kind,
         view="",
@@ -76,18 +81,26 @@ def system_result(
         curve=[],
         recipe={},
         parameters=0,
-        dataset_fingerprint=split.dataset.fingerprint,
         features_fingerprint="",
         vocabulary_size=0,
-        published=is_published(split.dataset),
-        images=len(split.image_index),
-        tokenizer=split.dataset.metric_tokenizer,
         started=started.isoformat(),
         wall_seconds=(datetime.now(UTC) - started).total_seconds(),
         command=shlex.join(command),
         notes=[protocol_line(split), *evaluation.notes, *hashes],
+        **split_fields(split),
         **provenance(),
     )
+
+
+def split_fields(split: Split) -> dict[str, Any]:
+    """What a record says of the split that was scored."""
+    return {
+        "split": split.name,
+        "dataset_fingerprint": split.dataset.fingerprint,
+        "published": is_published(split.dataset),
+        "images": len(split.image_index),
+        "tokenizer": split.dataset.metric_tokenizer,
+    }
 
 
 def rescored(record: Result, folder: Path, dataset: CaptionDataset) -> Evaluation:
@@ -122,7 +135,10 @@ def rescored(record: Result, folder: Path, dataset: CaptionDataset) -> Evaluatio
 
 
 def record_again(record: Result, evaluation: Evaluation, folder: Path) -> Path:
-    """A new record with the metrics of today; what they do not replace is the old record's, as its notes say."""
+    """Write a new record with the metrics of today; what they do not replace is the old record's, as its notes say.
+
+    Raises CapbenchError as `save_result`.
+    """
     notes = [note for note in record.notes if not signature_of([note]) and not note.startswith(_REPLACED)]
     origin = f"rescored: the captions and ranks of {record.file}, made at commit {record.commit[:10]}"
     made = provenance()
@@ -142,5 +158,6 @@ def _counted(arrays: Mapping[str, np.ndarray], protocol: str) -> dict[str, float
 
 
 def _field(signature: str, name: str) -> str:
-    fields: Sequence[str] = [field.removeprefix(f"{name}:") for field in signature.split("|") if field.startswith(name)]
-    return fields[0] if fields else ""
+    """A field of a signature; empty where it has none of that name."""
+    fields = dict(field.partition(":")[::2] for field in signature.split("|"))
+    return fields.get(name, "")

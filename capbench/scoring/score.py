@@ -159,7 +159,7 @@ def _refuse_other_lengths(table: Table) -> None:
         whose = "" if table.ids is None else f" (id {table.ids[row]})"
         raise CapbenchError(
             f"{table.source}, row {row}{whose}: the vector has length {float(lengths[row]):.4g}, and the cosine is of "
-            "vectors of length 1; normalise them, or give --similarity dot"
+            "vectors of length 1; normalise them, or score them with --similarity dot"
         )
 
 

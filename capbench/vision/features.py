@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capbench.base.cache import cache_folder
-from capbench.base.errors import CapbenchError, StoppedError
+from capbench.base.errors import CapbenchError, StoppedError, listed
 from capbench.base.files import check_writable, fingerprint, locked, sha256
 from capbench.base.progress import Report, reporter
-from capbench.data.images import Pictures, listed
+from capbench.data.images import Pictures
 from capbench.vision.encoders import Encoder, Output
 from capbench.vision.extraction import COUNT, View, extract
 from capbench.vision.regions import PROVIDERS, Boxes, Provider, region_boxes

@@ -18,12 +18,12 @@ from pydantic import PlainValidator, model_validator
 from torch import nn
 
 from capbench.base.cache import cache_folder
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, listed
 from capbench.base.files import atomic_write, check_writable, fingerprint, locked
 from capbench.base.progress import Report, reporter
 from capbench.data.captions import Box, CaptionDataset
 from capbench.data.checked_json import Checked, read_json
-from capbench.data.images import ImageFolder, Pictures, listed
+from capbench.data.images import ImageFolder, Pictures
 from capbench.vision.networks import Detector, load_detector
 from capbench.vision.weights import hash_tensors
 

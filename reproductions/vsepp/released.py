@@ -70,7 +70,7 @@ def read_released(checkpoint: Path, vocabulary: Path) -> Released:
     try:
         recipe = recipe_of(opt, projection["fc.weight"], text["embed.weight"], checkpoint)
         said = {key: float(saved[key]) for key in ("epoch", "best_rsum") if key in saved}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CapbenchError(f"{checkpoint}: opt has a value of another kind: {error}") from error
     return Released(
         recipe=recipe,
@@ -96,7 +96,14 @@ def kind_of(recipe: VSERecipe) -> str:
 
 
 def recipe_of(opt: Mapping[str, Any], fc: Tensor, words: Tensor, path: Path) -> VSERecipe:
-    """The recipe that the options of a command describe. Raises CapbenchError for a model that is none of ours."""
+    """The recipe that the options of a command describe.
+
+    Raises CapbenchError for a model that is none of ours; TypeError, ValueError and OverflowError for a value that is
+    no option's.
+    """
+    for name in ("max_violation", "use_abs", "no_imgnorm"):
+        if not isinstance(opt[name], bool):
+            raise TypeError(f"{name} is {opt[name]!r}, neither True nor False")
     if opt["measure"] not in ("cosine", "order") or (opt["measure"] == "order" and opt["no_imgnorm"]):
         raise CapbenchError(f"{path}: measure {opt['measure']!r} with no_imgnorm {opt['no_imgnorm']} is none of ours")
     view: View = "10C" if str(opt["data_name"]).startswith("10crop") else "1C"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import re
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,6 +120,7 @@ def _read(path: Path) -> Iterator[_Line]:
         number = 0
         while text := file.readline(LONGEST + 1):
             number += 1
+            text = text.removeprefix(codecs.BOM_UTF8) if number == 1 else text
             place = f"{path}, line {number}"
             if len(text) > LONGEST:
                 raise CapbenchError(f"{place} is longer than {LONGEST:,} bytes, which no image needs; fetch it again")
@@ -146,7 +149,7 @@ def _arrays(dataset: CaptionDataset, folder: Path, files: list[Path], beside: Co
             with _array(path) as (file, place, size):
                 header = array_header(file, place, size)
                 values = np.frombuffer(file.read(size), header.dtype).reshape(header.shape)
-            yield Row(place, checked(values if values.ndim < 2 else values.reshape(-1, dim), place))
+            yield Row(place, checked(values, place))
 
     boxes = "; boxes are left out: such files do not say how large the images are"
     return Source(image_of_row, span(counts, folder), dim, False, rows, (f"{folder.name}: {said}{boxes}",))
@@ -170,5 +173,5 @@ def _array(path: Path) -> Iterator[tuple[File, str, int]]:
                 raise CapbenchError(f"{path}, {key}: {info.file_size:,} bytes, more than {MOST_BYTES:,} for one image")
             with archive.open(info) as file:
                 yield file, f"{path}, {key}", info.file_size
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
         raise CapbenchError(f"{path} is damaged ({error}); fetch it again") from error

@@ -43,7 +43,7 @@ def open_h5(dataset: CaptionDataset, folder: Path, beside: Collection[int] = ())
         for path in paths:
             with _opened(path) as file:
                 for entry in (entry for entry in entries if entry.path == path):
-                    yield entry.read(file, dim)
+                    yield entry.read(file)
 
     names, boxed = ", ".join(path.name for path in paths), all(entry.size for entry in entries)
     return Source(image_of_row, span(counts, folder), dim, boxed, rows, (f"{names}: {said}",))
@@ -71,9 +71,9 @@ class _Entry:
         except OSError as error:
             raise CapbenchError(f"{self.place} cannot be read ({error}); fetch the file again") from error
 
-    def read(self, file: Any, dim: int) -> Row:
+    def read(self, file: Any) -> Row:
         values = self.values(file, self.key)
-        features = checked(values if values.ndim < 2 else values.reshape(-1, dim), self.place)
+        features = checked(values, self.place)
         boxes = None if self.size is None else fractions(self.values(file, self.boxes), *self.size, self.place)
         return Row(self.place, features, boxes)
 
@@ -89,7 +89,10 @@ def _opened(path: Path) -> Iterator[Any]:
     except OSError as error:
         raise CapbenchError(f"{path} is no whole HDF5 file ({error}); fetch it again") from error
     with file:
-        yield file
+        try:
+            yield file
+        except (OSError, KeyError, RuntimeError) as error:
+            raise CapbenchError(f"{path} is damaged ({error}); fetch it again") from error
 
 
 def _entries(path: Path, file: Any) -> Iterator[_Entry]:
@@ -98,21 +101,20 @@ def _entries(path: Path, file: Any) -> Iterator[_Entry]:
 
 
 def _of_table(path: Path, file: Any, key: str) -> Iterator[_Entry]:
-    features, ids = _dataset(path, file, key), _first(IDS, file)
+    features, ids = _floats(path, file, key), _first(IDS, file)
     if not ids:
         raise CapbenchError(f"{path} has {key} and no ids; add a data set {IDS[0]} with the id of each image")
-    names = [plain(name) for name in file[ids][()].tolist()]
-    if features.ndim < 2 or len(names) != len(features):
-        raise CapbenchError(
-            f"{path}: {key} is {list(features.shape)} and {ids} has {len(names):,} ids; they must agree"
-        )
+    if features.ndim < 2:
+        raise CapbenchError(f"{path}: {key} is {list(features.shape)}, not [image, dim] or [image, region, dim]")
+    names = [plain(name) for name in _column(path, file, ids, len(features))]
     boxes, widths, heights = (_first(names_of, file) for names_of in (BOXES, WIDTHS, HEIGHTS))
     sizes: list[tuple[float, float] | None] = [None] * len(names)  # boxes in pixels of an unknown size say nothing
     if boxes and widths and heights:
         expected = (*features.shape[:-1], 4)
-        if _dataset(path, file, boxes).shape != expected:
+        if _floats(path, file, boxes).shape != expected:
             raise CapbenchError(f"{path}: {boxes} is {list(file[boxes].shape)}, not {list(expected)}")
-        sizes = [(float(w), float(h)) for w, h in zip(file[widths][()], file[heights][()], strict=True)]
+        both = (_column(path, file, side, len(features)) for side in (widths, heights))
+        sizes = [(float(w), float(h)) for w, h in zip(*both, strict=True)]
     for row, (name, size) in enumerate(zip(names, sizes, strict=True)):
         yield _Entry(path, key, row, name, features.shape[1:], boxes, size)
 
@@ -126,7 +128,7 @@ def _by_key(path: Path, file: Any) -> Iterator[_Entry]:
             continue
         inner = "" if suffixed else _first(FEATURES, _node(path, file, key))
         full = f"{key}/{inner}" if inner else key
-        yield _Entry(path, full, None, plain(key.removesuffix(suffix)), _dataset(path, file, full).shape)
+        yield _Entry(path, full, None, plain(key.removesuffix(suffix)), _floats(path, file, full).shape)
 
 
 def _first(names: tuple[str, ...], group: Any) -> str:
@@ -145,10 +147,28 @@ def _node(path: Path, file: Any, key: str) -> Any:
     return file[key]
 
 
-def _dataset(path: Path, file: Any, key: str) -> Any:
+def _array(path: Path, file: Any, key: str) -> Any:
+    """An array of the file itself. Raises CapbenchError for a group, and for values that lie in another file."""
     node = _node(path, file, key)
-    if not hasattr(node, "dtype") or node.dtype.kind != "f":
-        raise CapbenchError(f"{path}, {key} is no array of floats ({node}); features are [dim] or [region, dim]")
+    if not hasattr(node, "dtype"):
+        raise CapbenchError(f"{path}, {key} is no array ({node}); features are [dim] or [region, dim]")
     if node.external or node.is_virtual:
-        raise CapbenchError(f"{path}, {key} lies in another file; copy the features into this one")
+        raise CapbenchError(f"{path}, {key} lies in another file; copy it into this one")
     return node
+
+
+def _floats(path: Path, file: Any, key: str) -> Any:
+    node = _array(path, file, key)
+    if node.dtype.kind != "f":
+        raise CapbenchError(f"{path}, {key} is no array of floats ({node}); features are [dim] or [region, dim]")
+    return node
+
+
+def _column(path: Path, file: Any, key: str, rows: int) -> list[Any]:
+    """The value of each row of the features. Raises CapbenchError where there are not as many."""
+    node = _array(path, file, key)
+    if node.shape != (rows,):
+        raise CapbenchError(
+            f"{path}: the features have {rows:,} rows, and {key} is {list(node.shape)}; give one for each"
+        )
+    return list(node[()].tolist())

@@ -10,9 +10,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Int64
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, listed
 from capbench.data.captions import CaptionDataset, duplicates
-from capbench.vision.imported.source import ten
 
 ELSEWHERE = -1  # the row of an image that the data set leaves out
 
@@ -66,8 +65,8 @@ def joins(
     if not found:
         way = min(unknown, key=lambda way: len(unknown[way]))
         raise CapbenchError(
-            f"{source}: {len(unknown[way]):,} of {len(ids):,} ids are no images of {dataset.name}: {ten(unknown[way])} "
-            f"(read as {way}); choose the data set and split file that they were made from"
+            f"{source}: {len(unknown[way]):,} of {len(ids):,} ids are no images of {dataset.name}: "
+            f"{listed(unknown[way])} (read as {way}); choose the data set and split file that they were made from"
         )
     return found
 
@@ -82,7 +81,7 @@ def join(
     """
     twice = duplicates(ids)
     if twice:
-        raise CapbenchError(f"{source}: {len(twice):,} ids are given twice: {ten(twice)}; keep one row of each")
+        raise CapbenchError(f"{source}: {len(twice):,} ids are given twice: {listed(twice)}; keep one row of each")
     found = joins(ids, dataset, source, beside)
     if len(found) > 1:
         raise CapbenchError(
@@ -101,5 +100,5 @@ def check_complete(image_of_row: Int64[np.ndarray, " row"], dataset: CaptionData
     if missing:
         raise CapbenchError(
             f"{source} has no features of {len(missing):,} of {len(dataset.image_names):,} images of {dataset.name}: "
-            f"{ten(missing)}; add them"
+            f"{listed(missing)}; add them"
         )

@@ -100,7 +100,8 @@ class _Split:
                     )
                 ids = ids[::each]
             if len(ids) != rows:
-                raise CapbenchError(f"{ids_file} has {len(ids):,} lines for {rows:,} rows and {len(lines):,} captions")
+                count = f"{len(ids):,} lines for {rows:,} rows and {len(lines):,} captions"
+                raise CapbenchError(f"{ids_file} has {count}; give one for each row")
         return cls(name, path, array, lines, each, ids)
 
     @property

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from capbench.base.errors import CapbenchError
 
-SHOWN = 10  # ids, names or lines spelled out in a message
 File = IO[bytes] | zipfile.ZipExtFile
 MOST_BYTES = 2**26  # of one image: 64 MiB are 100 boxes of 160,000 numbers
 FLOATS = {"f2", "f4", "f8"}
@@ -111,24 +110,28 @@ def same_dim(dims: set[int], source: Path) -> int:
 
 
 def checked(values: NDArray[np.generic], place: str) -> NDArray[np.float32]:
-    """`values` as float32. Raises CapbenchError where one is NaN or infinite."""
+    """`values` as float32, a grid [height, width, dim] as its cells [cell, dim].
+
+    Raises CapbenchError where one is NaN or infinite.
+    """
     with np.errstate(over="ignore"):
         features = values.astype(np.float32)
+    if features.ndim > 2:
+        features = features.reshape(-1, features.shape[-1])
     if not np.isfinite(features).all():
         raise CapbenchError(f"{place} holds NaN or infinite numbers; make its features again")
     return features
 
 
 def fractions(boxes: NDArray[np.generic], width: float, height: float, place: str) -> NDArray[np.float32]:
-    """Boxes in pixels as fractions of the image. Raises CapbenchError for a reversed box, and for one outside."""
+    """Boxes in pixels as fractions of the image.
+
+    Raises CapbenchError for an image without a size, a reversed box, and one outside.
+    """
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise CapbenchError(f"{place}: the image has {width:g} x {height:g} pixels; correct its size")
     scaled = checked(boxes, f"{place}: the array of boxes") / np.array([width, height, width, height], np.float32)
     outside = (scaled < -0.02).any() or (scaled > 1.02).any()
     if outside or (scaled[:, :2] > scaled[:, 2:]).any():
         raise CapbenchError(f"{place}: a box is reversed, or outside the image of {width:g} x {height:g} pixels")
     return scaled.clip(0, 1)
-
-
-def ten(values: Sequence[object]) -> str:
-    """The first `SHOWN` values, and how many more there are."""
-    shown = ", ".join(str(value) for value in values[:SHOWN])
-    return shown if len(values) <= SHOWN else f"{shown} and {len(values) - SHOWN:,} more"

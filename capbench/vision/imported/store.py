@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def check_imported(dataset: CaptionDataset, encoder: str, store: Path | None = N
         known = ", ".join(IMPORTED + folder.name for folder in folders) or "none"
         raise CapbenchError(
             f"no imported features {encoder} of this {dataset.name}; there are {known}. Import with: capbench features "
-            f"{dataset.name} --from FOLDER --format {'|'.join(FORMATS)} --name {name}"
+            f"{shlex.quote(dataset.place or dataset.name)} --from FOLDER --format {'|'.join(FORMATS)} --name {name}"
         )
     return place
 
