@@ -280,10 +280,10 @@ def test_a_number_in_text_that_is_one_image_s_id_and_another_s_file_is_refused(t
         with pytest.raises(
             CapbenchError, match=r"'[01]' may be the id of .*jpg or the file .*jpg; write file names wi"
         ):
-            score(read_embeddings(*given, tmp_path / f"{number}.txt"), split)
-    named = score(read_embeddings(*given, tmp_path / "1.txt"), split)
+            score(read_embeddings(given[0], given[1], tmp_path / f"{number}.txt"), split)
+    named = score(read_embeddings(given[0], given[1], tmp_path / "1.txt"), split)
     np.save(tmp_path / "i.npy", [1, 0, 2])
-    assert named.metrics == score(read_embeddings(*given, tmp_path / "i.npy"), split).metrics
+    assert named.metrics == score(read_embeddings(given[0], given[1], tmp_path / "i.npy"), split).metrics
 
 
 def test_numbers_in_text_are_ids_where_no_file_has_them_and_files_where_no_id_has(tmp_path):
@@ -291,7 +291,7 @@ def test_numbers_in_text_are_ids_where_no_file_has_them_and_files_where_no_id_ha
     images, captions = embedded(split)
     given = files(tmp_path, images=images, captions=captions)
     (tmp_path / "i.txt").write_text("10\n1\n30")
-    found = score(read_embeddings(*given, tmp_path / "i.txt"), split)
+    found = score(read_embeddings(given[0], given[1], tmp_path / "i.txt"), split)
     assert found.metrics == score(read_embeddings(*given), split).metrics
 
 

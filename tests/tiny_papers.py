@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,6 @@ def _tiny(paper: Paper) -> Paper:
 
 
 def _small(recipe: Recipe) -> Recipe:
-    sizes = {name: 16 for name in SIZES if hasattr(recipe, name)}
+    sizes: dict[str, Any] = {name: 16 for name in SIZES if hasattr(recipe, name)}
     training = replace(recipe.training, epochs=2, batch_size=32)
     return replace(recipe, **sizes, training=training, warmup=min(recipe.warmup, 1))
