@@ -56,6 +56,7 @@ def test_of_many_settings_those_furthest_ahead_are_drawn(tmp_path):
     ((_, picture),) = drawn(fake(tmp_path / "p", reported()), results)
     found = {name for name in recalls if any(word.startswith(f"hard, {name},") for word in words(picture))}
     assert found == set(list(recalls)[-MOST:])
+    assert any(word.startswith(f"the best {MOST} of {MOST + 2} settings") for word in words(picture))
 
 
 def test_the_mean_the_interval_and_the_reported_number_stand_at_their_values(tmp_path, monkeypatch):

@@ -421,14 +421,17 @@ def test_a_table_with_a_byte_order_mark_is_read(dataset, folder, tmp_path, regio
     check_regions(dataset, tmp_path, regions)
 
 
-def test_a_link_in_an_hdf5_file_is_not_followed(dataset, folder, tmp_path, regions):
+@pytest.mark.parametrize("name", ["features", "image_id"])
+def test_a_link_in_an_hdf5_file_is_not_followed(name, dataset, folder, tmp_path, regions):
     h5py = pytest.importorskip("h5py")
+    columns = {"image_id": COCOIDS, "features": regions}
     with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["features"] = regions
+        file[name] = columns.pop(name)
     with h5py.File(folder / "a.h5", "w") as file:
-        file["image_id"] = COCOIDS
-        file["features"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "features")
-    with pytest.raises(CapbenchError, match=r"a\.h5, features is a link to elsewhere; copy"):
+        for each, values in columns.items():
+            file[each] = values
+        file[name] = h5py.ExternalLink(str(tmp_path / "other.h5"), name)
+    with pytest.raises(CapbenchError, match=rf"a\.h5, {name} is a link to elsewhere; copy"):
         import_features(dataset, folder, "h5", store=tmp_path)
 
 
@@ -472,17 +475,6 @@ def test_columns_of_an_hdf5_file_that_do_not_fit_its_features_are_refused(
     with pytest.raises(CapbenchError, match=message):
         import_features(dataset, folder, "h5", store=tmp_path)
     assert not list(tmp_path.rglob("features.npy"))
-
-
-def test_ids_of_an_hdf5_file_behind_a_link_are_not_followed(dataset, folder, tmp_path, regions):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["image_id"] = COCOIDS
-    with h5py.File(folder / "a.h5", "w") as file:
-        file["features"] = regions
-        file["image_id"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "image_id")
-    with pytest.raises(CapbenchError, match=r"a\.h5, image_id is a link to elsewhere; copy"):
-        import_features(dataset, folder, "h5", store=tmp_path)
 
 
 def test_without_h5py_the_extra_is_named(dataset, folder, tmp_path, monkeypatch):

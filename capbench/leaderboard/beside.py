@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from capbench.base.grouping import grouped
 from capbench.evidence.verdicts import Role
-from capbench.leaderboard.board import Board, Match
+from capbench.leaderboard.board import Board
 from capbench.leaderboard.page import BESIDE, Picture
 from capbench.leaderboard.plots import figure_of, legend_below, slug, style_of
 from capbench.leaderboard.pooled import Runs
@@ -43,10 +43,9 @@ def beside(board: Board) -> Iterator[tuple[Picture, bytes]]:
     for role in _OF:
         pairs = _pairs(board, role)
         if pairs:
-            first = pairs[0].runs.first
-            where = (first.dataset, first.split, first.protocol)
+            where = _where(pairs[0].runs)
             here = [pair for pair in pairs if _where(pair.runs) == where]
-            title = f"{board.paper.name} on {first.dataset}: ours beside {_OF[role]}"
+            title = f"{board.paper.name} on {where[0]}: ours beside {_OF[role]}"
             path = f"plots/{slug(board.paper.name, *where)}-beside.svg"
             yield Picture(BESIDE, path, title, embedded=False), dots(title, here, _OF[role])
             return
@@ -54,7 +53,7 @@ def beside(board: Board) -> Iterator[tuple[Picture, bytes]]:
 
 def dots(title: str, pairs: Sequence[Pair], theirs: str) -> bytes:
     """A group of rows for each metric, in it one for each of our settings: its mean, interval and reported number."""
-    settings = _best(pairs)
+    of, settings = len({pair.runs for pair in pairs}), _best(pairs)
     metrics = list(dict.fromkeys(pair.metric for pair in pairs))
     step = len(settings) + _GAP
     with figure_of(title, 1, _ROW * step * len(metrics) + 0.5) as (figure, (axes,), save):
@@ -69,9 +68,11 @@ def dots(title: str, pairs: Sequence[Pair], theirs: str) -> bytes:
         axes.grid(visible=False, axis="y")
         rules = dict.fromkeys(entry.rule for entry in metrics if entry.rule and entry.name.endswith(entry.rule))
         scored = f"captions {'; '.join(rules)}\n" if rules else ""
-        axes.set_xlabel(f"{scored}higher is better; the bar is the 95 % interval")
+        chosen = f"the best {len(settings)} of {of} settings; " if len(settings) < of else ""
+        axes.set_xlabel(f"{scored}{chosen}higher is better; the bar is the 95 % interval")
         handles = [
-            (_label(runs), Line2D([], [], marker="o", color=style_of(n)["color"])) for n, runs in enumerate(settings)
+            (_label(runs), Line2D([], [], marker="o", color=style_of(place)["color"]))
+            for place, runs in enumerate(settings)
         ]
         legend_below(figure, [*handles, (theirs, Line2D([], [], **_THEIRS))])
         return save()
@@ -101,16 +102,16 @@ def _pairs(board: Board, role: Role) -> list[Pair]:
     """In the order of the tables. Of several numbers that one of ours is compared with, the highest."""
     best: dict[tuple[Runs, Metric], float] = {}
     for match in board.matches:
-        if match.reported.role == role and _drawn(match) and match.runs is not None:
-            key = match.runs, metric(match.reported.metric)
+        entry = metric(match.reported.metric)
+        if match.runs is not None and match.reported.role == role and _on_the_scale(entry):
+            key = match.runs, entry
             best[key] = max(match.reported.number, best.get(key, float("-inf")))
     return [Pair(runs, entry, reported) for (runs, entry), reported in best.items()]
 
 
-def _drawn(match: Match) -> bool:
-    """Whether the number is one on the common scale, where 100 is the best: no rank, perplexity or sum."""
-    entry = metric(match.reported.metric)
-    return match.runs is not None and not entry.lower_is_better and entry.key != "rsum"
+def _on_the_scale(entry: Metric) -> bool:
+    """Whether 100 is the best: no rank, perplexity or sum."""
+    return not entry.lower_is_better and entry.key != "rsum"
 
 
 def _where(runs: Runs) -> tuple[str, ...]:

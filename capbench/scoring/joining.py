@@ -17,7 +17,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import Split
-from capbench.metrics.registry import POSITIVES
+from capbench.metrics import positives
 from capbench.metrics.retrieval import FOLD, check_protocol
 from capbench.scoring.ids import UNKNOWN, Key, Side
 from capbench.scoring.outputs import Captions
@@ -133,7 +133,7 @@ def captions_in_order(split: Split, protocol: str, outputs: Captions) -> tuple[S
 
     Raises CapbenchError listing ids that are wrong, and for an entry whose id and file name are of two images.
     """
-    if protocol == "5-fold 1K" or protocol in POSITIVES:
+    if protocol == "5-fold 1K" or protocol in positives.PROTOCOLS:
         raise CapbenchError(f"the protocol {protocol} is of rankings; score captions under whole, 1K or 5K")
     check_protocol(protocol, len(split.image_index))
     side, scored = Side("image", split), split.first(FOLD) if protocol == "1K" else split
