@@ -161,7 +161,7 @@ def resamples(
 ) -> Iterator[Float[np.ndarray, "sample item"]]:
     """How often each of `count` items is drawn in each sample, some samples at a time.
 
-    The first draws of a generator are kept, for many metrics are resampled alike.
+    The last four parts (32 MB each) are kept, for many metrics are resampled by the same draws.
     """
     step = max(1, _DRAWS_AT_ONCE // count)
     for start in range(0, samples, step):
