@@ -75,6 +75,12 @@ def leaderboards(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """Build the site in site/; `-- --check` only compares, `-- --out FOLDER` builds it elsewhere."""
+    run(session, "capbench", "site", *session.posargs)
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Time the kernels and the training step against their baselines on this machine."""
     run(session, "pytest", "benchmarks", "--benchmark-only", *session.posargs)
@@ -82,11 +88,21 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests on all cores; arguments replace those of pytest (`-- tests/test_layout.py -k lock`)."""
+    """Run all tests but the browser's on all cores; arguments replace pytest's (`-- tests/test_layout.py -k lock`)."""
     if session.posargs:
         run(session, "pytest", *session.posargs)
     else:
-        run(session, "pytest", *PARALLEL, **ONE_THREAD)
+        run(session, "pytest", *PARALLEL, "--ignore=tests/browser", **ONE_THREAD)
+
+
+@nox.session(name="tests-browser")
+def tests_browser(session: nox.Session) -> None:
+    """Open the site in Chromium: the one in CHROMIUM or on the PATH, else playwright's own, which is installed."""
+    if not (os.environ.get("CHROMIUM") or shutil.which("chromium")):
+        environment(session)
+        install = [str(PROGRAMS / "playwright"), "install", "chromium"]
+        session.run(*install, success_codes=range(256))  # the tests are skipped, and say why, where it fails
+    run(session, "pytest", "tests/browser", *session.posargs, **ONE_THREAD)
 
 
 @nox.session(name="tests-portable")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from capbench.evidence.records import Result
+import numpy as np
+
+from capbench.data.datasets import known_fingerprint
+from capbench.evidence.records import SYSTEMS, Result, save_result
+
+HOSTILE = "a|b <script>document.title = 'owned'</script> <img src=x onerror=alert(1)> \u202e`c` **d** {{ 7 * 7 }}"
 
 
 def made_up_record(**changes: Any) -> Result:
@@ -17,3 +23,25 @@ def made_up_record(**changes: Any) -> Result:
         "started": "2024-05-01T12:00:00Z", "wall_seconds": 1.0, "command": "",
     }  # fmt: skip
     return Result(**(fields | changes))
+
+
+def made_up_leaderboards(folder: Path) -> Path:
+    """A folder of records: three seeds of VSE++, a captioner, another system, and one whose every name is hostile."""
+    results = folder / "results"
+    metrics = {"image_to_caption_r1": 20.0, "caption_to_image_r1": 11.0, "rsum": 200.0}
+    epoch = {"learning_rate": 0.1, "seconds": 1.0, "validation": {"rsum": 100.0}}
+    curve = [{**epoch, "epoch": number, "loss": 3.0 - number} for number in range(3)]
+    published = {"dataset_fingerprint": known_fingerprint("flickr8k")}
+    for seed in range(3):
+        fields = {"metrics": {name: value + seed for name, value in metrics.items()}, "curve": curve, **published}
+        command = f"capbench run vsepp --preset vsepp --seed {seed}"
+        record = made_up_record(seed=seed, command=command, recipe={"margin": 0.2}, **fields)
+        save_result(record, {"image_to_caption": np.arange(4, dtype=np.int32)}, results)
+    save_result(made_up_record(preset="vse0", metrics={"rsum": 150.0}, **published), {}, results)
+    captioner = {"paper": "show_attend_tell", "preset": "soft-ours", "view": "grid", **published}
+    save_result(made_up_record(**captioner, metrics={"bleu4": 21.0, "bleu1": 60.0}), {}, results)
+    save_result(made_up_record(paper=SYSTEMS, preset=HOSTILE, encoder="captions", metrics={"bleu4": 9.0}), {}, results)
+    names = dict.fromkeys(("preset", "encoder", "view", "protocol", "device", "commit", "command"), HOSTILE)
+    hostile = made_up_record(**names, notes=[HOSTILE], recipe={HOSTILE: HOSTILE}, metrics={"rsum": 1.0, HOSTILE: 2.0})
+    save_result(hostile, {}, results)
+    return folder

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from capbench.data.scenes.drawing import Scene, Thing, draw_scene, render
 from capbench.data.scenes.export import export_scenes
 from capbench.data.scenes.language import places, relations
 from capbench.data.scenes.words import COLOURS, PLACES, RELATIONS, SETTINGS, SHAPES, SIZES, THINGS
+from capbench.vision.regions import region_boxes
 
 NUMBERS = {"a": 1, "an": 1, "the": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 
@@ -346,6 +348,32 @@ def test_exported_scenes_read_back_as_the_same_data_set(tmp_path):
     of_test_images = {drawn.captions[caption] for caption in np.flatnonzero(drawn.image_of_caption >= 6)}
     assert len(lines) == len(of_test_images)
     assert set(lines) == of_test_images
+
+
+def test_exported_regions_are_the_true_boxes_and_the_provider_of_files_reads_them(tmp_path):
+    file = export_scenes(tmp_path / "pictures", images=3)
+    read = read_karpathy_split(file, tmp_path / "pictures" / "images", "scenes", "error")
+    ours, true = (region_boxes(data, name, tmp_path) for data, name in ((read, "file"), (drawn_scenes(), "objects")))
+    np.testing.assert_array_equal(ours.array, true.array)
+    np.testing.assert_array_equal(ours.count, true.count)
+
+
+def test_exported_phrases_are_words_of_their_caption_with_the_boxes_of_what_they_name(tmp_path):
+    split = json.loads(export_scenes(tmp_path, images=3).read_text())
+    tokens = {each["sentid"]: each["tokens"] for image in split["images"] for each in image["sentences"]}
+    phrases = json.loads((tmp_path / "phrases.json").read_text())
+    assert list(phrases) == [f"{name}.png" for name in drawn_scenes().image_names]
+    written = [phrase for of_image in phrases.values() for phrase in of_image]
+    drawn = [phrase for of_caption in drawn_scenes().phrases or () for phrase in of_caption]
+    assert drawn
+    for phrase, true in zip(written, drawn, strict=True):
+        assert phrase["phrase"].split() == tokens[phrase["sentid"]][phrase["start"] : phrase["end"]]
+        assert [tuple(box) for box in phrase["boxes"]] == list(true.boxes)
+
+
+def drawn_scenes() -> CaptionDataset:
+    """What is exported with three images of each split."""
+    return scenes(train=3, val=3, test=3)
 
 
 def test_all_scenes_are_exported_without_a_limit(tmp_path, monkeypatch):

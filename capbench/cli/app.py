@@ -13,6 +13,7 @@ from capbench.cli.listing import papers, results, show
 from capbench.cli.records import add
 from capbench.cli.run import run
 from capbench.cli.score import rescore, score
+from capbench.cli.site import site
 from capbench.cli.tools import align, caption, probe, search
 
 EXIT_CODES = """Exit codes:
@@ -36,7 +37,7 @@ REPRODUCE, OWN, MODEL, INSIDE = (
     for place, words in enumerate(("Reproduce", "Bring your own", "Use a model", "Look into"))
 )
 for group, commands in (
-    (REPRODUCE, (run, leaderboard, results, papers, show)),
+    (REPRODUCE, (run, leaderboard, site, results, papers, show)),
     (OWN, (compare, rescore, features)),
     (MODEL, (search, caption, align)),
     (INSIDE, (probe,)),

@@ -130,7 +130,8 @@ def export(dataset: Literal["scenes"], folder: Path, /, *, images: Count | None 
     dataset
         The data set to write.
     folder
-        Gets `images/<split>/*.png`, `dataset_scenes.json` (Karpathy's format) and `captions.txt` (of the test images).
+        Gets `images/<split>/*.png`, `dataset_scenes.json` (Karpathy's format), `captions.txt` (of the test images), and
+        the true boxes: `regions.json` (of each image) and `phrases.json` (of each noun phrase).
     images
         At most this many images of each split; all if not given.
     """

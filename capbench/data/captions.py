@@ -85,6 +85,16 @@ class CaptionDataset:
         return tuple(name for name in SPLITS if name in self.split_of_image)
 
     @cached_property
+    def objects(self) -> tuple[tuple[Box, ...], ...] | None:
+        """The distinct boxes of an image's phrases, the largest first, in pixels; None where boxes are unknown."""
+        if self.phrases is None:
+            return None
+        known: list[set[Box]] = [set() for _ in self.image_names]
+        for image, phrases in zip(self.image_of_caption, self.phrases, strict=True):
+            known[image].update(box for phrase in phrases for box in phrase.boxes)
+        return tuple(tuple(sorted(boxes, key=lambda b: ((b[0] - b[2]) * (b[3] - b[1]), b))) for boxes in known)
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all fields that have one entry an image or a caption, without pixels and phrases.
 

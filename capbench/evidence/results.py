@@ -88,7 +88,7 @@ class Results:
 
         Raises CapbenchError for several settings, and for arrays that are missing or damaged.
         """
-        return tuple(load_arrays(record, self.folder) for record in self._of_one_setting())
+        return self._arrays
 
     def queries(self, metric: str) -> tuple[Float[np.ndarray, "seed query"], Int[np.ndarray, " query"] | None]:
         """Values whose mean is the metric, and each query's image (None where a query is an image).
@@ -116,6 +116,10 @@ class Results:
             return bootstrap_corpus(self.counts(metric)[0], entry.compute)
         queries, groups = self.queries(metric)
         return bootstrap(queries[0], groups=groups)
+
+    @cached_property
+    def _arrays(self) -> tuple[dict[str, np.ndarray], ...]:
+        return tuple(load_arrays(record, self.folder) for record in self._of_one_setting())
 
     def _where(self, kept: Callable[[Result], bool]) -> Results:
         return Results(self.folder, tuple(filter(kept, self.records)))

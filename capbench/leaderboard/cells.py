@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter, itemgetter
+from urllib.parse import quote
 
 from capbench.base.grouping import grouped
 from capbench.evidence.verdicts import RULES, Verdict
@@ -21,6 +22,7 @@ COMPUTED_WITH = {  # fields of a record that decide the last digits of a number,
     "precision": "precision",
     "threads": "number of threads",
 }
+Seeds = Callable[[Runs], str]  # the cell of a setting's seeds: `seed_count` or `seed_links`
 _SPACE = "\u00a0"
 
 
@@ -82,19 +84,20 @@ def beam(runs: Runs) -> str:
 
 def preset(runs: Runs, paper: Paper, notes: Notes) -> str:
     """The name of the preset, with raised letters for the width of its beam and for a caution."""
-    name, cautions = code(runs.first.variant), _cautions(runs, paper)
-    marked = [notes.mark(note) for note in (beam(runs), "Caution: " + "; ".join(cautions) if cautions else "") if note]
+    name, warned = code(runs.first.variant), cautions(runs, paper)
+    marked = [notes.mark(note) for note in (beam(runs), "Caution: " + "; ".join(warned) if warned else "") if note]
     return name + "".join(marked)
 
 
-def _cautions(runs: Runs, paper: Paper) -> list[str]:
+def cautions(runs: Runs, paper: Paper) -> list[str]:
+    """What a reader must know of the records of a setting, and in what they differ that should be the same."""
     marked = grouped(((mark, r.seed) for r in runs.records for mark in marks(r, paper)), itemgetter(0))
-    cautions = [f"{mark} (seed {', '.join(str(seed) for _, seed in pairs)})" for mark, pairs in marked.items()]
+    found = [f"{mark} (seed {', '.join(str(seed) for _, seed in pairs)})" for mark, pairs in marked.items()]
     for name in ("recipe", "features_fingerprint"):
         if any(getattr(record, name) != getattr(runs.first, name) for record in runs.records):
-            cautions.append(f"the seeds differ in their {name.replace('_', ' ')}")
-    cautions += filter(None, (_differing(runs, name, words) for name, words in COMPUTED_WITH.items()))
-    return cautions
+            found.append(f"the seeds differ in their {name.replace('_', ' ')}")
+    found += filter(None, (_differing(runs, name, words) for name, words in COMPUTED_WITH.items()))
+    return found
 
 
 def _differing(runs: Runs, name: str, words: str) -> str:
@@ -105,6 +108,16 @@ def _differing(runs: Runs, name: str, words: str) -> str:
     by_value = grouped((record for record in runs.records if getattr(record, name)), attrgetter(name))
     values = (f"{value} ({seeds([record.seed for record in records])})" for value, records in by_value.items())
     return f"the seeds differ in their {words}: {', '.join(values)}" if len(by_value) > 1 else ""
+
+
+def seed_count(runs: Runs) -> str:
+    """How many seeds a setting has."""
+    return str(len(runs.records))
+
+
+def seed_links(runs: Runs) -> str:
+    """The seeds of a setting, each a link to its record."""
+    return " ".join(f"[{r.seed}](results/{quote(r.file)})" if r.file else str(r.seed) for r in runs.records)
 
 
 def seeds(numbers: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ from capbench.evidence.records import Result
 from capbench.evidence.verdicts import Reported, Verdict
 from capbench.leaderboard import cells, legend, provenance, reported
 from capbench.leaderboard.board import Board, verdicts
+from capbench.leaderboard.cells import Seeds
 from capbench.leaderboard.commands import missing
 from capbench.leaderboard.markdown import DASH, Notes, code_block, details, escape, table
 from capbench.leaderboard.pooled import Runs, by_metric, parts
@@ -48,7 +49,7 @@ class Picture:
         return f"![{escape(self.words)}]({self.path})"
 
 
-def page(board: Board, pictures: Sequence[Picture], local: Board | None = None) -> str:
+def page(board: Board, pictures: Sequence[Picture], local: Board | None = None, seeds: Seeds = cells.seed_count) -> str:
     """The page as markdown. `local` holds this machine's own runs, which get rows of their own."""
     runs = [*board.runs, *(local.runs if local else ())]
     real = [each for each in runs if not each.embedded]
@@ -63,14 +64,14 @@ def page(board: Board, pictures: Sequence[Picture], local: Board | None = None) 
         _links(board),
         "\n".join(summary(board)),
         *head,
-        *_results(board, local, real, own),
+        *_results(board, local, real, own, seeds),
         *_claims(board),
         *map(str, order[:1]),
-        *_folded("All metrics, with intervals", _full_tables(board, real)),
+        *_folded("All metrics, with intervals", _full_tables(board, real, seeds)),
         *_folded("The paper's own tables", _own_tables(board, own)),
         *_folded("Other systems, as baselines", reported.tables(board, others)),
         *_folded("Missing runs", [code_block(commands)] if commands else []),
-        *_folded("Scenes, drawn by capbench, which no paper reports", _full_tables(board, embedded)),
+        *_folded("Scenes, drawn by capbench, which no paper reports", _full_tables(board, embedded, seeds)),
         *_folded("More pictures", _pictures([p for p in pictures if p not in order[:1]])),
         *_folded("How the claims were tested", _tests(board)),
         *_folded("What each number rests on", provenance.section(board)),
@@ -120,7 +121,9 @@ def _by_data(runs: Sequence[Runs]) -> Iterator[tuple[str, list[Runs]]]:
         yield f"{escape(data)}, {escape(split) or DASH} split, protocol {escape(protocol) or DASH}", group
 
 
-def _results(board: Board, local: Board | None, real: Sequence[Runs], rows: Sequence[System]) -> Iterator[str]:
+def _results(
+    board: Board, local: Board | None, real: Sequence[Runs], rows: Sequence[System], seeds: Seeds
+) -> Iterator[str]:
     """The first screen's tables: one for each data set and protocol, and there for each kind of model."""
     if not real:
         yield "No record on a real data set yet."
@@ -133,7 +136,9 @@ def _results(board: Board, local: Board | None, real: Sequence[Runs], rows: Sequ
             shown = families(first_metrics(keys, {key for row in rows for key in row.numbers}))
             notes, lines = Notes(), []
             for of_preset in parts(kind, "variant").values():
-                lines += [_line(board, runs, shown, notes, judged.get(runs, {}), brief=True) for runs in of_preset]
+                lines += [
+                    _line(board, runs, seeds, shown, notes, judged.get(runs, {}), brief=True) for runs in of_preset
+                ]
                 if of_preset[0].judged:
                     lines += _of_paper([row for row in rows if _where(row.any) == _where(of_preset[0].first)], shown)
             yield _table(shown, lines)
@@ -142,12 +147,15 @@ def _results(board: Board, local: Board | None, real: Sequence[Runs], rows: Sequ
 
 
 def _table(shown: Shown, lines: list[list[str]]) -> str:
-    return table(["model", "recipe", "seeds", *(heading for heading, _ in shown)], lines, "llr" + "r" * len(shown))
+    return table(
+        ["model", "recipe", "seeds", *(escape(heading) for heading, _ in shown)], lines, "llr" + "r" * len(shown)
+    )
 
 
 def _line(
     board: Board,
     runs: Runs,
+    seeds: Seeds,
     shown: Shown,
     notes: Notes,
     judged: Mapping[str, Verdict] | None = None,
@@ -155,7 +163,7 @@ def _line(
 ) -> list[str]:
     """Our means of a setting; a brief line leaves out the intervals of columns that several metrics share."""
     means = (cells.ours(runs, of, notes, judged, halves=not brief or len(of) == 1) for _, of in shown)
-    return [cells.model(runs), cells.preset(runs, board.paper, notes), str(len(runs.records)), *means]
+    return [cells.model(runs), cells.preset(runs, board.paper, notes), seeds(runs), *means]
 
 
 def _of_paper(rows: Sequence[System], shown: Shown) -> Iterator[list[str]]:
@@ -200,14 +208,14 @@ def _tests(board: Board) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def _full_tables(board: Board, groups: Sequence[Runs]) -> Iterator[str]:
+def _full_tables(board: Board, groups: Sequence[Runs], seeds: Seeds) -> Iterator[str]:
     for heading, group in _by_data(groups):
         yield f"**{heading}**"
         for kind in by_metric(board.paper, group).values():
             keys = {key for runs in kind for key in runs.metrics}
             shown = families(columns(keys | ({"meteor"} if "bleu4" in keys else set())))
             notes = Notes()
-            yield _table(shown, [_line(board, runs, shown, notes) for runs in kind])
+            yield _table(shown, [_line(board, runs, seeds, shown, notes) for runs in kind])
             remarks = dict.fromkeys(note for runs in kind for record in runs.records for note in record.notes)
             if below := [*filter(None, [str(notes)]), *(f"- {escape(remark)}" for remark in remarks)]:
                 yield "\n".join(below)

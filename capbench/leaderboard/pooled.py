@@ -52,6 +52,7 @@ class Runs:
     results: Results
     origin: str = ""  # empty for committed records, else where they are from: "this machine"
     _estimates: dict[str, Estimate | None] = field(default_factory=dict)
+    _of_seed: dict[int, Results] = field(default_factory=dict)  # with their arrays, once they are read
 
     @property
     def records(self) -> tuple[Result, ...]:
@@ -96,8 +97,9 @@ class Runs:
     def _interval(self, metric: str, values: Mapping[int, float]) -> Interval | None:
         if len(values) > 1:
             return seed_interval(list(values.values()))
+        (seed,) = values
         try:
-            return self.results.select(seed=next(iter(values))).bootstrap(metric)
+            return self._of_seed.setdefault(seed, self.results.select(seed=seed)).bootstrap(metric)
         except CapbenchError:  # the arrays are lost or changed
             return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from urllib.parse import quote
 
 from capbench.evidence.records import Result
 from capbench.leaderboard import cells
@@ -38,7 +37,7 @@ def _line(runs: Runs, machines: dict[str, str]) -> list[str]:
     return [
         ", ".join([code(first.variant), cells.model(runs)]),
         ", ".join(escape(word) for word in (runs.data, first.protocol) if word),
-        " ".join(f"[{r.seed}](results/{quote(r.file)})" if r.file else str(r.seed) for r in records),
+        cells.seed_links(runs),
         _once(map(cells.duration, (min(seconds), max(seconds))), " to "),
         _once(code(record.commit[:10]) + " + changes" * record.dirty for record in records),
         _once(names),

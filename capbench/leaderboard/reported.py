@@ -15,7 +15,7 @@ from capbench.leaderboard.markdown import DASH, Notes, code, escape, table
 from capbench.metrics.registry import Metric, columns, families
 
 _TABLE_AND_ROW = re.compile(r"(Table \S+), row (.+)")
-_CONFIDENCE = {"memory": "†", "one-source": "°"}
+CONFIDENCE = {"memory": "†", "one-source": "°"}
 
 
 @dataclass
@@ -89,7 +89,7 @@ def values(row: System, members: Sequence[Metric]) -> str:
     numbers = [row.numbers.get(entry.key) for entry in members]
     if not any(numbers):
         return DASH
-    return " / ".join(escape(n.value) + _CONFIDENCE.get(n.confidence, "") if n else DASH for n in numbers)
+    return " / ".join(escape(n.value) + CONFIDENCE.get(n.confidence, "") if n else DASH for n in numbers)
 
 
 def _state(board: Board, row: System, notes: Notes) -> str:

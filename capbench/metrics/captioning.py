@@ -34,10 +34,9 @@ from capbench.metrics.jars import (
     simple_tokenize,
     spice,
 )
-from capbench.metrics.significance import Interval, difference_percentiles, percentiles, seeds_drawn
+from capbench.metrics.significance import Interval, difference_percentiles, percentiles, resamples, seeds_drawn
 
 Score = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-_DRAWS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,11 +244,12 @@ def _resampled(runs: list[np.ndarray], score: Score, samples: int, random: np.ra
     statistics = np.concatenate(runs)
     seeds, images, kinds = statistics.shape
     flat = statistics.transpose(1, 0, 2).reshape(images, seeds * kinds).astype(np.float64)
-    step, values = max(1, _DRAWS_AT_ONCE // images), []
-    for start in range(0, samples, step):
-        drawn = random.multinomial(images, np.full(images, 1 / images), min(step, samples - start))
-        values.append(score((drawn @ flat).reshape(-1, seeds, kinds)))
-    return np.concatenate(values).T
+    drawn = resamples(_how_often, images, samples, random)
+    return np.concatenate([score((weights @ flat).reshape(-1, seeds, kinds)) for weights in drawn]).T
+
+
+def _how_often(images: int, rows: int, random: np.random.Generator) -> Float[np.ndarray, "sample image"]:
+    return random.multinomial(images, np.full(images, 1 / images), rows).astype(np.float64)
 
 
 def _sentence(words: str) -> str:

@@ -127,7 +127,13 @@ def families(metrics: Iterable[Metric]) -> list[tuple[str, list[Metric]]]:
     ['image to text R@1/10', 'rsum']
     """
     shared = grouped(metrics, lambda entry: entry.family or entry.heading)
-    return [(family.format("/".join(m.member for m in members)), members) for family, members in shared.items()]
+    return [(_heading(members), members) for members in shared.values()]
+
+
+def _heading(members: list[Metric]) -> str:
+    """Of the column that metrics of one family share, or that a metric has to itself."""
+    family = members[0].family
+    return family.format("/".join(member.member for member in members)) if family else members[0].heading
 
 
 def _retrieval(direction: str, heading: str, name: str, family: str) -> Iterator[Metric]:

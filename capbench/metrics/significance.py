@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -50,7 +52,7 @@ def bootstrap(
     `groups` (each caption's image) are drawn whole, because queries of one image depend on each other. The interval
     says nothing about other seeds. Raises CapbenchError without any query, or for NaN.
     """
-    means = _resampled(values[None], groups, samples, np.random.default_rng(seed))
+    means, _ = _resampled(values[None], groups, samples, seed)
     return percentiles(float(values.mean()), means[0], f"bootstrap over {_drawn(values, groups)}, 1 seed")
 
 
@@ -64,8 +66,7 @@ def paired_bootstrap(
     interval understates their spread. Its p is that of `two_sided_p`. Source: Davison and Hinkley 1997, section 3.8.
     Raises CapbenchError without any query or seed, or for NaN.
     """
-    random = np.random.default_rng(seed)
-    draws = _resampled(np.concatenate([a, b]), groups, samples, random)
+    draws, random = _resampled(np.concatenate([a, b]), groups, samples, seed)
     test = f"paired bootstrap over {_drawn(a, groups)} and {len(a)} against {len(b)} seeds"
     return difference_percentiles(float(a.mean() - b.mean()), seeds_drawn(draws, len(a), random), test)
 
@@ -131,8 +132,10 @@ def _drawn(values: np.ndarray, groups: np.ndarray | None) -> str:
     return f"{values.shape[-1]:,} queries" if groups is None else f"{len(np.unique(groups)):,} groups of queries"
 
 
-def _resampled(values: np.ndarray, groups: np.ndarray | None, samples: int, random: np.random.Generator) -> np.ndarray:
-    """Means [seed, sample] over queries drawn with replacement, the same draw for every seed."""
+def _resampled(
+    values: np.ndarray, groups: np.ndarray | None, samples: int, seed: int
+) -> tuple[np.ndarray, np.random.Generator]:
+    """Means [seed, sample] over queries drawn with replacement, the same draw for each seed; the generator after it."""
     _finite(values)
     if values.size == 0:
         raise CapbenchError("nothing to resample: no query, or no seed")
@@ -142,14 +145,44 @@ def _resampled(values: np.ndarray, groups: np.ndarray | None, samples: int, rand
         _, place = np.unique(groups, return_inverse=True)
         sizes = np.bincount(place).astype(np.float64)
         sums = np.stack([np.bincount(place, weights=row) for row in values])
-    count, means = len(sizes), np.empty((len(values), samples))
+    means, start = np.empty((len(values), samples)), 0
+    random = np.random.default_rng(seed)
+    for weights in resamples(_how_often, len(sizes), samples, random):
+        means[:, start : start + len(weights)] = (sums @ weights.T) / (weights @ sizes)
+        start += len(weights)
+    return means, random
+
+
+Draw = Callable[[int, int, np.random.Generator], Float[np.ndarray, "sample item"]]  # items, samples
+
+
+def resamples(
+    draw: Draw, count: int, samples: int, random: np.random.Generator
+) -> Iterator[Float[np.ndarray, "sample item"]]:
+    """How often each of `count` items is drawn in each sample, some samples at a time.
+
+    The last four parts (32 MB each) are kept, for many metrics are resampled by the same draws.
+    """
     step = max(1, _DRAWS_AT_ONCE // count)
     for start in range(0, samples, step):
-        rows = min(step, samples - start)
-        drawn = random.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
-        means[:, start : start + rows] = (sums @ weights.T) / (weights @ sizes)
-    return means
+        rows, before = min(step, samples - start), json.dumps(random.bit_generator.state)
+        weights, after = _drawn_from(draw, count, rows, before)
+        random.bit_generator.state = json.loads(after)
+        yield weights
+
+
+@lru_cache(maxsize=4)
+def _drawn_from(draw: Draw, count: int, rows: int, state: str) -> tuple[Float[np.ndarray, "sample item"], str]:
+    random = np.random.default_rng(0)
+    random.bit_generator.state = json.loads(state)
+    weights = draw(count, rows, random)
+    weights.flags.writeable = False
+    return weights, json.dumps(random.bit_generator.state)
+
+
+def _how_often(count: int, rows: int, random: np.random.Generator) -> Float[np.ndarray, "sample item"]:
+    drawn = random.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -137,14 +137,11 @@ def _read(path: Path, provider: str, images: int) -> Boxes | None:
 
 
 def _objects(dataset: Pictures) -> Iterator[Sequence[Box]]:
-    if not isinstance(dataset, CaptionDataset) or dataset.phrases is None:
+    if not isinstance(dataset, CaptionDataset) or dataset.objects is None:
         raise CapbenchError(f"{dataset.name} has no boxes of objects; take regions of multiscale, file or a detector")
-    known: list[set[Box]] = [set() for _ in range(len(dataset.images))]
-    for image, phrases in zip(dataset.image_of_caption, dataset.phrases, strict=True):
-        known[image].update(box for phrase in phrases for box in phrase.boxes)
-    for i, boxes in enumerate(known):
+    for i, boxes in enumerate(dataset.objects):
         height, width = dataset.images[i].shape[:2]
-        yield _fractions(sorted(boxes, key=lambda b: ((b[0] - b[2]) * (b[3] - b[1]), b)), width, height)
+        yield _fractions(boxes, width, height)
 
 
 def _fractions(boxes: Iterable[Box], width: int, height: int) -> list[Box]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ SIZES = {"train": 3000, "val": 250, "test": 500}  # those of `scenes()`
 def export_scenes(folder: Path, images: int | None = None) -> Path:
     """Write the scenes into `folder`, at most `images` of each split; returns the path of the split file.
 
-    The folder then holds `images/<split>/<number>.png`, `dataset_scenes.json` in Karpathy's format, and
-    `captions.txt`, the captions of the test images, one a line.
+    The folder then holds `images/<split>/<number>.png`, `dataset_scenes.json` in Karpathy's format, `captions.txt`, the
+    captions of the test images, one a line, and the true boxes in pixels: in `regions.json` those of each image, as
+    `--region-provider file` reads them, in `phrases.json` those of each noun phrase of each caption, with its first
+    token and the one after its last.
     Raises CapbenchError naming a file that cannot be written.
     """
     dataset = scenes(**{split: size if images is None else min(size, images) for split, size in SIZES.items()})
@@ -31,9 +34,16 @@ def export_scenes(folder: Path, images: int | None = None) -> Path:
     entries = [_entry(dataset, image) for image in range(len(dataset.images))]
     tests = [sentence["raw"] for entry in entries if entry["split"] == "test" for sentence in entry["sentences"]]
     atomic_write(folder / "captions.txt", "".join(f"{line}\n" for line in dict.fromkeys(tests)).encode())
+    names = [f"{name}.png" for name in dataset.image_names]
+    _write(folder / "regions.json", dict(zip(names, dataset.objects or (), strict=True)))
+    _write(folder / "phrases.json", {name: _phrases(dataset, image) for image, name in enumerate(names)})
     split_file = folder / "dataset_scenes.json"
-    atomic_write(split_file, json.dumps({"dataset": "scenes", "images": entries}).encode())
+    _write(split_file, {"dataset": "scenes", "images": entries})
     return split_file
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    atomic_write(path, json.dumps(content).encode())
 
 
 def _entry(dataset: CaptionDataset, image: int) -> dict[str, Any]:
@@ -51,3 +61,18 @@ def _entry(dataset: CaptionDataset, image: int) -> dict[str, Any]:
             for caption in captions
         ],
     }
+
+
+def _phrases(dataset: CaptionDataset, image: int) -> list[dict[str, Any]]:
+    """The noun phrases of an image's captions, each with the boxes of the things that it names."""
+    return [
+        {
+            "sentid": caption,
+            "start": phrase.start,
+            "end": phrase.end,
+            "phrase": " ".join(dataset.tokens[caption][phrase.start : phrase.end]),
+            "boxes": phrase.boxes,
+        }
+        for caption in np.flatnonzero(dataset.image_of_caption == image).tolist()
+        for phrase in (dataset.phrases or ())[caption]
+    ]
