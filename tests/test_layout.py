@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The parts of the core from the top: a part imports only from those below its own. README.md shows them in this order.
 ORDER = (
     "cli",
+    "demo",
     "tools",
     "leaderboard",
     "captioners",
@@ -34,12 +35,12 @@ ORDER = (
     "kernels",
     "base",
 )
-PAPERS_MAY_NOT_IMPORT = ("cli", "tools", "leaderboard", "runs.harness", "runs.materials", "runs.loaded")
+PAPERS_MAY_NOT_IMPORT = ("cli", "demo", "tools", "leaderboard", "runs.harness", "runs.materials", "runs.loaded")
 
 # Imported under another name than the one they are installed by, or brought by a declared one.
 INSTALLED_AS = {
     "PIL": "pillow", "huggingface_hub": "huggingface-hub", "lazy_loader": "lazy-loader",
-    "mlflow": "mlflow-skinny", "triton": "torch",
+    "mlflow": "mlflow-skinny", "triton": "torch", "fastapi": "gradio", "starlette": "gradio", "uvicorn": "gradio",
 }  # fmt: skip
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FOREIGN_PATH = re.compile(
