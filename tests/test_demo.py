@@ -162,7 +162,7 @@ def test_words_and_boxes_of_an_alignment_have_one_colour(answers, pictures):
     assert [(int(region), word) for region, _, word in words] == [
         (int(region), word) for region, word in zip(expected.labels, expected.words, strict=True)
     ]
-    strokes = dict(re.findall(r'data-region="(\d+)" style="stroke: (.*?)"', answer))
+    strokes = dict(re.findall(r'<g data-region="(\d+)" style="color: (.*?)"', answer))
     assert strokes == {region: colour for region, colour, _ in words if region != "0"}
     assert "Affinity: 0." in shown(answer)
 
@@ -277,7 +277,7 @@ def test_a_run_that_cannot_be_used_is_left_out_with_its_reason(answers, runs, tm
 
 
 def test_without_a_finished_run_it_says_which_command_makes_one(tmp_path):
-    with pytest.raises(CapbenchError, match="no finished run under .*; make one with: capbench run show-attend-tell"):
+    with pytest.raises(CapbenchError, match=r"no finished run under .*; make one with: capbench run show-attend-tell"):
         serve(tmp_path, None, 0, print)
 
 
@@ -289,7 +289,7 @@ def test_a_folder_without_a_picture_is_refused(runs, tmp_path):
 def test_a_port_that_is_taken_is_refused(runs):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(CapbenchError, match=f"cannot listen on port {port}: .*; give another --port, or 0"):
+        with pytest.raises(CapbenchError, match=rf"cannot listen on port {port}: .*; give another --port, or 0"):
             serve(runs, None, port, print)
 
 

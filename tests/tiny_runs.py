@@ -14,7 +14,7 @@ from capbench.runs import harness
 from capbench.runs.harness import Materials, Places
 from capbench.runs.job import Job
 
-SMALL: dict[str, JsonValue] = {"embedding_dim": 16, "hidden_dim": 16, "training.epochs": 1, "training.batch_size": 32}
+SMALL: dict[str, JsonValue] = {"embedding_dim": 16, "hidden_dim": 16, "training.epochs": 2, "training.batch_size": 32}
 JOBS = (
     Job("show_attend_tell", "soft-ours", "scenes", "scenes", 0, SMALL | {"attention_dim": 16, "choose_beam": False}),
     Job("show_and_tell", "nic-ours", "scenes", "scenes", 0, SMALL | {"choose_beam": False}),

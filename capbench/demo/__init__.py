@@ -1,1 +1,1 @@
-"""A page on this machine where trained models caption, search and align pictures of one's own. Needs `capbench[demo]`."""
+"""A page on this machine where trained models meet pictures of one's own. Needs `capbench[demo]`."""

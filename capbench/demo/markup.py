@@ -38,7 +38,7 @@ def unusable(reasons: Sequence[str]) -> str:
     if not reasons:
         return ""
     rows = "".join(f"<li>{text(reason)}</li>" for reason in reasons)
-    return f'<details class="unusable"><summary>Runs that cannot be used: {len(reasons)}</summary><ul>{rows}</ul></details>'
+    return f"<details><summary>Runs that cannot be used: {len(reasons)}</summary><ul>{rows}</ul></details>"
 
 
 def about(trained: Trained) -> str:
@@ -48,7 +48,9 @@ def about(trained: Trained) -> str:
     facts = (("model", f"{job.variant} of {title}"), ("trained on", job.dataset), ("encoder", job.encoder))
     terms = "".join(f"<div><dt>{name}</dt><dd>{text(value)}</dd></div>" for name, value in (*facts, ("seed", job.seed)))
     said = trained.warning
-    return f'<dl class="about">{terms}</dl>' + (f'<p class="note">{text(f"This model was {said}.")}</p>' if said else "")
+    return f'<dl class="about">{terms}</dl>' + (
+        f'<p class="note">{text(f"This model was {said}.")}</p>' if said else ""
+    )
 
 
 def captioned(trained: Trained, made: Captioned, how: str) -> str:
@@ -118,30 +120,28 @@ def found_captions(trained: Trained, ranked: Ranked, place: str) -> str:
 
 
 def _found(trained: Trained, ranked: Ranked, hits: str, place: str) -> str:
-    return f'<div class="answer">{_unknown(ranked.unknown)}{hits}<p class="legend">{text(f"Of {place}.")}</p>{about(trained)}</div>'
+    legend = f'<p class="legend">{text(f"Of {place}.")}</p>'
+    return f'<div class="answer">{_unknown(ranked.unknown)}{hits}{legend}{about(trained)}</div>'
 
 
 def aligned(trained: Trained, made: Aligned) -> str:
     """The picture with the regions that have words, and the words in the colours of their regions."""
     picture = fitted(decode(made.picture), SIDE)
     colours = {region: f"rgb({red} {green} {blue})" for region, (red, green, blue) in region_colours(made).items()}
-    boxes = []
-    for number, region in enumerate((region for region in colours if region != WHOLE), 1):
-        x0, y0, x1, y1 = (made.boxes[region] * (picture.width, picture.height, picture.width, picture.height)).tolist()
-        place = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
-        boxes.append(f'<rect {place} data-region="{region}" style="stroke: {colours[region]}" />')
-        del number
+    numbers = {region: f"{n}" for n, region in enumerate(sorted(set(colours) - {WHOLE}), 1)} | {WHOLE: ""}
+    boxes = "".join(_box(made, region, numbers[region], colours[region], picture.size) for region in numbers if region)
     said = ", ".join(f"{made.text(snippet)}: {_where(made, snippet.region)}" for snippet in made.snippets)
     drawn = f'<svg viewBox="0 0 {picture.width} {picture.height}" role="img" aria-label="{escape(plain(said, 2000))}">'
     words = " ".join(
-        f'<button type="button" data-region="{region}" style="background: {colours[region]}">{text(word)}</button>'
+        f'<button type="button" data-region="{region}" style="background: {colours[region]}">'
+        f"{text(word)}<sup>{numbers[region]}</sup></button>"
         for word, region in zip(made.words, made.labels.tolist(), strict=True)
     )
-    rows = "".join(
-        f'<tr data-region="{snippet.region}"><td><i style="background: {colours[snippet.region]}"></i> '
-        f"{text(made.text(snippet))}</td><td>{_where(made, snippet.region)}</td><td>{snippet.score:.2f}</td></tr>"
-        for snippet in made.snippets
-    )
+    rows = ""
+    for snippet in made.snippets:
+        chip = f'<i style="background: {colours[snippet.region]}">{numbers[snippet.region]}</i>'
+        cells = (f"{chip} {text(made.text(snippet))}", _where(made, snippet.region), f"{snippet.score:.2f}")
+        rows += f'<tr data-region="{snippet.region}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
     legend = (
         f"Score: the mean inner product of a region and its words. Affinity: {made.beta:g}. "
         "Grey words have the whole picture."
@@ -149,9 +149,18 @@ def aligned(trained: Trained, made: Aligned) -> str:
     table = f"<table><thead><tr><th>words</th><th>region</th><th>score</th></tr></thead><tbody>{rows}</tbody></table>"
     return (
         f'<div class="answer aligned"><p class="spoken">{words}</p>{_unknown(made.unknown)}'
-        f'<div class="stage"><img src="{_url(picture)}" alt="">{drawn}{"".join(boxes)}</svg></div>'
+        f'<div class="stage"><img src="{_url(picture)}" alt="">{drawn}{boxes}</svg></div>'
         f'{table}<p class="legend">{text(legend)}</p>{about(trained)}</div>'
     )
+
+
+def _box(made: Aligned, region: int, number: str, colour: str, size: tuple[int, int]) -> str:
+    """A region's frame with its number in a corner: who sees no colours goes by the numbers."""
+    x0, y0, x1, y1 = (made.boxes[region] * (*size, *size)).tolist()
+    frame = f'<rect class="frame" x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}" />'
+    tag = f'<rect class="tag" x="{x0:.1f}" y="{y0:.1f}" width="26" height="26" />'
+    label = f'<text x="{x0 + 13:.1f}" y="{y0 + 19:.1f}">{number}</text>'
+    return f'<g data-region="{region}" style="color: {colour}">{frame}{tag}{label}</g>'
 
 
 def _where(made: Aligned, region: int) -> str:

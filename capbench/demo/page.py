@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Kept = Callable[[], "Answers"]  # makes them at the first call: they import torch
 EMPTY = '<p class="empty">The answer comes here.</p>'
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
+METHODS = ("Beam search", "Sampling")
 FONTS = ("system-ui", "sans-serif")
 
 
@@ -24,7 +25,9 @@ def asset(name: str) -> str:
 
 def theme() -> gr.Theme:
     """Gradio's plain theme with fonts of the reader's system, so that none is fetched."""
-    plain = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=("ui-monospace", "monospace"))
+    plain = gr.themes.Default(
+        primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=("ui-monospace", "monospace")
+    )
     names = ("button_primary_background_fill", "button_primary_background_fill_dark")
     return plain.set(**dict.fromkeys(names, "*primary_700"))  # white on it has a contrast of 4.5 and more
 
@@ -74,7 +77,7 @@ def _caption(answers: Kept) -> gr.Dropdown:
         with gr.Column(scale=2, min_width=300):
             run, picture = _runs(), _picture()
             n_best = gr.Slider(1, 10, 3, step=1, label="Captions")
-            method = gr.Radio(["Beam search", "Sampling"], value="Beam search", label="Decoding")
+            method = gr.Radio(METHODS, value=METHODS[0], label="Decoding")
             beam = gr.Textbox(label="Beam width", placeholder="that of the run's own captions", max_length=20)
             with gr.Group(visible=False) as sampling:
                 temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Temperature")
@@ -82,8 +85,10 @@ def _caption(answers: Kept) -> gr.Dropdown:
             ask = gr.Button("Caption", variant="primary")
         with gr.Column(scale=3, min_width=300):
             answer = _answer()
-    chosen = "(method) => [{visible: method === 'Beam search', __type__: 'update'}, {visible: method === 'Sampling', __type__: 'update'}]"
-    method.change(None, method, [beam, sampling], js=chosen)
+    method.change(
+        lambda chosen: [gr.update(visible=chosen == kind) for kind in METHODS], method, [beam, sampling],
+        api_visibility="private", show_progress="hidden",
+    )  # fmt: skip
     inputs = [run, picture, method, beam, temperature, seed, n_best]
     ask.click(lambda *given: answers().caption(*given), inputs, answer, **ONE_AT_A_TIME)
     return run

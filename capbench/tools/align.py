@@ -90,9 +90,9 @@ def align(
 ) -> Aligned:
     """The region of each word: the best labels of a chain that rewards neighbours for agreeing by `beta`.
 
-    `beta` defaults to the recipe's, and `store`, which keeps the features, to the cache folder. With 0 each word has its own best region; a large one gives all words the same.
-    Raises CapbenchError for a caption without a known word, a negative `beta`, and an undecodable picture. Source:
-    Karpathy & Fei-Fei, CVPR 2015, equations 10 to 12.
+    `beta` defaults to the recipe's, and `store`, which keeps the features, to the cache folder. With a `beta` of 0 each
+    word has its own best region; a large one gives all words the same. Raises CapbenchError for a caption without a
+    known word, a negative `beta`, and an undecodable picture. Source: Karpathy & Fei-Fei, CVPR 2015, equations 10-12.
     """
     sentence = trained.read(caption)
     model = cast(Aligner, trained.model)

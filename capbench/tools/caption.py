@@ -67,9 +67,7 @@ def samples_of(trained: Trained, pictures: Seen, temperature: float, draws: int,
 
 
 @torch.no_grad()
-def _captioned(
-    trained: Trained, pictures: Seen, write: Callable[[Tensor, Sequence[str]], Decoded]
-) -> list[Captioned]:
+def _captioned(trained: Trained, pictures: Seen, write: Callable[[Tensor, Sequence[str]], Decoded]) -> list[Captioned]:
     """The captions that `write` makes of features; it returns the entries of the decoding state that it is given."""
     model, captioned = cast(Captioner, trained.model), []
     for start in range(0, len(pictures.paths), BATCH):

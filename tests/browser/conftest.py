@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 FLAGS = (
-    "--disable-gpu --disable-quic --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run"
-).split()
+    *("--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
 SCREENS = {"narrow": (390, 844), "wide": (1280, 900)}
 SCHEMES = ("light", "dark")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,18 +39,24 @@ main()
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """The address of a running demo with tiny runs, a folder of pictures, and the processor's time until it answered."""
+    """A running demo of tiny runs and a folder of pictures: its address, and its processor time until it said so."""
     folder = tmp_path_factory.mktemp("demo")
     words = ["demo", "--runs", str(tiny_runs(folder)), "--images", str(album(folder / "album")), "--port", "0"]
     variables = {"PYTHONPATH": str(ROOT), "CAPBENCH_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "temporary")}
     (folder / "temporary").mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words], env=os.environ | variables, cwd=folder, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, *words],
+        env=os.environ | variables,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     address = process.stdout.readline().partition(" ")[0]
     assert address.startswith("http://127.0.0.1:"), "the demo did not start"
-    ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13] if os.name == "posix" else []
+    ticks = (
+        Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13] if os.name == "posix" else []
+    )
     spent = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
     yield SimpleNamespace(address=address, folder=folder, spent=spent)
     assert process.poll() is None, "the demo ended, or asked another host"
@@ -63,14 +70,8 @@ def opened(visit: Callable[[str], Visit], demo: SimpleNamespace) -> Page:
     page = visit(demo.address).page
     page.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
-    expect(page.get_by_role("combobox", name="Run").first).to_have_value(lists_a_run())
+    expect(page.get_by_role("combobox", name="Run").first).to_have_value(re.compile("on scenes"))
     return page
-
-
-def lists_a_run():
-    import re
-
-    return re.compile("on scenes")
 
 
 def panel(page: Page, name: str) -> Locator:
@@ -134,7 +135,7 @@ def test_a_sentence_finds_pictures_and_a_picture_captions(visit, demo):
     here.get_by_label("Sentence").press("Enter")
     answer = here.locator(".answer")
     expect(answer.locator(".hits li")).to_have_count(6)
-    expect(answer).to_contain_text("The model does not know: b, zebra, b".split(":")[0])
+    expect(answer).to_contain_text("The model does not know: b, zebra.")
     readable(page)
     here.locator("input[type=file]").set_input_files(demo.folder / "album" / "1.png")
     here.get_by_role("button", name="Find captions").click()
