@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING, Any
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from capbench.base.errors import CapbenchError
 from capbench.data.picture_folder import pictures_in
@@ -18,14 +18,11 @@ from capbench.data.picture_folder import pictures_in
 if TYPE_CHECKING:
     from capbench.demo.answers import Answers
 
+T = TypeVar("T")
 HOST = "127.0.0.1"
 # The page may load what comes from its own address, and no browser lets it ask another one.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'self'"
-SILENT = {
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-}  # fmt: skip
+SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
 def serve(runs: Path, images: Path | None, port: int, say: Callable[[str], None]) -> None:
@@ -46,17 +43,29 @@ def serve(runs: Path, images: Path | None, port: int, say: Callable[[str], None]
             raise CapbenchError(f"the demo needs gradio: pip install 'capbench[demo]' ({error})") from error
         import uvicorn
 
-        @cache
-        def answers() -> Answers:
-            from capbench.demo.answers import Answers
-            from capbench.demo.models import Models
-
-            return Answers(Models(runs, images))
-
+        answers = _once(lambda: _answers(runs, images))
         server = uvicorn.Server(uvicorn.Config(application(answers), log_level="warning", timeout_graceful_shutdown=1))
         say(f"http://{HOST}:{listening.getsockname()[1]} (Ctrl-C ends it)")
         Thread(target=answers, daemon=True).start()  # torch comes while the browser loads the page
         server.run(sockets=[listening])
+
+
+def _once(make: Callable[[], T]) -> Callable[[], T]:
+    """A function that returns what `make` made at its first call, in whichever thread that was."""
+    made, lock = cache(make), Lock()
+
+    def kept() -> T:
+        with lock:
+            return made()
+
+    return kept
+
+
+def _answers(runs: Path, images: Path | None) -> Answers:
+    from capbench.demo.answers import Answers
+    from capbench.demo.models import Models
+
+    return Answers(Models(runs, images))
 
 
 def application(answers: Callable[[], Answers]) -> Any:

@@ -32,8 +32,8 @@ def guarded(self, address):
         os._exit(3)
     return connect(self, address)
 socket.socket.connect = guarded
-from capbench.cli import main
-main()
+import capbench.cli
+capbench.cli.main()
 """
 
 
