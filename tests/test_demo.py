@@ -89,7 +89,7 @@ def test_captions_are_those_of_the_command_with_their_log_probabilities(answers,
     for words, log_prob in zip(expected.captions, expected.log_probs, strict=True):
         assert f"log p = {log_prob:.2f}, {log_prob / (len(words.split()) + 1):.2f} a word" in answer
         assert f"<bdi>{words}</bdi>" in answer or not words
-    assert "beam search, width 4" in answer
+    assert "Beam search, width 4" in answer
 
 
 def test_each_word_has_a_map_and_all_words_one_scale_with_its_name(answers, pictures):
@@ -141,7 +141,7 @@ def test_without_a_folder_the_test_images_are_searched(answers, runs):
     answers.models.refresh()
     answer = answers.search(run_of(answers, EMBEDDING), "a red circle", 50, lambda *_: None)
     assert answer.count("<li>") == FEW["test"]
-    assert "Of the test images of scenes." in shown(answer)
+    assert "The best of the test images of scenes." in shown(answer)
 
 
 def test_a_picture_finds_captions_of_the_test_split(answers, pictures):

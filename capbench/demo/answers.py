@@ -66,11 +66,11 @@ class Answers:
             seen = look_at(trained, picture, store)
             if method == "Sampling":
                 (captioned,) = samples_of(trained, seen, temperature, count, number)
-                how = f"drawn at temperature {temperature:g}, seed {number}"
+                how = f"Drawn at temperature {temperature:g}, seed {number}"
             else:
                 width = max(beam_of(trained), count) if width is None else width
                 (captioned,) = captions_of(trained, seen, width, count)
-                how = f"beam search, width {width}"
+                how = f"Beam search, width {width}"
             return markup.captioned(trained, captioned, how)
 
     @said

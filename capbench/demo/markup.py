@@ -42,15 +42,26 @@ def unusable(reasons: Sequence[str]) -> str:
 
 
 def about(trained: Trained) -> str:
-    """The model beside its answer: paper, preset, data, encoder and seed, and a warning where it is due."""
+    """The model beside its answer: preset and paper, data, encoder and seed."""
     job = trained.job
     title = paper(job.paper).title.partition(": ")[0]
     facts = (("model", f"{job.variant} of {title}"), ("trained on", job.dataset), ("encoder", job.encoder))
     terms = "".join(f"<div><dt>{name}</dt><dd>{text(value)}</dd></div>" for name, value in (*facts, ("seed", job.seed)))
-    said = trained.warning
-    return f'<dl class="about">{terms}</dl>' + (
-        f'<p class="note">{text(f"This model was {said}.")}</p>' if said else ""
-    )
+    return f'<dl class="about">{terms}</dl>'
+
+
+def _answer(trained: Trained, *parts: str, kind: str = "") -> str:
+    """An answer between the model's warning, where it has one, and what the model is."""
+    warning = _note(f"This model was {trained.warning}.") if trained.warning else ""
+    return f'<div class="answer {kind}">{warning}{"".join(parts)}{about(trained)}</div>'
+
+
+def _note(said: str) -> str:
+    return f'<p class="note">{text(said)}</p>'
+
+
+def _legend(said: str) -> str:
+    return f'<p class="legend">{text(said)}</p>'
 
 
 def captioned(trained: Trained, made: Captioned, how: str) -> str:
@@ -64,9 +75,8 @@ def captioned(trained: Trained, made: Captioned, how: str) -> str:
         if made.attention:
             shown = f'<button type="button" data-caption="{n}" aria-pressed="{str(n == 0).lower()}">{shown}</button>'
         rows.append(f"<li>{shown}<small>log p = {log_prob:.2f}, {mean:.2f} a word</small></li>")
-    legend = f"{how}. log p: natural logarithm of a caption's probability; with the end, by word."
-    listed = f'<ol class="captions">{"".join(rows)}</ol><p class="legend">{text(legend)}</p>'
-    return f'<div class="answer">{listed}{_looked(made, existing)}{about(trained)}</div>'
+    legend = f"{how}. log p: the natural logarithm of a caption's probability, and its mean over the words and the end."
+    return _answer(trained, f'<ol class="captions">{"".join(rows)}</ol>', _legend(legend), _looked(made, existing))
 
 
 def _looked(made: Captioned, existing: Sequence[int]) -> str:
@@ -120,8 +130,7 @@ def found_captions(trained: Trained, ranked: Ranked, place: str) -> str:
 
 
 def _found(trained: Trained, ranked: Ranked, hits: str, place: str) -> str:
-    legend = f'<p class="legend">{text(f"Of {place}.")}</p>'
-    return f'<div class="answer">{_unknown(ranked.unknown)}{hits}{legend}{about(trained)}</div>'
+    return _answer(trained, _unknown(ranked.unknown), _legend(f"The best of {place}."), hits)
 
 
 def aligned(trained: Trained, made: Aligned) -> str:
@@ -147,11 +156,9 @@ def aligned(trained: Trained, made: Aligned) -> str:
         "Grey words have the whole picture."
     )
     table = f"<table><thead><tr><th>words</th><th>region</th><th>score</th></tr></thead><tbody>{rows}</tbody></table>"
-    return (
-        f'<div class="answer aligned"><p class="spoken">{words}</p>{_unknown(made.unknown)}'
-        f'<div class="stage"><img src="{_url(picture)}" alt="">{drawn}{boxes}</svg></div>'
-        f'{table}<p class="legend">{text(legend)}</p>{about(trained)}</div>'
-    )
+    stage = f'<div class="stage"><img src="{_url(picture)}" alt="">{drawn}{boxes}</svg></div>'
+    spoken = f'<p class="spoken">{words}</p>'
+    return _answer(trained, _unknown(made.unknown), spoken, stage, table, _legend(legend), kind="aligned")
 
 
 def _box(made: Aligned, region: int, number: str, colour: str, size: tuple[int, int]) -> str:
@@ -172,7 +179,7 @@ def _where(made: Aligned, region: int) -> str:
 
 def _unknown(words: Sequence[str]) -> str:
     listed = ", ".join(words)
-    return f'<p class="note">{text(f"The model does not know: {listed}.")}</p>' if words else ""
+    return _note(f"The model does not know: {listed}.") if words else ""
 
 
 def _thumbnail(path: Path) -> Image.Image:

@@ -37,13 +37,13 @@ def page(answers: Kept) -> gr.Blocks:
     with gr.Blocks(title="capbench demo", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML('<h1>capbench demo</h1><p class="lead">Trained models at work on pictures of your own. Nothing leaves '
                 "this machine, and no picture is kept.</p>")  # fmt: skip
-        refused = gr.HTML("")
         with gr.Tab("Caption"):
             captioners = _caption(answers)
         with gr.Tab("Search"):
             embeddings = _search(answers)
         with gr.Tab("Align"):
             aligners = _align(answers)
+        refused = gr.HTML("")
 
         def opened() -> list[Any]:
             from capbench.demo import markup

@@ -125,7 +125,7 @@ def test_an_uploaded_picture_is_captioned_and_its_attention_plays(visit, demo):
     here.get_by_role("radio", name="Sampling").check()
     expect(here.get_by_label("Beam width")).to_be_hidden()
     here.get_by_role("button", name="Caption").click()
-    expect(answer).to_contain_text("drawn at temperature 1, seed 0")
+    expect(answer).to_contain_text("Drawn at temperature 1, seed 0")
 
 
 def test_a_sentence_finds_pictures_and_a_picture_captions(visit, demo):
