@@ -17,7 +17,7 @@ from capbench.data.scenes import scenes
 from capbench.demo import markup, models
 from capbench.demo.answers import Answers
 from capbench.demo.models import ALIGNER, CAPTIONER, EMBEDDING, Models
-from capbench.demo.server import serve
+from capbench.demo.server import SILENT, serve
 from capbench.tools.align import align
 from capbench.tools.caption import captions_of, samples_of
 from capbench.tools.pictures import look_at
@@ -42,7 +42,8 @@ def pictures(tmp_path_factory):
 def answers(runs, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "load_dataset", lambda name: scenes(seed=5, **FEW))
-    made = Answers(Models(runs, pictures))
+    (tmp_path / "scratch").mkdir()
+    made = Answers(Models(runs, pictures), tmp_path / "scratch")
     assert made.models.refresh() == []
     return made
 
@@ -248,13 +249,18 @@ def test_text_from_outside_shows_as_text(answers, pictures):
 
 def test_no_upload_and_nothing_of_it_is_kept(answers, pictures, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))  # what else would take a temporary file
+    looked_at = []
+    monkeypatch.setattr(
+        "capbench.demo.answers.look_at", lambda *given: looked_at.append(given[1].exists()) or look_at(*given)
+    )
     before = set((tmp_path / "cache").rglob("*"))
     caption(answers, given(pictures / "2.png"))
     answers.align(run_of(answers, ALIGNER), given(pictures / "2.png"), "a red circle", "")
     answers.describe(run_of(answers, EMBEDDING), given(pictures / "2.png"), 3)
     refused(caption(answers, {"name": "bad", "data": "data:;base64,MTIz"}))
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert looked_at == [True] * 3
+    assert [*(tmp_path / "temporary").iterdir(), *(tmp_path / "scratch").iterdir()] == []
     assert set((tmp_path / "cache").rglob("*")) == before
 
 
@@ -294,6 +300,8 @@ def test_a_port_that_is_taken_is_refused(runs):
 
 
 def test_without_gradio_it_says_how_to_install_it(runs, monkeypatch):
+    for name in (*SILENT, "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")  # restored after the test
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(CapbenchError, match=r"needs gradio: pip install 'capbench\[demo\]'"):
         serve(runs, None, 0, print)

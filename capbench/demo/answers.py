@@ -46,8 +46,9 @@ def said(answer: Callable[P, str]) -> Callable[P, str]:
 class Answers:
     """The answers of the finished runs under a folder, one at a time."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, scratch: Path) -> None:
         self.models = models
+        self.scratch = scratch  # the folder of pictures while they are looked at
         self._turn = Lock()
 
     @said
@@ -61,7 +62,7 @@ class Answers:
         count = _whole(n_best, "the number of captions", 1)
         width = _whole(_number(beam, "the width of the beam"), "the width of the beam", 1) if beam.strip() else None
         number = _whole(seed, "the seed", 0, 2**32 - 1)
-        with self._turn, uploaded(given) as (picture, store):
+        with self._turn, uploaded(given, self.scratch) as (picture, store):
             trained = self.models.get(run, CAPTIONER).trained
             seen = look_at(trained, picture, store)
             if method == "Sampling":
@@ -88,7 +89,7 @@ class Answers:
     def describe(self, run: str | None, given: Given, top: float) -> str:
         """The captions of the test split that fit a picture."""
         count = _whole(top, "the number of results", 1)
-        with self._turn, uploaded(given) as (picture, store):
+        with self._turn, uploaded(given, self.scratch) as (picture, store):
             model = self.models.get(run, EMBEDDING)
             seen = look_at(model.trained, picture, store)
             ranked = captions_of_image(model.trained, seen, model.captions, count)
@@ -100,15 +101,15 @@ class Answers:
         beta = _number(affinity, "the affinity") if affinity.strip() else None
         if beta is not None and not 0 <= beta < math.inf:
             raise CapbenchError(f"the affinity is {beta:g}; give 0 or more")
-        with self._turn, uploaded(given) as (picture, store):
+        with self._turn, uploaded(given, self.scratch) as (picture, store):
             _refuse_empty(caption, "caption")
             trained = self.models.get(run, ALIGNER).trained
             return markup.aligned(trained, align(trained, picture, caption, beta, store))
 
 
 @contextmanager
-def uploaded(given: Given) -> Iterator[tuple[Path, Path]]:
-    """The file of a picture from the page, and a folder for its features; both are gone afterwards.
+def uploaded(given: Given, scratch: Path) -> Iterator[tuple[Path, Path]]:
+    """The file of a picture from the page, and a folder for its features; both are under `scratch`, and then gone.
 
     Raises CapbenchError without a picture, for one of more than `LARGEST` bytes, and puts the picture's own name into
     the refusals of those who read it.
@@ -122,7 +123,7 @@ def uploaded(given: Given) -> Iterator[tuple[Path, Path]]:
         raise CapbenchError(f"the image {name} did not arrive whole ({error}); drop it again") from error
     if len(content) > LARGEST:
         raise CapbenchError(f"the image {name} has more than {LARGEST // 10**6} MB; shrink it")
-    with TemporaryDirectory(prefix="capbench-demo-") as folder:
+    with TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "picture"
         path.write_bytes(content)
         try:

@@ -111,8 +111,7 @@ class Models:
 
         Raises CapbenchError for a folder that is not in the list, and as `load_run` does.
         """
-        listed = dict(map(reversed, self.of(kind)))  # type: ignore[arg-type]
-        if folder not in listed:
+        if folder is None or folder not in {listed for _, listed in self.of(kind)}:
             raise CapbenchError(f"no trained {kind.name} under {self.runs}; make one with: {kind.command}")
         path = self.runs / folder
         if self._last is None or self._last[0] != path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +23,8 @@ T = TypeVar("T")
 HOST = "127.0.0.1"
 # The page may load what comes from its own address, and no browser lets it ask another one.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'self'"
-SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+# No other host is asked: nothing is reported, and an encoder whose weights are not at hand is refused.
+SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def serve(runs: Path, images: Path | None, port: int, say: Callable[[str], None]) -> None:
@@ -35,15 +37,16 @@ def serve(runs: Path, images: Path | None, port: int, say: Callable[[str], None]
         raise CapbenchError(f"no finished run under {runs}; make one with: capbench run show-attend-tell")
     if images is not None:
         pictures_in(images)
-    with closing(_listening(port)) as listening, tempfile.TemporaryDirectory(prefix="capbench-demo-") as uploads:
-        os.environ |= {**SILENT, "GRADIO_TEMP_DIR": uploads}
+    with closing(_listening(port)) as listening, TemporaryDirectory(prefix="capbench-demo-") as scratch:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminated server leaves no folder behind either
+        os.environ |= {**SILENT, "GRADIO_TEMP_DIR": scratch}
         try:
             import gradio  # noqa: F401
         except ImportError as error:
             raise CapbenchError(f"the demo needs gradio: pip install 'capbench[demo]' ({error})") from error
         import uvicorn
 
-        answers = _once(lambda: _answers(runs, images))
+        answers = _once(lambda: _answers(Path(scratch), runs, images))
         server = uvicorn.Server(uvicorn.Config(application(answers), log_level="warning", timeout_graceful_shutdown=1))
         say(f"http://{HOST}:{listening.getsockname()[1]} (Ctrl-C ends it)")
         Thread(target=answers, daemon=True).start()  # torch comes while the browser loads the page
@@ -61,11 +64,11 @@ def _once(make: Callable[[], T]) -> Callable[[], T]:
     return kept
 
 
-def _answers(runs: Path, images: Path | None) -> Answers:
+def _answers(scratch: Path, runs: Path, images: Path | None) -> Answers:
     from capbench.demo.answers import Answers
     from capbench.demo.models import Models
 
-    return Answers(Models(runs, images))
+    return Answers(Models(runs, images), scratch)
 
 
 def application(answers: Callable[[], Answers]) -> Any:
