@@ -10,9 +10,10 @@ from pydantic import JsonValue
 
 from capbench.data.scenes import scenes
 from capbench.metrics import captioning, jars
-from capbench.runs import harness
-from capbench.runs.harness import Materials, Places
+from capbench.runs import harness, materials
+from capbench.runs.harness import Places
 from capbench.runs.job import Job
+from capbench.runs.materials import Materials
 
 SMALL: dict[str, JsonValue] = {"embedding_dim": 16, "hidden_dim": 16, "training.epochs": 2, "training.batch_size": 32}
 JOBS = (
@@ -30,7 +31,7 @@ def tiny_runs(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for module in (jars, captioning):  # Java takes longer than the rest
             patch.setattr(module, "find_java", lambda: None)
-        patch.setattr(harness, "load_dataset", lambda name: few)
+        patch.setattr(materials, "load_dataset", lambda name: few)
         patch.setenv("CAPBENCH_CACHE", str(folder / "cache"))
         for job in JOBS:
             harness.run(job, Places(folder / "runs"), Materials(), lambda *_: None)
