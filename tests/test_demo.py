@@ -250,10 +250,13 @@ def test_text_from_outside_shows_as_text(answers, pictures):
 def test_no_upload_and_nothing_of_it_is_kept(answers, pictures, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))  # what else would take a temporary file
-    looked_at = []
-    monkeypatch.setattr(
-        "capbench.demo.answers.look_at", lambda *given: looked_at.append(given[1].exists()) or look_at(*given)
-    )
+    looked_at: list[bool] = []
+
+    def looking(trained, picture, store):
+        looked_at.append(picture.exists())
+        return look_at(trained, picture, store)
+
+    monkeypatch.setattr("capbench.demo.answers.look_at", looking)
     before = set((tmp_path / "cache").rglob("*"))
     caption(answers, given(pictures / "2.png"))
     answers.align(run_of(answers, ALIGNER), given(pictures / "2.png"), "a red circle", "")

@@ -38,8 +38,8 @@ class Captioned:
     view: str  # what the model saw of it
     captions: tuple[str, ...]
     log_probs: tuple[float, ...]
-    # Where the model looked for each word of each caption and for END; empty without attention.
-    attention: tuple[Float[np.ndarray, "word location"], ...] = ()
+    # For each caption, where the model looked for each word and for END; empty without attention.
+    attention: tuple[Float[np.ndarray, "_ location"], ...] = ()
 
 
 def captioner(run: Path | None, runs: Path) -> Trained:

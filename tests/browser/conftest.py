@@ -54,9 +54,9 @@ def visit(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Callable
         visited = Visit(context.new_page())
         own = ("", host(address))
         visited.page.set_default_timeout(10_000)
-        visited.page.on("console", lambda said: said.type == "error" and visited.faults.append(said.text))
+        visited.page.on("console", lambda said: visited.faults.extend([said.text] if said.type == "error" else []))
         visited.page.on("pageerror", lambda error: visited.faults.append(str(error)))
-        visited.page.on("request", lambda r: visited.faults.append(r.url) if host(r.url) not in own else None)
+        visited.page.on("request", lambda r: visited.faults.extend([] if host(r.url) in own else [r.url]))
         visited.page.goto(address, wait_until="load")
         seen.append(visited)
         return visited
