@@ -25,6 +25,7 @@ from capbench.tools.pictures import look_at
 from capbench.tools.search import captions_of_image, images_of_sentence
 
 Given = Mapping[str, Any] | None  # a picture from the page: its `name`, and its `data` as a data URL
+Number = int | float  # as JSON has them: a whole one is an int
 P = ParamSpec("P")
 LARGEST = 64_000_000  # bytes of a picture file
 MOST = 50  # captions, hypotheses and results
@@ -53,7 +54,8 @@ class Answers:
 
     @said
     def caption(
-        self, run: str | None, given: Given, method: str, beam: str, temperature: float, seed: float, n_best: float
+        self, run: str | None, given: Given, method: str, beam: str, temperature: Number, seed: Number | None,
+        n_best: Number,
     ) -> str:  # fmt: skip
         """Captions of a picture with their log-probabilities, and where the model looked for each word.
 
@@ -61,12 +63,12 @@ class Answers:
         """
         count = _whole(n_best, "the number of captions", 1)
         width = _whole(_number(beam, "the width of the beam"), "the width of the beam", 1) if beam.strip() else None
-        number = _whole(seed, "the seed", 0, 2**32 - 1)
+        number = _whole(seed or 0, "the seed", 0, 2**32 - 1)
         with self._turn, uploaded(given, self.scratch) as (picture, store):
             trained = self.models.get(run, CAPTIONER).trained
             seen = look_at(trained, picture, store)
             if method == "Sampling":
-                (captioned,) = samples_of(trained, seen, temperature, count, number)
+                (captioned,) = samples_of(trained, seen, float(temperature), count, number)
                 how = f"Drawn at temperature {temperature:g}, seed {number}"
             else:
                 width = max(beam_of(trained), count) if width is None else width
@@ -75,7 +77,7 @@ class Answers:
             return markup.captioned(trained, captioned, how)
 
     @said
-    def search(self, run: str | None, sentence: str, top: float, progress: Report) -> str:
+    def search(self, run: str | None, sentence: str, top: Number, progress: Report) -> str:
         """The pictures that a sentence describes."""
         count = _whole(top, "the number of results", 1)
         with self._turn:
@@ -86,7 +88,7 @@ class Answers:
             return markup.found_pictures(model.trained, ranked, model.searched)
 
     @said
-    def describe(self, run: str | None, given: Given, top: float) -> str:
+    def describe(self, run: str | None, given: Given, top: Number) -> str:
         """The captions of the test split that fit a picture."""
         count = _whole(top, "the number of results", 1)
         with self._turn, uploaded(given, self.scratch) as (picture, store):
@@ -144,7 +146,7 @@ def _number(typed: str, what: str) -> float:
         raise CapbenchError(f"{what} is {typed!r}; give a number, or nothing for the run's own") from None
 
 
-def _whole(value: float, what: str, least: int, most: int = MOST) -> int:
+def _whole(value: Number, what: str, least: int, most: int = MOST) -> int:
     if not least <= value <= most or value != int(value):
         raise CapbenchError(f"{what} is {value:g}; give a whole number from {least} to {most:,}")
     return int(value)
