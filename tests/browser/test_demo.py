@@ -18,7 +18,7 @@ from tests.browser.conftest import Visit
 from tests.tiny_runs import album, tiny_runs
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120_000  # milliseconds: the first answer imports torch
+PATIENCE = 60_000  # milliseconds: the first answer imports torch
 START = 10.0  # seconds of a processor
 NASTY = "<img src=x onerror=alert(1)>.png"
 
@@ -110,14 +110,17 @@ def test_an_uploaded_picture_is_captioned_and_its_attention_plays(visit, demo):
     expect(answer).to_contain_text("This model was trained on scenes")
     light = answer.locator(".light")
     expect(light).to_be_hidden()
+    answer.locator(".captions button").nth(2).click()
+    words = answer.locator(".spoken button").locator("visible=true")
     answer.get_by_role("button", name="Play").click()
-    expect(light).to_be_visible()
-    first = light.get_attribute("src")
-    expect(light).not_to_have_attribute("src", first)
+    for number in range(2):
+        expect(words.nth(number)).to_have_attribute("aria-pressed", "true")
+        assert light.get_attribute("src") == words.nth(number).get_attribute("data-light")
+        expect(light).to_be_visible()
     answer.get_by_role("button", name="Stop").click()
     answer.locator(".captions button").nth(1).click()
     expect(light).to_be_hidden()
-    end = answer.get_by_role("button", name="(end)").locator("visible=true")
+    end = words.last
     end.focus()
     page.keyboard.press("Enter")
     expect(end).to_have_attribute("aria-pressed", "true")
