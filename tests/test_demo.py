@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import tempfile
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def given(path, name=None):
 
 def shown(html):
     """The text that a reader sees."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html))
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", html)))
 
 
 def caption(answers, picture, run="show_attend", method="Beam search", beam="", temperature=1.0, seed=0, n_best=2):

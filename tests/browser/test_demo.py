@@ -134,11 +134,11 @@ def test_an_uploaded_picture_is_captioned_and_its_attention_plays(visit, demo):
 def test_a_sentence_finds_pictures_and_a_picture_captions(visit, demo):
     page = opened(visit, demo)
     here = panel(page, "Search")
-    here.get_by_label("Sentence").fill("a red circle <b>zebra</b>")
+    here.get_by_label("Sentence").fill("a red circle <i> zebra")
     here.get_by_label("Sentence").press("Enter")
     answer = here.locator(".answer")
     expect(answer.locator(".hits li")).to_have_count(6)
-    expect(answer).to_contain_text("The model does not know: b, zebra.")
+    expect(answer).to_contain_text("The model does not know: i, zebra.")
     readable(page)
     here.locator("input[type=file]").set_input_files(demo.folder / "album" / "1.png")
     here.get_by_role("button", name="Find captions").click()
