@@ -164,7 +164,7 @@ def test_words_and_boxes_of_an_alignment_have_one_colour(answers, pictures):
     assert [(int(region), word) for region, _, word in words] == [
         (int(region), word) for region, word in zip(expected.labels, expected.words, strict=True)
     ]
-    strokes = dict(re.findall(r'<g data-region="(\d+)" style="color: (.*?)"', answer))
+    strokes = dict(re.findall(r'<g data-region="(\d+)" style="--colour: (.*?)"', answer))
     assert strokes == {region: colour for region, colour, _ in words if region != "0"}
     assert "Affinity: 0." in shown(answer)
 

@@ -167,7 +167,7 @@ def _box(made: Aligned, region: int, number: str, colour: str, size: tuple[int, 
     frame = f'<rect class="frame" x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}" />'
     tag = f'<rect class="tag" x="{x0:.1f}" y="{y0:.1f}" width="26" height="26" />'
     label = f'<text x="{x0 + 13:.1f}" y="{y0 + 19:.1f}">{number}</text>'
-    return f'<g data-region="{region}" style="color: {colour}">{frame}{tag}{label}</g>'
+    return f'<g data-region="{region}" style="--colour: {colour}">{frame}{tag}{label}</g>'
 
 
 def _where(made: Aligned, region: int) -> str:
