@@ -159,8 +159,8 @@ def test_words_and_boxes_light_up_together(visit, demo):
     expect(words).to_have_count(8)
     readable(page)
     of_words = words.evaluate_all("all => all.map(one => [one.dataset.region, getComputedStyle(one).backgroundColor])")
-    frames = answer.locator("g[data-region] .frame")
-    of_boxes = frames.evaluate_all(
+    boxes = answer.locator("g[data-region] .frame")
+    of_boxes = boxes.evaluate_all(
         "all => all.map(one => [one.parentNode.dataset.region, getComputedStyle(one).stroke])"
     )
     assert dict(of_boxes) == {number: colour for number, colour in of_words if number != "0"}
