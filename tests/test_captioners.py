@@ -260,8 +260,9 @@ def test_a_trained_run_captions_pictures_and_shows_where_it_looked(places, few, 
     for entry in captioned:
         assert len(entry.captions) == 2
         assert entry.log_probs[0] >= entry.log_probs[1]
-        assert entry.attention is not None
-        assert entry.attention.sum(1) == pytest.approx(1.0, abs=1e-4)
+        for words, attention in zip(entry.captions, entry.attention, strict=True):
+            assert len(words.split()) <= len(attention) <= len(words.split()) + 1
+            assert attention.sum(1) == pytest.approx(1.0, abs=1e-4)
     draw_attention(captioned[0], tmp_path / "attention.png")
     with Image.open(tmp_path / "attention.png") as drawn:
         assert min(drawn.size) > 200
@@ -271,7 +272,7 @@ def test_a_trained_run_captions_pictures_and_shows_where_it_looked(places, few, 
     assert [Path(name).name for name, *_ in names] == ["0.png", "1.png", "2.png"]
 
 
-def captioned_as(name, attention=None):
+def captioned_as(name, *attention):
     return Captioned(Path(name), "whole", ("a w1", "a w2"), (-1.0, -2.0), attention)
 
 

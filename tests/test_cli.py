@@ -161,6 +161,8 @@ REFUSED = {
     "rescore r.json": "r.json is not a record",
     "caption . --beam 0": '"0" for --beam.*>= 1',
     "caption . --beam -2": '"-2" for --beam.*>= 1',
+    "caption . --temperature 0": '"0.0" for --temperature.*> 0',
+    "caption a.png --temperature 1 --beam 3": "--beam searches and --temperature draws: give one of them",
     "caption . --n-best 0": '"0" for --n-best.*>= 1',
     "caption . --attention a.png": "--attention draws one image, and . is a folder",
     "caption . --sheet a.svg": r"cannot draw a\.svg: name a file that ends in \.png",

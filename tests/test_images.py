@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from capbench.base.errors import CapbenchError
+from capbench.base.files import printable
 from capbench.data.captions import Images
 from capbench.data.images import (
     ImageFolder,
@@ -21,7 +22,6 @@ from capbench.data.images import (
     Pictures,
     decode,
     one_crop,
-    printable,
     random_crop,
     ten_crops,
 )

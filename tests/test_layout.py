@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     "cli",
     "site",
+    "demo",
     "tools",
     "leaderboard",
     "captioners",
@@ -35,12 +36,16 @@ ORDER = (
     "kernels",
     "base",
 )
-PAPERS_MAY_NOT_IMPORT = ("cli", "site", "tools", "leaderboard", "runs.harness", "runs.materials", "runs.loaded")
+PAPERS_MAY_NOT_IMPORT = (
+    *("cli", "site", "demo", "tools", "leaderboard"),
+    *("runs.harness", "runs.materials", "runs.loaded"),
+)
 
 # Imported under another name than the one they are installed by, or brought by a declared one.
 INSTALLED_AS = {
     "PIL": "pillow", "huggingface_hub": "huggingface-hub", "lazy_loader": "lazy-loader",
     "mlflow": "mlflow-skinny", "griffe": "griffelib", "triton": "torch",
+    "fastapi": "gradio", "starlette": "gradio", "uvicorn": "gradio",
 }  # fmt: skip
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FOREIGN_PATH = re.compile(

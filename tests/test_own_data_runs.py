@@ -21,7 +21,7 @@ from capbench.evidence.results import Results
 from capbench.runs import paper as registry
 from capbench.runs.loaded import Trained, finished_runs, load_run
 from capbench.tools.pictures import look_at
-from capbench.tools.search import captions_of_image, images_of_sentence
+from capbench.tools.search import candidates, captions_of_image, images_of_sentence
 from tests.own_data import ENGLISH, RUSSIAN, draw
 from tests.test_own_data import JAPANESE, in_karpathys_format
 
@@ -116,8 +116,8 @@ def test_sentences_in_other_letters_are_searched_and_unknown_words_told(here, ca
         trained.read(odd)
     with pytest.raises(CapbenchError, match=r"no word with a letter or a digit"):
         trained.read("…!")
-    Path("lines.txt").write_text(f"{query}\n{odd}\n", encoding="utf-8")
-    ranked = captions_of_image(trained, look_at(trained, Path("birds/images/0.png")), Path("lines.txt"), 5)
+    lines = candidates(trained, [query, odd], "the list")
+    ranked = captions_of_image(trained, look_at(trained, Path("birds/images/0.png")), lines, 5)
     assert ([line for line, _ in ranked.captions], ranked.unknown) == ([query], (odd,))
 
 

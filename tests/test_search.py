@@ -16,6 +16,7 @@ from PIL import Image
 from capbench.base.errors import CapbenchError
 from capbench.cli import tools as command
 from capbench.data.images import whole_image
+from capbench.data.picture_folder import pictures_in
 from capbench.data.scenes import scenes
 from capbench.runs import harness, loaded
 from capbench.runs.harness import Places
@@ -24,7 +25,7 @@ from capbench.runs.materials import Materials
 from capbench.runs.paper import paper
 from capbench.tools import search
 from capbench.tools.drawing import TILE, check_drawable, draw_sheet
-from capbench.tools.pictures import look_at, pictures_in
+from capbench.tools.pictures import look_at
 from capbench.vision.encoders import Encoder
 
 
@@ -85,7 +86,8 @@ def test_captions_come_in_the_order_of_their_similarity_to_the_image(runs, pictu
     run = search.retriever(None, runs)
     lines = ["a red circle", "two blue squares", "a small star above a heart"]
     (tmp_path / "captions.txt").write_text("\ufeff" + "\n\n".join(lines) + "\n...\nzebra\n")
-    ranked = search.captions_of_image(run, look_at(run, pictures / "0.png"), tmp_path / "captions.txt", 10)
+    captions = search.candidates(run, search.lines_of(tmp_path / "captions.txt"), "captions.txt")
+    ranked = search.captions_of_image(run, look_at(run, pictures / "0.png"), captions, 10)
     scores = {line: score(run, np.array(Image.open(pictures / "0.png")), line) for line in lines}
     assert [line for line, _ in ranked.captions] == sorted(lines, key=lambda line: -scores[line])
     assert ranked.unknown == ("squares", "zebra")
@@ -146,7 +148,7 @@ def test_queries_without_a_known_word_and_tops_below_1_are_refused_and_unknown_w
     for content in ("\n", "zebra\n"):
         (tmp_path / "empty.txt").write_text(content)
         with pytest.raises(CapbenchError, match=r"empty\.txt holds no caption with a word"):
-            search.captions_of_image(run, look_at(run, pictures / "0.png"), tmp_path / "empty.txt", 3)
+            search.candidates(run, search.lines_of(tmp_path / "empty.txt"), "empty.txt")
 
 
 def test_a_run_on_scenes_says_that_it_has_never_seen_a_photograph(runs):

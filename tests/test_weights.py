@@ -162,6 +162,15 @@ def test_weights_that_are_there_are_found_without_a_network(tmp_path, monkeypatc
         assert find_weights("net", f"http://127.0.0.1:9/{FILE}") == path
 
 
+def test_nothing_is_downloaded_where_the_hub_is_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused = pytest.raises(CapbenchError, match="nothing is downloaded while HF_HUB_OFFLINE is set")
+    with serving(WHOLE) as (address, asked), refused:
+        download(f"{address}/{FILE}", tmp_path / FILE)
+    assert asked == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_look_finds_the_download(tmp_path, monkeypatch):
     monkeypatch.delenv("CAPBENCH_WEIGHTS", raising=False)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path))

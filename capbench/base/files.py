@@ -99,3 +99,12 @@ def fingerprint(value: Any) -> str:
     True
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def printable(path: Path) -> str:
+    """The path as text that UTF-8 can hold: other bytes of a file name are escaped.
+
+    >>> printable(Path(os.fsdecode(b"caf\\xe9.jpg")))
+    'caf\\\\xe9.jpg'
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

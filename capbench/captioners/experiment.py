@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from capbench.captioners.decoding import Captions as Decoded
-from capbench.captioners.decoding import State, Step, beam_search, ensemble, join_states
+from capbench.captioners.decoding import State, Step, beam_search, ensemble, join_states, sample
 from capbench.data.batches import length_grouped, padded
 from capbench.data.captions import Split
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
@@ -118,6 +118,17 @@ def caption_images(
     """
     begin = model.step(images), model.start(images), len(images), beam_size, LONGEST
     return beam_search(*begin, start=START, end=END, never=(UNKNOWN,), n_best=n_best, trace=trace)
+
+
+def sample_images(
+    model: Any, images: Float[Tensor, "image ... dim"], temperature: float, draws: int, seed: int,
+    trace: Sequence[str] = (),
+) -> Decoded:  # fmt: skip
+    """As `caption_images`, but `draws` captions drawn from the probabilities to the power 1 / `temperature`."""
+    begin = model.step(images), model.start(images), len(images), LONGEST
+    settings: Any = {"start": START, "end": END, "never": (UNKNOWN,), "trace": trace}
+    generator = torch.Generator().manual_seed(seed)
+    return sample(*begin, generator=generator, temperature=temperature, draws=draws, **settings)
 
 
 class CaptioningExperiment:

@@ -7,6 +7,7 @@ from cyclopts import App, Group, Parameter
 from capbench import __version__
 from capbench.cli.compare import compare
 from capbench.cli.data import add_dataset, datasets, export, features, import_hugging_face, remove
+from capbench.cli.demo import demo
 from capbench.cli.importing import import_released
 from capbench.cli.leaderboard import leaderboard
 from capbench.cli.listing import papers, results, show
@@ -39,7 +40,7 @@ REPRODUCE, OWN, MODEL, INSIDE = (
 for group, commands in (
     (REPRODUCE, (run, leaderboard, site, results, papers, show)),
     (OWN, (compare, rescore, features)),
-    (MODEL, (search, caption, align)),
+    (MODEL, (search, caption, align, demo)),
     (INSIDE, (probe,)),
 ):
     for command in commands:

@@ -68,6 +68,8 @@ Encoder = Annotated[str, Parameter(validator=_known)]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]
 Affinity = Annotated[float, Parameter(validator=Number(gte=0))]
+Temperature = Annotated[float, Parameter(validator=Number(gt=0))]
+Port = Annotated[int, Parameter(validator=Number(gte=0, lt=2**16))]
 OneOrTwo = Parameter(consume_multiple=(1, 2))
 OneOrMore = Parameter(consume_multiple=(1, 1000))
 Format = Literal["table", "csv", "latex", "json"]

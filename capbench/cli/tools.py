@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from capbench.base.errors import CapbenchError
-from capbench.cli.options import Affinity, Count, Dataset, Encoder, Json, OneOrMore, View
+from capbench.cli.options import Affinity, Count, Dataset, Encoder, Json, OneOrMore, Seed, Temperature, View
 from capbench.cli.output import say
 
 
@@ -51,10 +51,10 @@ def search(
         or (image is not None) != (captions is not None)
     ):
         raise CapbenchError("give either a sentence with --images FOLDER, or --image FILE with --captions FILE")
-    from capbench.data.images import printable
+    from capbench.base.files import printable
     from capbench.tools.drawing import check_drawable, draw_sheet
     from capbench.tools.pictures import look_at
-    from capbench.tools.search import captions_of_image, images_of_sentence, retriever
+    from capbench.tools.search import candidates, captions_of_image, images_of_sentence, lines_of, retriever
 
     check_drawable(sheet)
     trained = retriever(run, runs)
@@ -63,7 +63,8 @@ def search(
     if query is not None:
         ranked = images_of_sentence(trained, query, seen, top)
     else:
-        ranked = captions_of_image(trained, seen, captions or Path(), top)
+        file = captions or Path()
+        ranked = captions_of_image(trained, seen, candidates(trained, lines_of(file), str(file)), top)
     for picture, similarity in ranked.pictures:
         say(f"{similarity:7.3f}  {printable(picture)}")
     for line, similarity in ranked.captions:
@@ -82,6 +83,8 @@ def caption(
     *,
     beam: Count | None = None,
     n_best: Count = 1,
+    temperature: Temperature | None = None,
+    seed: Seed = 0,
     attention: Path | None = None,
     sheet: Path | None = None,
     out: Path | None = None,
@@ -98,6 +101,10 @@ def caption(
         The beam size; the one that the run's own captions were scored with if not given.
     n_best
         How many captions to write for each image.
+    temperature
+        Draw the captions instead of searching: words have their probabilities to the power 1 / TEMPERATURE.
+    seed
+        Of the draw.
     attention
         Draw where the model looked at each word into this file (PNG, JPEG or WebP); needs a single image.
     sheet
@@ -109,13 +116,15 @@ def caption(
     runs
         The folder of all runs.
     """
-    from capbench.data.images import printable
-    from capbench.tools.caption import beam_of, captioner, captions_of, draw_attention, save_captions
+    from capbench.base.files import printable
+    from capbench.tools.caption import beam_of, captioner, captions_of, draw_attention, samples_of, save_captions
     from capbench.tools.drawing import ON_A_SHEET, check_drawable, draw_sheet
     from capbench.tools.pictures import look_at
 
     if attention is not None and pictures.is_dir():
         raise CapbenchError(f"--attention draws one image, and {printable(pictures)} is a folder")
+    if temperature is not None and beam is not None:
+        raise CapbenchError("--beam searches and --temperature draws: give one of them")
     for drawing in (attention, sheet):
         check_drawable(drawing)
     trained = captioner(run, runs)
@@ -123,7 +132,10 @@ def caption(
     seen = look_at(trained, pictures)
     if sheet is not None and len(seen.paths) > ON_A_SHEET:
         raise CapbenchError(f"--sheet draws {ON_A_SHEET} images at most, and {pictures} has {len(seen.paths):,}")
-    captioned = captions_of(trained, seen, beam or max(beam_of(trained), n_best), n_best)
+    if temperature is None:
+        captioned = captions_of(trained, seen, beam or max(beam_of(trained), n_best), n_best)
+    else:
+        captioned = samples_of(trained, seen, temperature, n_best, seed)
     for entry in captioned:
         say(printable(entry.picture))
         for words, log_prob in zip(entry.captions, entry.log_probs, strict=True):
@@ -227,7 +239,7 @@ def probe(
 
 
 def _passed_over(paths: Sequence[Path]) -> None:
-    from capbench.data.images import printable
+    from capbench.base.files import printable
 
     for path in paths:
         say(f"passed over: {printable(path)}")

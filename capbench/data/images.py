@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError, listed
-from capbench.base.files import fingerprint, read_bytes, sha256
+from capbench.base.files import fingerprint, printable, read_bytes, sha256
 from capbench.data.captions import Box, CaptionDataset, stays_inside
 
 MAX_PIXELS = 50_000_000  # a larger picture is refused before its pixels are decoded
@@ -144,15 +143,6 @@ class ImageFolder:
             raise CapbenchError(
                 f"{len(missing):,} of {len(self):,} images are missing from {self.root}: {listed(missing)}"
             )
-
-
-def printable(path: Path) -> str:
-    """The path as text that UTF-8 can hold: other bytes of a file name are escaped.
-
-    >>> printable(Path(os.fsdecode(b"caf\\xe9.jpg")))
-    'caf\\\\xe9.jpg'
-    """
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _resized(image: NDArray[np.uint8], width: int, height: int, box: Box | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from capbench.base.errors import CapbenchError
 from capbench.base.json_records import read_record
+from capbench.base.progress import Report
 from capbench.data.images import PictureFiles
 from capbench.data.tokenizers import KARPATHY
 from capbench.data.vocabulary import UNKNOWN, Vocabulary
 from capbench.evidence.records import Result
 from capbench.runs.harness import Places
-from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, description
+from capbench.runs.job import DESCRIPTION, VOCABULARY, Description, Job, description
 from capbench.runs.paper import paper
 from capbench.training import checkpoint
 from capbench.vision.encoders import Encoder
@@ -53,7 +54,12 @@ class Trained:
 
     def __str__(self) -> str:
         """The run, and a warning if its data are no photographs."""
-        return f"{self.job}" + ("; trained on scenes: drawn shapes, not photographs" * (self.job.dataset == "scenes"))
+        return "; ".join(filter(None, (str(self.job), self.warning)))
+
+    @property
+    def warning(self) -> str:
+        """What its answers on photographs suffer from; empty for a model of photographs."""
+        return "trained on scenes: drawn shapes, not photographs" if self.job.dataset == "scenes" else ""
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -72,9 +78,16 @@ class Trained:
         return "multiscale" if provider == "objects" else provider
 
     def features(
-        self, pictures: Sequence[Path], *, tolerant: bool = False, progress: bool = False
+        self,
+        pictures: Sequence[Path],
+        *,
+        tolerant: bool = False,
+        progress: Report | bool = False,
+        store: Path | None = None,
     ) -> Float[np.ndarray, "picture ... dim"]:
         """What the model sees of picture files, from the feature store; with `tolerant`, NaN for undecodable files.
+
+        `store` is another folder for the features than the cache's.
 
         Raises CapbenchError naming an undecodable file unless `tolerant`, and if none can be decoded.
         """
@@ -84,19 +97,20 @@ class Trained:
                 self.encoder,
                 self.recipe.view,
                 self.region_provider,
+                store=store,
                 tolerant=tolerant,
                 progress=progress,
             )
         return stored.array
 
-    def boxes(self, pictures: Sequence[Path]) -> Float[Tensor, "picture region 4"]:
+    def boxes(self, pictures: Sequence[Path], *, store: Path | None = None) -> Float[Tensor, "picture region 4"]:
         """The regions that the model sees, x0, y0, x1, y1 as fractions of a picture's width and height.
 
         Raises CapbenchError naming a bad file, and for a model that sees no regions or those of a data set's file.
         """
         if self.region_provider is None:
             raise CapbenchError(f"{self.job} sees no regions of a picture but its {self.recipe.output}")
-        return torch.from_numpy(region_boxes(PictureFiles(pictures), self.region_provider).array)
+        return torch.from_numpy(region_boxes(PictureFiles(pictures), self.region_provider, store).array)
 
     def read(self, text: str) -> Sentence:
         """The words of a sentence. Raises CapbenchError if it has none, or none that the vocabulary has."""
@@ -115,6 +129,18 @@ class Trained:
 
 def load_run(folder: Path) -> Trained:
     """The finished run in a folder. Raises CapbenchError if there is none, or its recipe or vocabulary has changed."""
+    described, recipe, vocabulary, model = _built(folder)
+    tensors, _ = checkpoint.load(folder / checkpoint.SNAPSHOT)
+    prefix = "encoder."
+    encoder_weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    own_weights = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+    load_state_dict(model, own_weights, folder / checkpoint.SNAPSHOT)
+    metrics = _metrics(folder, described.records)
+    return Trained(described.job, recipe, vocabulary, model.eval(), encoder_weights, metrics)
+
+
+def _built(folder: Path) -> tuple[Description, Any, Vocabulary, nn.Module]:
+    """All of a run but its weights: what it says of itself, its recipe, its vocabulary and its new model."""
     described = description(folder)
     job = described.job
     owner = paper(job.paper)
@@ -125,13 +151,7 @@ def load_run(folder: Path) -> Trained:
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     if vocabulary.fingerprint != described.identity.get("vocabulary"):
         raise CapbenchError(f"{folder / 'vocabulary.json'} is not the vocabulary of this run; train it again")
-    model = owner.model(recipe, vocabulary, described.feature_dim)
-    tensors, _ = checkpoint.load(folder / checkpoint.SNAPSHOT)
-    prefix = "encoder."
-    encoder_weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    own_weights = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
-    load_state_dict(model, own_weights, folder / checkpoint.SNAPSHOT)
-    return Trained(job, recipe, vocabulary, model.eval(), encoder_weights, _metrics(folder, described.records))
+    return described, recipe, vocabulary, owner.model(recipe, vocabulary, described.feature_dim)
 
 
 def _metrics(folder: Path, records: Sequence[str]) -> Mapping[str, float]:
@@ -148,10 +168,37 @@ def finished_runs(runs: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
-def _with_encoder(trained: Trained) -> Trained:
+class Usable(NamedTuple):
+    """A finished run that can be given new pictures, not yet loaded."""
+
+    folder: Path
+    job: Job
+    model: nn.Module  # without weights, on the device "meta": it tells what kind of model this is
+
+
+def usable_runs(runs: Path) -> tuple[list[Usable], list[str]]:
+    """The finished runs that can be given new pictures, newest first; and why the others cannot. Loads no weights."""
+    usable, refused = [], []
+    for folder in finished_runs(runs):
+        try:
+            with torch.device("meta"):
+                described, *_, model = _built(folder)
+            _check_encoder(described.job)
+        except CapbenchError as error:
+            refused.append(str(error))
+        else:
+            usable.append(Usable(folder, described.job, model))
+    return usable, refused
+
+
+def _check_encoder(job: Job) -> None:
     """Raises CapbenchError for a model of imported features: nothing could encode a picture for it."""
-    if trained.job.encoder.startswith(IMPORTED):
-        raise CapbenchError(f"{trained.job} sees imported features: nothing encodes a new picture; take another run")
+    if job.encoder.startswith(IMPORTED):
+        raise CapbenchError(f"{job} sees imported features: nothing encodes a new picture; take another run")
+
+
+def _with_encoder(trained: Trained) -> Trained:
+    _check_encoder(trained.job)
     return trained
 
 

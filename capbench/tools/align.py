@@ -13,8 +13,9 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from capbench.base.files import printable
 from capbench.data.batches import padded
-from capbench.data.images import decode, printable
+from capbench.data.images import decode
 from capbench.kernels.chain import viterbi_decode
 from capbench.metrics.alignment import label_spans
 from capbench.runs.loaded import Trained, find_run
@@ -84,21 +85,23 @@ def aligner(run: Path | None, folder: Path) -> Trained:
 
 
 @torch.no_grad()
-def align(trained: Trained, picture: Path, caption: str, beta: float | None = None) -> Aligned:
+def align(
+    trained: Trained, picture: Path, caption: str, beta: float | None = None, store: Path | None = None
+) -> Aligned:
     """The region of each word: the best labels of a chain that rewards neighbours for agreeing by `beta`.
 
-    `beta` defaults to the recipe's. With 0 each word has its own best region; a large one gives all words the same.
-    Raises CapbenchError for a caption without a known word, a negative `beta`, and an undecodable picture. Source:
-    Karpathy & Fei-Fei, CVPR 2015, equations 10 to 12.
+    `beta` defaults to the recipe's, and `store`, which keeps the features, to the cache folder. With a `beta` of 0 each
+    word has its own best region; a large one gives all words the same. Raises CapbenchError for a caption without a
+    known word, a negative `beta`, and an undecodable picture. Source: Karpathy & Fei-Fei, CVPR 2015, equations 10-12.
     """
     sentence = trained.read(caption)
     model = cast(Aligner, trained.model)
     ids, lengths = padded([sentence.numbers[1:-1]])
-    regions = torch.from_numpy(np.array(trained.features([picture])))
+    regions = torch.from_numpy(np.array(trained.features([picture], store=store)))
     scores = (model.embed_words(ids, lengths)[0] @ model.embed_regions(regions)[0].T).float()
     beta = trained.recipe.beta if beta is None else beta
     labels, _ = viterbi_decode(scores[None], lengths, beta)
-    boxes = trained.boxes([picture])[0].numpy()
+    boxes = trained.boxes([picture], store=store)[0].numpy()
     return Aligned(picture, sentence.words, boxes, scores.numpy(), labels[0].numpy(), beta, sentence.unknown)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.captioners.experiment import Captioner, caption_images
+from capbench.captioners.decoding import Captions as Decoded
+from capbench.captioners.experiment import Captioner, caption_images, sample_images
 from capbench.data.images import decode, one_crop
-from capbench.data.vocabulary import END
+from capbench.data.vocabulary import END, PAD
 from capbench.runs.loaded import Trained, find_run
 from capbench.scoring.coco_results import result, write_results
 from capbench.tools.drawing import GAP, MARGIN, fitted, font, save_drawing, stacked_rows, wrapped
@@ -30,14 +32,14 @@ DIMMED = 0.65  # how much of the picture the map of attention covers
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture and its captions, best first."""
+    """A picture and its captions: best first, or in the order drawn."""
 
     picture: Path
     view: str  # what the model saw of it
     captions: tuple[str, ...]
     log_probs: tuple[float, ...]
-    # Where the model looked for each word of the best caption and for END; None without attention.
-    attention: Float[np.ndarray, "word location"] | None
+    # For each caption, where the model looked for each word and for END; empty without attention.
+    attention: tuple[Float[np.ndarray, "_ location"], ...] = ()
 
 
 def captioner(run: Path | None, runs: Path) -> Trained:
@@ -50,22 +52,43 @@ def beam_of(trained: Trained) -> int:
     return int(trained.metrics.get("beam", trained.recipe.beam_size))
 
 
-@torch.no_grad()
 def captions_of(trained: Trained, pictures: Seen, beam_size: int, n_best: int) -> list[Captioned]:
-    """The `n_best` captions of each picture, by beam search."""
+    """The `n_best` captions of each picture, by beam search. Raises CapbenchError for more captions than beams."""
+    return _captioned(
+        trained, pictures, lambda images, trace: caption_images(trained.model, images, beam_size, n_best, trace)
+    )
+
+
+def samples_of(trained: Trained, pictures: Seen, temperature: float, draws: int, seed: int) -> list[Captioned]:
+    """`draws` captions of each picture, drawn at a temperature. Raises CapbenchError for one that is not positive."""
+    return _captioned(
+        trained, pictures, lambda images, trace: sample_images(trained.model, images, temperature, draws, seed, trace)
+    )
+
+
+@torch.no_grad()
+def _captioned(trained: Trained, pictures: Seen, write: Callable[[Tensor, Sequence[str]], Decoded]) -> list[Captioned]:
+    """The captions that `write` makes of features; it returns the entries of the decoding state that it is given."""
     model, captioned = cast(Captioner, trained.model), []
     for start in range(0, len(pictures.paths), BATCH):
         images = pictures.features(start, start + BATCH)
         trace = [name for name in model.start(images) if name.endswith("attention_weights")]
-        decoded = caption_images(model, images, beam_size, n_best, trace)
+        decoded = write(images, trace)
         for place, picture in enumerate(pictures.paths[start : start + BATCH]):
             words, log_probs = decoded.words[place].tolist(), tuple(decoded.log_probs[place].tolist())
             texts = tuple(" ".join(trained.vocabulary.decode(numbers)) for numbers in words)
-            length = [*words[0], END].index(END) + 1
-            weights = [decoded.traces[name][place, 0, :length].float().cpu().numpy() for name in trace]
-            attention = np.mean(weights, axis=0) if weights else None
+            lengths = [_length(numbers) for numbers in words] if trace else []
+            attention = tuple(
+                np.mean([decoded.traces[name][place, n, :length].float().cpu().numpy() for name in trace], axis=0)
+                for n, length in enumerate(lengths)
+            )
             captioned.append(Captioned(picture, trained.recipe.view, texts, log_probs, attention))
     return captioned
+
+
+def _length(numbers: Sequence[int]) -> int:
+    """The words of a caption that END or padding closes; END is one of them."""
+    return next((place + (number == END) for place, number in enumerate(numbers) if number in (END, PAD)), len(numbers))
 
 
 def save_captions(captioned: Sequence[Captioned], out: Path) -> None:
@@ -90,25 +113,35 @@ def draw_attention(captioned: Captioned, out: Path) -> None:
 
     Raises CapbenchError for a model without attention, an undecodable picture, and a file that cannot be written.
     """
-    if captioned.attention is None:
+    if not captioned.attention:
         raise CapbenchError(f"there is no attention to draw for {captioned.picture}; choose a run of show-attend-tell")
-    pixels = decode(captioned.picture)
-    if captioned.view in ("1C", "RC"):
-        pixels = one_crop(pixels, 224).permute(1, 2, 0).numpy()
-    picture = fitted(pixels, PANEL)
-    highest = float(captioned.attention.max())
+    picture, attention = as_seen(captioned, PANEL), captioned.attention[0]
+    highest = float(attention.max())
     panels = [(f"log p = {captioned.log_probs[0]:.1f}", picture)]
-    for word, weights in zip([*captioned.captions[0].split(), "(end)"], captioned.attention, strict=False):
+    for word, weights in zip([*captioned.captions[0].split(), "(end)"], attention, strict=False):
         panels.append((word, _lit(picture, weights / highest)))
     rows = [_row(panels[start : start + COLUMNS]) for start in range(0, len(panels), COLUMNS)]
     save_drawing(stacked_rows([*rows, _scale(rows[0].width, highest)]), out)
 
 
+def as_seen(captioned: Captioned, side: int) -> Image.Image:
+    """What the model saw of a picture, with a longer side of `side` pixels. Raises CapbenchError as `decode` does."""
+    pixels = decode(captioned.picture)
+    if captioned.view in ("1C", "RC"):
+        pixels = one_crop(pixels, 224).permute(1, 2, 0).numpy()
+    return fitted(pixels, side)
+
+
+def light(weights: Float[np.ndarray, " location"], size: tuple[int, int]) -> Float[np.ndarray, "height width"]:
+    """A smooth map of weights in 0..1 over a picture of this width and height."""
+    grid = Image.fromarray(weights.reshape(math.isqrt(len(weights)), -1).astype(np.float32))
+    return np.asarray(grid.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+
+
 def _lit(picture: Image.Image, weights: Float[np.ndarray, " location"]) -> Image.Image:
     """The picture under a grey map of the weights, in 0..1."""
-    grid = Image.fromarray(weights.reshape(math.isqrt(len(weights)), -1).astype(np.float32))
-    light = np.asarray(grid.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None] * 255
-    return Image.fromarray(((1 - DIMMED) * np.asarray(picture) + DIMMED * light).astype(np.uint8))
+    grey = light(weights, picture.size)[..., None] * 255
+    return Image.fromarray(((1 - DIMMED) * np.asarray(picture) + DIMMED * grey).astype(np.uint8))
 
 
 def _row(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.data.images import printable
+from capbench.base.files import printable
+from capbench.base.progress import Report
+from capbench.data.picture_folder import pictures_in
 from capbench.runs.loaded import Trained
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -31,32 +32,29 @@ class Seen:
         return torch.from_numpy(np.asarray(self.array[list(self.rows[start:stop])]))
 
 
-def look_at(trained: Trained, place: Path) -> Seen:
-    """The picture `place`, or all pictures of that folder and the folders below it, through the feature store.
+def look_at(trained: Trained, place: Path, store: Path | None = None, progress: Report | bool = True) -> Seen:
+    """The picture `place`, or all pictures of that folder and the folders below it.
 
-    A folder's undecodable files, `._*` files, folders and dangling links are passed over. Raises CapbenchError if
-    nothing is there, for a single file that cannot be decoded, and for a folder without a picture.
+    A folder's undecodable files, `._*` files, folders and dangling links are passed over. The features are kept in
+    `store` (default: the cache folder); `progress` is that of `capbench.vision.features.features`. Raises CapbenchError
+    if nothing is there, for a single file that cannot be decoded, and for a folder without a picture.
     """
     if not place.is_dir():
         if not place.is_file():
             raise CapbenchError(f"there is no such folder or file: {printable(place)}")
-        return Seen((place,), trained.features([place]), (0,), ())
-    paths, passed_over = pictures_in(place)
-    array = trained.features(paths, tolerant=True, progress=True)
+        return Seen((place,), trained.features([place], store=store), (0,), ())
+    return look_at_files(trained, *pictures_in(place), store, progress)
+
+
+def look_at_files(
+    trained: Trained,
+    paths: Sequence[Path],
+    passed_over: Sequence[Path] = (),
+    store: Path | None = None,
+    progress: Report | bool = True,
+) -> Seen:
+    """These files, of which the undecodable ones join what was `passed_over`. Raises CapbenchError if all do."""
+    array = trained.features(paths, tolerant=True, progress=progress, store=store)
     rows = tuple(row for row in range(len(paths)) if not np.isnan(array[row].flat[0]))
     seen = tuple(paths[row] for row in rows)
     return Seen(seen, array, rows, tuple(sorted({*passed_over, *paths} - {*seen})))
-
-
-def pictures_in(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files with a picture's suffix in a folder and below it, sorted; and what is named so but is no such file.
-
-    Raises CapbenchError if there is no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise CapbenchError(f"there is no such folder: {printable(folder)}")
-    named = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    files = [path for path in named if path.is_file() and not path.name.startswith("._")]
-    if not files:
-        raise CapbenchError(f"no picture in {printable(folder)}; looked for {', '.join(SUFFIXES)}")
-    return files, sorted({*named} - {*files})

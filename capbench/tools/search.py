@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
@@ -14,6 +16,8 @@ from capbench.data.batches import padded
 from capbench.data.vocabulary import UNKNOWN
 from capbench.runs.loaded import Trained, find_run
 from capbench.tools.pictures import Seen
+
+AT_ONCE = 500  # captions that are embedded together
 
 
 @runtime_checkable
@@ -51,28 +55,43 @@ def images_of_sentence(trained: Trained, sentence: str, pictures: Seen, top: int
     Raises CapbenchError for a sentence without a known word and for a `top` below 1.
     """
     query = trained.read(sentence)
-    scores = _similarities(trained, pictures, [query.numbers])[:, 0]
+    scores = _similarities(trained, pictures, _embedded(trained, [query.numbers]))[:, 0]
     return Ranked([(pictures.paths[i], float(scores[i])) for i in _best(scores, top)], [], query.unknown)
 
 
-def captions_of_image(trained: Trained, picture: Seen, captions: Path, top: int) -> Ranked:
-    """The `top` lines of a text file that are most similar to a picture; lines without a known word are left out.
+@dataclass(frozen=True)
+class Candidates:
+    """Captions to be found, embedded once."""
 
-    Raises CapbenchError for a file that cannot be read or has no such line, and for a `top` below 1.
-    """
+    lines: tuple[str, ...]  # distinct, each with a word that the model knows
+    embedded: Float[Tensor, "caption dim"]
+    unknown: tuple[str, ...]  # words of all lines outside the vocabulary
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file. Raises CapbenchError for a file that cannot be read."""
     try:
-        lines = captions.read_text(encoding="utf-8-sig").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise CapbenchError(f"cannot read the captions {captions}: {error}") from error
+        raise CapbenchError(f"cannot read the captions {file}: {error}") from error
+
+
+@torch.no_grad()
+def candidates(trained: Trained, lines: Iterable[str], place: str) -> Candidates:
+    """The lines that have a known word. Raises CapbenchError, naming the `place` of the lines, if there is none."""
     encoded = {line.strip(): trained.vocabulary.encode_text(line) for line in lines}
     words = trained.vocabulary.tokenize
     unknown = [w for line, n in encoded.items() for w, i in zip(words(line), n[1:-1], strict=True) if i == UNKNOWN]
     known = {line: numbers for line, numbers in encoded.items() if set(numbers[1:-1]) - {UNKNOWN}}
     if not known:
-        raise CapbenchError(f"{captions} holds no caption with a word that {trained.job} knows; write one a line")
-    sentences, numbers = list(known), list(known.values())
-    scores = _similarities(trained, picture, numbers)[0]
-    return Ranked([], [(sentences[i], float(scores[i])) for i in _best(scores, top)], tuple(dict.fromkeys(unknown)))
+        raise CapbenchError(f"{place} holds no caption with a word that {trained.job} knows; write one a line")
+    return Candidates(tuple(known), _embedded(trained, list(known.values())), tuple(dict.fromkeys(unknown)))
+
+
+def captions_of_image(trained: Trained, picture: Seen, captions: Candidates, top: int) -> Ranked:
+    """The `top` captions that are most similar to a picture. Raises CapbenchError for a `top` below 1."""
+    scores = _similarities(trained, picture, captions.embedded)[0]
+    return Ranked([], [(captions.lines[i], float(scores[i])) for i in _best(scores, top)], captions.unknown)
 
 
 def _best(scores: Float[Tensor, " candidate"], top: int) -> list[int]:
@@ -82,7 +101,14 @@ def _best(scores: Float[Tensor, " candidate"], top: int) -> list[int]:
 
 
 @torch.no_grad()
-def _similarities(trained: Trained, pictures: Seen, captions: list[list[int]]) -> Float[Tensor, "image caption"]:
+def _embedded(trained: Trained, captions: Sequence[list[int]]) -> Float[Tensor, "caption dim"]:
+    chunks = (padded(captions[start : start + AT_ONCE]) for start in range(0, len(captions), AT_ONCE))
+    return torch.cat([cast(JointEmbedding, trained.model).embed_captions(*chunk) for chunk in chunks])
+
+
+@torch.no_grad()
+def _similarities(
+    trained: Trained, pictures: Seen, captions: Float[Tensor, "caption dim"]
+) -> Float[Tensor, "image caption"]:
     model = cast(JointEmbedding, trained.model)
-    ids, lengths = padded(captions)
-    return model.similarity(model.embed_images(pictures.features()), model.embed_captions(ids, lengths))
+    return model.similarity(model.embed_images(pictures.features()), captions)

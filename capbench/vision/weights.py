@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import re
 import urllib.error
 import urllib.request
@@ -99,11 +100,13 @@ def download(address: str, path: Path) -> Path:
     """Stream `address` into `path` with a progress bar and return it; no file appears unless it is whole and right.
 
     A broken download starts again, up to `TRIES` times. Raises CapbenchError naming the address and what arrived when
-    there is no answer or the hash in the file name does not match.
+    there is no answer or the hash in the file name does not match, and where HF_HUB_OFFLINE forbids downloads.
     """
     expected = hash_in_name(path.name)
     if expected is None:
         raise CapbenchError(f"{path.name} carries no hash in its name, so a download cannot be checked")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise CapbenchError(f"{path.name} is not at hand, and nothing is downloaded while HF_HUB_OFFLINE is set")
     for tries_left in reversed(range(TRIES)):
         try:
             atomic_write(path, lambda file: _fetch(address, file, expected))

@@ -1,4 +1,4 @@
-"""A real browser: Chromium, without a window, that may load files of this machine alone."""
+"""A real browser: Chromium, without a window, that may load from the address it was given alone."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Visit:
     """A page in the browser, and what went wrong while it was open."""
 
     page: Page
+    address: str
     faults: list[str] = field(default_factory=list)  # errors of its console, and requests to elsewhere
 
     def console(self, said: ConsoleMessage) -> None:
@@ -35,8 +36,13 @@ class Visit:
             self.faults.append(said.text)
 
     def request(self, sent: Request) -> None:
-        if urlsplit(sent.url).scheme not in ("file", "data", "blob"):
+        if host(sent.url) not in ("", host(self.address)):
             self.faults.append(sent.url)
+
+
+def host(address: str) -> str:
+    """Of an address; empty for a file, and for data that are their own address."""
+    return urlsplit(address).netloc
 
 
 @pytest.fixture(scope="session")
@@ -53,20 +59,21 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(params=[(screen, scheme) for screen in SCREENS for scheme in SCHEMES], ids="-".join)
-def visit(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Callable[[Path], Visit]]:
-    """Opens a file on a screen of some width, light or dark; afterwards nothing must have gone wrong."""
+def visit(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Callable[..., Visit]]:
+    """Opens a file or an address on a screen of some width, light or dark; afterwards nothing must have gone wrong."""
     screen, scheme = request.param
     width, height = SCREENS[screen]
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     seen: list[Visit] = []
 
-    def opened(file: Path, mark: str = "") -> Visit:
-        visited = Visit(context.new_page())
+    def opened(where: Path | str, mark: str = "") -> Visit:
+        address = where.as_uri() if isinstance(where, Path) else where
+        visited = Visit(context.new_page(), address)
         visited.page.set_default_timeout(20_000)
         visited.page.on("console", visited.console)
         visited.page.on("pageerror", lambda error: visited.faults.append(str(error)))
         visited.page.on("request", visited.request)
-        visited.page.goto(file.as_uri() + mark, wait_until="load")
+        visited.page.goto(address + mark, wait_until="load")
         seen.append(visited)
         return visited
 

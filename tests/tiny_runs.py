@@ -1,0 +1,47 @@
+"""Finished runs of tiny models on a few scenes, for what works with trained models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pydantic import JsonValue
+
+from capbench.data.scenes import scenes
+from capbench.metrics import captioning, jars
+from capbench.runs import harness, materials
+from capbench.runs.harness import Places
+from capbench.runs.job import Job
+from capbench.runs.materials import Materials
+
+SMALL: dict[str, JsonValue] = {"embedding_dim": 16, "hidden_dim": 16, "training.epochs": 2, "training.batch_size": 32}
+JOBS = (
+    Job("show_attend_tell", "soft-ours", "scenes", "scenes", 0, SMALL | {"attention_dim": 16, "choose_beam": False}),
+    Job("show_and_tell", "nic-ours", "scenes", "scenes", 0, SMALL | {"choose_beam": False}),
+    Job("vsepp", "vsepp-ours", "scenes", "scenes", 0, {k: v for k, v in SMALL.items() if k != "hidden_dim"}),
+    Job("karpathy", "brnn-ours", "scenes", "scenes", 0, SMALL),
+)
+FEW = {"train": 60, "val": 15, "test": 20}
+
+
+def tiny_runs(folder: Path) -> Path:
+    """Train a captioner with attention, one without, an embedding and an alignment model; returns the runs' folder."""
+    few = scenes(seed=5, **FEW)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (jars, captioning):  # Java takes longer than the rest
+            patch.setattr(module, "find_java", lambda: None)
+        patch.setattr(materials, "load_dataset", lambda name: few)
+        patch.setenv("CAPBENCH_CACHE", str(folder / "cache"))
+        for job in JOBS:
+            harness.run(job, Places(folder / "runs"), Materials(), lambda *_: None)
+    return folder / "runs"
+
+
+def album(folder: Path, pictures: int = 6) -> Path:
+    """A folder with the pictures of a few scenes."""
+    folder.mkdir(parents=True)
+    few = scenes(seed=6, train=pictures, val=0, test=0)
+    for number in range(pictures):
+        Image.fromarray(few.images[number]).resize((256, 256)).save(folder / f"{number}.png")
+    return folder
