@@ -112,6 +112,13 @@ def test_differences_name_each_key_with_both_values():
     ]
 
 
+def test_a_key_that_an_older_version_did_not_have_is_none():
+    assert checkpoint.differences({"recipe": {"margin": 0.2, "vectors": None}}, {"recipe": {"margin": 0.2}}) == []
+    assert checkpoint.differences({"recipe": {}}, {"recipe": {"vectors": "a file's"}}) == [
+        "recipe.vectors: absent here, a file's in the checkpoint"
+    ]
+
+
 CENTRED = partial(RMSProp, decay=0.9, epsilon=1e-8, centred=True)
 
 

@@ -14,6 +14,7 @@ from capbench.leaderboard.pooled import Runs, marks
 from capbench.metrics.registry import Metric
 from capbench.metrics.significance import Interval
 from capbench.runs.paper import Paper
+from capbench.training import checkpoint
 
 SIGNS: Mapping[str, str] = {rule.status: rule.sign for rule in RULES}
 COMPUTED_WITH = {  # fields of a record that decide the last digits of a number, in words
@@ -93,9 +94,10 @@ def cautions(runs: Runs, paper: Paper) -> list[str]:
     """What a reader must know of the records of a setting, and in what they differ that should be the same."""
     marked = grouped(((mark, r.seed) for r in runs.records for mark in marks(r, paper)), itemgetter(0))
     found = [f"{mark} (seed {', '.join(str(seed) for _, seed in pairs)})" for mark, pairs in marked.items()]
-    for name in ("recipe", "features_fingerprint"):
-        if any(getattr(record, name) != getattr(runs.first, name) for record in runs.records):
-            found.append(f"the seeds differ in their {name.replace('_', ' ')}")
+    if any(checkpoint.differences(runs.first.recipe, record.recipe) for record in runs.records):
+        found.append("the seeds differ in their recipe")
+    if any(record.features_fingerprint != runs.first.features_fingerprint for record in runs.records):
+        found.append("the seeds differ in their features fingerprint")
     found += filter(None, (_differing(runs, name, words) for name, words in COMPUTED_WITH.items()))
     return found
 

@@ -84,16 +84,16 @@ def clear(folder: Path) -> None:
 
 
 def differences(wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, a line for each key.
+    """What differs between two identities, a line for each key. A key that an older version did not have is None.
 
-    >>> differences({"recipe": {"margin": 0.2}}, {"recipe": {"margin": 0.1}})
+    >>> differences({"recipe": {"margin": 0.2, "vectors": None}}, {"recipe": {"margin": 0.1}})
     ['recipe.margin: 0.2 here, 0.1 in the checkpoint']
     """
     here, there = dict(_leaves(wanted)), dict(_leaves(saved))
     return [
         f"{key}: {here.get(key, 'absent')} here, {there.get(key, 'absent')} in the checkpoint"
         for key in sorted(here.keys() | there.keys())
-        if here.get(key, "absent") != there.get(key, "absent")
+        if here.get(key) != there.get(key)
     ]
 
 
