@@ -18,8 +18,8 @@ from torch.nn.functional import normalize
 
 from capbench.base.processor import computes_bf16
 from capbench.kernels._triton import interpreted
-from capbench.kernels.ranks import cpu, embedding_ranks, exact
-from capbench.kernels.ranks.exact import exact_scores
+from capbench.kernels.ranks import cpu, embedding_ranks, exact, ranks_of
+from capbench.kernels.ranks.exact import Contest, exact_scores
 
 DEVICE = "cpu" if interpreted() else "cuda"
 CASES = 1000
@@ -167,6 +167,18 @@ def test_kernel_ranks_are_those_of_exact_scores_in_any_tiles(monkeypatch):
         actual = as_lists(embedding_ranks(v.to(DEVICE), c.to(DEVICE), image_of_caption, order))
         assert actual == case.expected(), seed
         case.check_alike(actual[1])
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("order", [False, True])
+def test_kernel_ranks_of_shares_add_up(order):
+    v, c, image_of_caption = torch.randn(40, 16), torch.randn(90, 16), torch.arange(90) % 40
+    v[30:], c[:5] = v[3], c[20]  # ties within and between the shares
+    contest = Contest.of(v.to(DEVICE), c.to(DEVICE), image_of_caption.to(DEVICE), order)
+    parts = [ranks_of(contest.share(rows)) for rows in (slice(0, 13), slice(13, 40))]
+    by_image, by_caption = ranks_of(contest)
+    assert torch.cat([part[0] for part in parts]).tolist() == by_image.tolist()
+    assert (parts[0][1] + parts[1][1]).tolist() == by_caption.tolist()
 
 
 @pytest.mark.parametrize("order", [False, True])

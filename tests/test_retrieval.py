@@ -278,8 +278,10 @@ def test_another_runtime_error_is_not_taken_for_memory():
 SHORT_OF_MEMORY = """
 import logging, resource, torch
 from pathlib import Path
+from capbench.kernels.ranks import cpu
 from capbench.metrics.retrieval import embedding_ranks
 
+cpu.CPU_TILE = 2**25  # similarities: 128 MB
 torch.set_num_threads(1)  # a thread that starts under the limit would need memory of its own
 torch.manual_seed(0)
 image_of_caption = torch.arange(2000).repeat_interleave(5)

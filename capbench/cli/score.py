@@ -152,6 +152,52 @@ def ranking(lists: Annotated[list[Path], OneOrMore], /, *, under: Under | None =
     _score("ranking", partial(read_ranking, *lists), tuple(lists), under or Under())
 
 
+@score.command
+def collection(
+    images: Path,
+    captions: Path,
+    owners: Path,
+    /,
+    *,
+    similarity: Similarity = "cosine",
+    processes: int = 1,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Rank images and captions of any number, which no data set knows and no memory holds: the files are mapped.
+
+    Parameters
+    ----------
+    images
+        Image vectors, one row an image: .npy.
+    captions
+        Caption vectors, likewise.
+    owners
+        For each caption the row of its image, from 0: .npy. Every image has a caption.
+    similarity
+        The cosine, which takes vectors of length 1; the dot product; or that of order embeddings.
+    processes
+        How many processes rank a share of the images each.
+    out
+        Where to write the ranks, as .npz. With it, what is stopped or killed continues.
+    as_json
+        Print the metrics as JSON.
+    """
+    from capbench.metrics.retrieval import retrieval_metrics
+    from capbench.scoring.collection import Collection, rank_collection
+
+    if out is not None and out.suffix != ".npz":
+        raise CapbenchError(f"the ranks are written as .npz, not to {out}; rename it")
+    ranks = rank_collection(Collection(images, captions, owners, similarity), processes, out, progress=True)
+    metrics = retrieval_metrics(ranks)
+    if as_json:
+        print(json.dumps(metrics, indent=1))
+        return
+    _print(metrics)
+    if out is not None:
+        say(out)
+
+
 def rescore(
     records: Annotated[list[Path], OneOrMore],
     /,

@@ -48,7 +48,7 @@ def match_ranks(similarity: Float[Array, "image caption"], image_of_caption: Int
     similarity, image_of_caption = tensors(
         similarity=(similarity, "float image caption"), image_of_caption=(image_of_caption, "int caption")
     )
-    _check(len(similarity), image_of_caption)
+    check_owners(len(similarity), image_of_caption)
     order, sorted_images = _by_image(image_of_caption.to(similarity.device))
 
     def scores(rows: slice, columns: slice) -> Tensor:
@@ -77,7 +77,7 @@ def embedding_ranks(
     Ranks(image_to_caption=tensor([0, 0]), caption_to_image=tensor([0, 0, 0, 1]))
     """
     images, captions, image_of_caption = embeddings(images, captions, image_of_caption)
-    _check(len(images), image_of_caption)
+    check_owners(len(images), image_of_caption)
     if chunk is not None and chunk < 1:
         raise CapbenchError(f"chunk must be at least 1 image, and is {chunk}")
     if isinstance(similarity, str):
@@ -209,6 +209,16 @@ def check_protocol(protocol: str, images: int) -> None:
         raise CapbenchError(f"protocol {protocol} needs {5 * FOLD:,} images; this split has {images:,}")
 
 
+def check_owners(images: int, image_of_caption: Tensor) -> None:
+    """Raises CapbenchError for a caption of no image, and for images without a caption."""
+    if len(image_of_caption) and not 0 <= int(image_of_caption.min()) <= int(image_of_caption.max()) < images:
+        raise CapbenchError(f"image_of_caption must lie in 0..{images - 1}, the rows of the {images} images")
+    alone = torch.nonzero(torch.bincount(image_of_caption, minlength=images) == 0).flatten()
+    if len(alone):
+        some = ", ".join(map(str, alone[:10].tolist()))
+        raise CapbenchError(f"images without a caption cannot be ranked, leave out {len(alone)}: {some}")
+
+
 def _evaluated(
     ranked: Callable[[slice, slice | Tensor, Tensor], Ranks], images: int, image_of_caption: Tensor, protocol: str
 ) -> tuple[dict[str, float], Ranks]:
@@ -224,15 +234,6 @@ def _evaluated(
     caption_ranks = torch.cat([ranks.caption_to_image for ranks in folds])[torch.cat(used).cpu().argsort()]
     merged = Ranks(torch.cat([ranks.image_to_caption for ranks in folds]), caption_ranks)
     return metrics_of_ranks(merged, image_of_caption, protocol), merged
-
-
-def _check(images: int, image_of_caption: Tensor) -> None:
-    if len(image_of_caption) and not 0 <= int(image_of_caption.min()) <= int(image_of_caption.max()) < images:
-        raise CapbenchError(f"image_of_caption must lie in 0..{images - 1}, the rows of the {images} images")
-    alone = torch.nonzero(torch.bincount(image_of_caption, minlength=images) == 0).flatten()
-    if len(alone):
-        some = ", ".join(map(str, alone[:10].tolist()))
-        raise CapbenchError(f"images without a caption cannot be ranked, leave out {len(alone)}: {some}")
 
 
 def _by_image(image_of_caption: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -38,7 +38,7 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray | Tensor]:
         raise CapbenchError(f"there is no file {path}")
     try:
         if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.load(path, mmap_mode="c", allow_pickle=False)  # torch takes no read-only memory
             if not isinstance(array, np.ndarray):
                 raise CapbenchError(f"{path} is an archive of arrays; rename it to end in .npz")
             return {names[0]: array}

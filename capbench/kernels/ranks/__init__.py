@@ -23,8 +23,8 @@ def embedding_ranks(
 
     Every image has a caption; captions come in any order. Equal embeddings tie, and no tile, thread count or device
     changes a rank. The Triton kernel holds no tile. Elsewhere, in float64, and where too many scores are close, memory
-    is one tile of `at_once` images and as large a share of the captions, halved when memory runs out, some numbers for
-    each image and caption, and float64 copies of a tile's embeddings where most scores are nearly equal.
+    is one tile of `at_once` images and as large a share of the captions as fits it, halved when memory runs out, some
+    numbers for each image and caption, and float64 copies of a tile's embeddings where most scores are nearly equal.
     Raises CapbenchError for wrong types or shapes, NaN, or when one image at a time does not fit in memory.
 
     >>> import torch
@@ -37,8 +37,12 @@ def embedding_ranks(
     images, captions, image_of_caption = embeddings(images, captions, image_of_caption)
     if not len(captions):
         return image_of_caption.new_zeros(len(images)), image_of_caption
-    contest = Contest.of(images, captions, image_of_caption, order)
-    if runs_triton(images) and runs_triton(captions):
+    return ranks_of(Contest.of(images, captions, image_of_caption, order), at_once)
+
+
+def ranks_of(contest: Contest, at_once: int | None = None) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
+    """The same from a contest, or from a share of one: then of each caption the images of the share that are ahead."""
+    if runs_triton(contest.images) and runs_triton(contest.captions):
         from capbench.kernels.ranks import triton
 
         counted = triton.counted(contest)

@@ -30,6 +30,8 @@ class _Counts(ABC):
     def __init__(self, image_of_caption: Tensor, images: int) -> None:
         self.image_of_caption, self.images = image_of_caption, images
         self.by_image, self.by_caption = image_of_caption.new_zeros(images), torch.zeros_like(image_of_caption)
+        self.on_cpu = image_of_caption.device.type == "cpu"
+        self.most = CPU_TILE if self.on_cpu else GPU_TILE  # similarities of a tile
 
     @abstractmethod
     def add(self, rows: slice) -> None:
@@ -40,8 +42,7 @@ class _Counts(ABC):
 
         By default a tile of these images and as large a share of the captions fits the device.
         """
-        tile, captions = CPU_TILE if self.by_image.device.type == "cpu" else GPU_TILE, len(self.by_caption)
-        at_once = at_once or max(1, math.isqrt(tile * self.images // max(1, captions)))
+        at_once = at_once or max(1, math.isqrt(self.most * self.images // max(1, len(self.by_caption))))
         start = 0
         while start < self.images:
             left = self.images - start
@@ -67,15 +68,16 @@ class Tiles(_Counts):
     def __init__(self, contest: Contest) -> None:
         super().__init__(contest.image_of_caption, len(contest.images))
         self.contest, self.dtype = contest, _tile_dtype(contest)
-        self.strip = CPU_STRIP if self.image_of_caption.device.type == "cpu" else GPU_STRIP
+        self.strip = CPU_STRIP if self.on_cpu else GPU_STRIP
         self.bands = cache(lambda dtype: contest.bands(dtype, torch.finfo(dtype).eps / 2))
         self.open: tuple[list[Tensor], list[Tensor]] = [], []  # pairs [2, pair]: for their images, for their captions
 
     def add(self, rows: slice) -> None:
         """Count a block of images against all captions."""
         self.open = [], []
-        tiles = math.ceil(self.images / (rows.stop - rows.start))
-        for columns in slices(0, len(self.image_of_caption), math.ceil(len(self.image_of_caption) / tiles)):
+        height, captions = rows.stop - rows.start, len(self.image_of_caption)
+        tiles = max(math.ceil(self.images / height), math.ceil(captions * height / self.most))
+        for columns in slices(0, captions, math.ceil(captions / tiles)):
             tile = self._tile(rows, columns, self.dtype)
             for some in slices(rows.start, rows.stop, max(1, self.strip // tile.shape[1])):
                 self._count(tile[some.start - rows.start : some.stop - rows.start], some, columns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -81,6 +81,7 @@ class Contest:
     order: bool  # whether the order similarity scores, not the dot product
     best: Float[Tensor, " image"]  # the highest score of its captions
     matched: Float[Tensor, " caption"]  # the score of its image
+    lengths: tuple[Tensor, Tensor]  # upper bounds of the norms of the images and of the captions; empty for the order
 
     @classmethod
     def of(cls, images: Images, captions: Captions, image_of_caption: Tensor, order: bool) -> Contest:
@@ -89,7 +90,14 @@ class Contest:
         matched = exact_scores(images, captions, image_of_caption, each, order)
         refuse_nan(bool(matched.isnan().any()))
         best = matched.new_full((len(images),), -torch.inf).scatter_reduce(0, image_of_caption, matched, "amax")
-        return cls(images, captions, image_of_caption, order, best, matched)
+        empty = matched.new_empty(0)
+        lengths = (empty, empty) if order else (_lengths(images), _lengths(captions))
+        return cls(images, captions, image_of_caption, order, best, matched, lengths)
+
+    def share(self, rows: slice) -> Contest:
+        """The contest of a slice of the images: their ranks, and the part of each caption's that they decide."""
+        own, lengths = self.image_of_caption - rows.start, (self.lengths[0][rows], self.lengths[1])
+        return replace(self, images=self.images[rows], image_of_caption=own, best=self.best[rows], lengths=lengths)
 
     def bands(self, dtype: torch.dtype, unit: float, parts: float = 0.0) -> tuple[Band, Band]:
         """Bands of the images and of the captions for tiles of `dtype` whose operations round by at most `unit`.
@@ -106,7 +114,7 @@ class Contest:
             best, matched = (-(1e-12 - score).sqrt() for score in (best, matched))
             sizes, most = (best.abs(), matched.abs()), math.sqrt(torch.finfo(dtype).max) / 2
         else:
-            image, caption = _lengths(self.images), _lengths(self.captions)
+            image, caption = self.lengths
             sizes, most = (image * caption.amax(), caption * image.amax()), torch.finfo(dtype).max / 4
         of_image = _band(best, sizes[0] * share, sizes[0] < most, dtype)
         return of_image, _band(matched, sizes[1] * share, sizes[1] < most, dtype)
