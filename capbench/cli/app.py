@@ -15,6 +15,7 @@ from capbench.cli.records import add
 from capbench.cli.run import run
 from capbench.cli.score import rescore, score
 from capbench.cli.site import site
+from capbench.cli.sweep import sweep
 from capbench.cli.tools import align, caption, probe, search
 
 EXIT_CODES = """Exit codes:
@@ -38,7 +39,7 @@ REPRODUCE, OWN, MODEL, INSIDE = (
     for place, words in enumerate(("Reproduce", "Bring your own", "Use a model", "Look into"))
 )
 for group, commands in (
-    (REPRODUCE, (run, leaderboard, site, results, papers, show)),
+    (REPRODUCE, (run, sweep, leaderboard, site, results, papers, show)),
     (OWN, (compare, rescore, features)),
     (MODEL, (search, caption, align, demo)),
     (INSIDE, (probe,)),

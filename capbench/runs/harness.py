@@ -77,9 +77,8 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
     with claimed(folder, places):
         inputs = materials.inputs(job, recipe)
         if recipe.init_from is not None:
-            seeds = range(job.seed * recipe.ensemble_size, (job.seed + 1) * recipe.ensemble_size)
-            sources = (replace(job, preset=recipe.init_from, seed=seed, overrides={}) for seed in seeds)
-            inputs = replace(inputs, init=tuple(_snapshot(each, places, materials, report) for each in sources))
+            snapshots = (_snapshot(each, places, materials, report) for each in sources(job, recipe))
+            inputs = replace(inputs, init=tuple(snapshots))
         inputs = replace(inputs, scratch=folder / SCRATCH)
         wanted = identity(job, recipe, inputs)
         if fresh:
@@ -87,6 +86,14 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
         elif finished := _finished(folder, wanted, places):
             return finished
         return _train_and_record(owner, job, recipe, inputs, wanted, places, report)
+
+
+def sources(job: Job, recipe: Recipe) -> list[Job]:
+    """The runs that a run starts from: none, one of its own seed, or the members of an ensemble."""
+    if recipe.init_from is None:
+        return []
+    seeds = range(job.seed * recipe.ensemble_size, (job.seed + 1) * recipe.ensemble_size)
+    return [replace(job, preset=recipe.init_from, seed=seed, overrides={}) for seed in seeds]
 
 
 def _train_and_record(

@@ -59,9 +59,14 @@ class Job:
     @property
     def command(self) -> str:
         """The command that makes this run."""
-        words = ["capbench", "run", self.paper.replace("_", "-"), "--preset", self.preset, "--dataset", self.dataset]
+        return shlex.join(["capbench", *self.words])
+
+    @property
+    def words(self) -> list[str]:
+        """Those of the command, after `capbench`."""
+        words = ["run", self.paper.replace("_", "-"), "--preset", self.preset, "--dataset", self.dataset]
         words += ["--encoder", self.encoder, "--seed", str(self.seed)]
-        return shlex.join(words + [word for each in assignments(self.overrides) for word in ("--set", each)])
+        return words + [word for each in assignments(self.overrides) for word in ("--set", each)]
 
 
 def _word(text: str) -> str:

@@ -77,6 +77,11 @@ def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
     return None
 
 
+def kept(folder: Path) -> bool:
+    """Whether a folder has checkpoints."""
+    return bool(_steps(folder))
+
+
 def clear(folder: Path) -> None:
     """Remove the checkpoints of a folder."""
     for path in _steps(folder):

@@ -1,0 +1,201 @@
+"""`capbench sweep`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from capbench.base.errors import CapbenchError, listed
+from capbench.cli.options import Assignment, Count, Dataset, Encoder, OneOrMore, recorded_name
+from capbench.cli.output import console, say
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from capbench.runs.harness import Places
+    from capbench.runs.job import Job
+
+# Spelled out here because the module that defines it imports torch; a test compares the two.
+Engine = Literal["local", "slurm", "ray"]
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+
+
+def sweep(
+    papers: Annotated[list[str], OneOrMore],
+    /,
+    *,
+    dataset: Annotated[list[Dataset] | None, OneOrMore] = None,
+    preset: Annotated[list[str] | None, OneOrMore] = None,
+    encoder: Annotated[list[Encoder] | None, OneOrMore] = None,
+    seeds: Count = 3,
+    assignments: Annotated[list[Assignment] | None, OneOrMore, Parameter(name="--set")] = None,
+    cluster: Engine = "local",
+    parallel: Count | None = None,
+    minutes: Count = 24 * 60,
+    cpus: Count = 4,
+    gpus: int = 0,
+    slurm: Annotated[list[str] | None, OneOrMore] = None,
+    status: bool = False,
+    runs: Path = Path("runs"),
+    leaderboards: Path = Path("leaderboards"),
+) -> None:
+    """Run papers x presets x data sets x encoders x seeds, each run in a job of its own; only those that are missing.
+
+    On Slurm the jobs are an array, and the command returns when it is submitted. A job that is preempted or over time
+    saves, is queued again and continues. Elsewhere the command stays, with a table of what each run is at; Ctrl-C and
+    the other signals of `capbench run` stop and save all of them, and the same command continues. A run that starts
+    from another one shares its job.
+
+    Parameters
+    ----------
+    papers
+        One or several papers, for example vsepp show-attend-tell.
+    dataset
+        One or several data sets, as of `capbench run`; scenes if not given.
+    preset
+        One or several presets, or `all`; each of the papers runs those that it has. If not given: its headline presets.
+    encoder
+        One or several networks, as of `capbench run`.
+    seeds
+        Run the seeds 0 to SEEDS - 1.
+    assignments
+        Set fields of every recipe: training.learning_rate=1e-3.
+    cluster
+        Processes on this machine, Slurm, or Ray (the cluster of RAY_ADDRESS, or this machine).
+    parallel
+        How many jobs run at once; 1 on this machine and 32 elsewhere if not given.
+    minutes
+        The time limit of a Slurm job.
+    cpus
+        The cores of a job on Slurm or Ray.
+    gpus
+        The GPUs of a job on Slurm or Ray.
+    slurm
+        More of Slurm's parameters, by submitit's names: partition=gpu account=vision.
+    status
+        Print what each run is at, and start nothing. Exits with 1 unless all are done.
+    runs
+        The folder of the runs; what is submitted, and the jobs' output, goes into its `sweep`.
+    leaderboards
+        The folder of the committed records and the pages.
+    """
+    from rich.live import Live
+
+    from capbench.runs import sweep as sweeping
+    from capbench.runs.engines import Resources, submit, work
+    from capbench.runs.harness import Places
+
+    places, folder = Places(runs), runs.resolve() / "sweep"
+    jobs = _jobs(papers, dataset or ["scenes"], preset, encoder, seeds, assignments or ())
+    submitted = _Submitted(folder)
+    if status:
+        console.print(_table(jobs, places, submitted))
+        if any(sweeping.state(job, places) != "done" for job in jobs):
+            raise SystemExit(1)
+        return
+    busy = ("done", "running", "queued")
+    missing = [job for job in jobs if _state(job, places, submitted) not in busy]
+    tasks = sweeping.tasks(missing)
+    words = [sweeping.command(task, jobs[task.jobs[0]], places, leaderboards) for task in tasks]
+    resources = Resources(minutes, cpus, gpus, tuple(slurm or ()))
+    if cluster == "slurm":
+        ids = submit(words, folder, resources, parallel or 32) if tasks else []
+        submitted.add({job: number for task, number in zip(tasks, ids, strict=True) for job in task.jobs})
+        console.print(_table(jobs, places, submitted))
+        say(f"{len(ids)} jobs submitted; the same command with --status says what they are at")
+        return
+    with Live(console=console, refresh_per_second=2) as live:
+
+        def look() -> None:
+            live.update(_table(jobs, places, submitted))
+
+        try:
+            work(words, folder, cluster, resources, parallel or (1 if cluster == "local" else 32), look)
+        finally:
+            look()
+    left = [job for job in missing if sweeping.state(job, places) != "done"]
+    if left:
+        named = listed(left)
+        raise CapbenchError(f"{len(left)} of {len(missing)} runs failed: {named}; their output is under {folder}")
+
+
+def _jobs(
+    papers: Sequence[str], datasets: Sequence[str], presets: Sequence[str] | None, encoders: Sequence[str] | None,
+    seeds: int, assignments: Sequence[str],
+) -> dict[Job, str]:  # fmt: skip
+    """The jobs, each with its data set as it was given: by name, or by folder."""
+    from capbench.base.errors import unknown
+    from capbench.runs.materials import Materials
+    from capbench.runs.paper import paper
+    from capbench.runs.plan import plan
+
+    found: dict[Job, str] = {}
+    owners = [paper(name) for name in dict.fromkeys(papers)]
+    for dataset in dict.fromkeys(datasets):
+        name = recorded_name(dataset)
+        known = {owner.name: [*owner.presets(name), "all"] for owner in owners}
+        for wanted in presets or ():
+            if not any(wanted in names for names in known.values()):
+                raise unknown("preset", wanted, [each for names in known.values() for each in names])
+        for owner in owners:
+            own = [each for each in presets or () if each in known[owner.name]]
+            if own or not presets:
+                planned = plan(owner, name, own or None, encoders, seeds, None, assignments)
+                found |= dict.fromkeys(planned, dataset)
+        Materials().check(dataset, {job.encoder for job in found if found[job] == dataset})
+    return found
+
+
+class _Submitted:
+    """The Slurm jobs of runs, kept in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / "submitted.json"
+        try:
+            self.ids: dict[str, str] = json.loads(self.path.read_text())["ids"]
+        except (OSError, ValueError, KeyError, TypeError):
+            self.ids = {}
+
+    def add(self, ids: dict[Job, str]) -> None:
+        from capbench.base.files import atomic_write
+
+        self.ids |= {f"{job.paper}/{job.name}": number for job, number in ids.items()}
+        atomic_write(self.path, json.dumps({"ids": self.ids}, indent=1).encode())
+
+    def state(self, job: Job) -> str:
+        """Slurm's word for the job of a run; empty where there is none."""
+        from capbench.runs.engines import slurm_state
+
+        number = self.ids.get(f"{job.paper}/{job.name}")
+        return "" if number is None else slurm_state(self.folder, number)
+
+
+def _state(job: Job, places: Places, submitted: _Submitted) -> str:
+    """What a run is at, by its folder and by Slurm."""
+    from capbench.runs.sweep import state
+
+    found = state(job, places)
+    if found in ("done", "running") or not (word := submitted.state(job)):
+        return found
+    ended = word.startswith(ENDED)
+    return f"{found} ({word.lower()})" if ended else "queued" if word != "RUNNING" else "running"
+
+
+def _table(jobs: dict[Job, str], places: Places, submitted: _Submitted) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    states = {job: _state(job, places, submitted) for job in jobs}
+    counted = Counter(states.values())
+    title = ", ".join(f"{count} {state}" for state, count in counted.items())
+    table = Table("paper", "preset", "data set", "encoder", "seed", "state", box=SIMPLE_HEAD, title=title, padding=0)
+    for job, found in states.items():
+        cells = (job.paper, job.variant, job.dataset, job.encoder, str(job.seed), found)
+        table.add_row(*map(escape, cells))
+    return table
