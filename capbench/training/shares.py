@@ -64,7 +64,7 @@ def share(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         shapes = [torch.zeros(rows.dim(), dtype=torch.int64) for _ in range(processes.size())]
         with processes.exchange():
             dist.all_gather(shapes, torch.tensor(rows.shape))
@@ -78,7 +78,7 @@ class _Gathered(torch.autograd.Function):
         return torch.cat([each[:count] for each, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         half = gradient.dtype in (torch.float16, torch.bfloat16)
         total = (gradient.float() if half else gradient.clone()).contiguous()
         with processes.exchange():
