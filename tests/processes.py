@@ -35,12 +35,17 @@ def begin(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Conn
     return process, heard
 
 
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def together(count: int, work: Callable[[Path], Any], folder: Path, seconds: float = LIMIT) -> list[Ended]:
     """Do `work(folder)` in several processes that know each other; none is left after `seconds`."""
     deadline = time.monotonic() + seconds
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     members = [begin(_member, work, folder, rank, count, port) for rank in range(count)]
     ended = []
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,10 +29,12 @@ from capbench.runs.paper import bundled
 from capbench.training import checkpoint, processes
 from capbench.training.experiment import Evaluation, Inputs, Training
 from capbench.training.loop import train
-from capbench.training.shares import mean, share_statistics
+from capbench.training.shares import check_loss, gathered, mean, share_statistics
 from capbench.vision.features import Features
-from tests.processes import Ended, together
+from tests.own_data import draw
+from tests.processes import LIMIT, Ended, free_port, together
 
+ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = (
     *(("vsepp", preset) for preset in ("vse0", "vsepp", "order0", "orderpp", "vsepp-negatives-4-ours")),
     *(("karpathy", preset) for preset in ("brnn", "brnn-ours", "rnn", "rnn-ours")),
@@ -61,6 +65,7 @@ def value_and_gradients(paper: str, preset: str) -> tuple[float, dict[str, np.nd
         patch.setattr(torch, "rand", lambda count, device: torch.zeros(count))
         patch.setattr(torch, "multinomial", lambda weights, count: weights.argmax(-1, keepdim=True))
         share = experiment.loss(processes.part(batch), recipe.warmup)
+    check_loss(experiment, experiment.batches(0), recipe.warmup, 0)
     share.backward()
     parameters = dict(model.named_parameters())
     value = processes.reduced(share, list(parameters.values()))
@@ -99,7 +104,9 @@ class Regression:
 
     def __init__(self, dropout: float = 0.0) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.Linear(16, 1))
+        self.model = nn.Sequential(
+            nn.Linear(6, 16, bias=False), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.Linear(16, 1)
+        )
         self.x = torch.randn(41, 6, generator=torch.Generator().manual_seed(1))
         self.y = self.x.sum(1, keepdim=True)
 
@@ -269,15 +276,22 @@ def assorted(folder: Path) -> tuple[Any, ...]:
         refusals.append(str(caught.value))
     found = processes.told(lambda: ({"x": torch.arange(3)}, {"from": processes.rank()}))
     assert found is not None
-    return items(folder), refusals, quietly_made(folder), (found[0]["x"].tolist(), found[1])
+    rows = torch.ones(processes.rank(), 1 + processes.rank(), dtype=torch.bfloat16, requires_grad=True)
+    together = gathered(rows)
+    (together.sum() * (1 + processes.rank())).backward()
+    assert rows.grad is not None
+    shared = together.tolist(), rows.grad.tolist()
+    return items(folder), refusals, quietly_made(folder), (found[0]["x"].tolist(), found[1]), shared
 
 
 def test_each_item_is_computed_once_and_what_the_main_process_does_is_known_to_all(tmp_path):
-    for listed, refusals, made, told in returned(together(3, assorted, tmp_path)):
+    for rank, (listed, refusals, made, told, shared) in enumerate(returned(together(3, assorted, tmp_path))):
         assert listed == [[0, 2, 4, 6, 8, 10, 12], [0], []]
         assert refusals[0] == "the disk is full"
         assert "OwnNorm" in refusals[1]
         assert (made, told) == ("by 0", ([0, 1, 2], {"from": 0}))
+        rows = [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]  # none of the first process, shorter of the second
+        assert shared == (rows, [[6.0] * (1 + rank)] * rank)
     done = [int(line) for path in tmp_path.glob("of-*") for line in path.read_text().split()]
     assert sorted(done) == [0, *range(7)]
 
@@ -313,7 +327,9 @@ def test_the_records_of_two_processes_are_those_of_one(tmp_path):
     for paper, (expected, arrays) in one.items():
         found, theirs = two[paper]
         assert (expected.processes, found.processes) == (1, 2)
-        assert found.command == "torchrun --nproc-per-node 2 -m capbench.cli" + expected.command.removeprefix("capbench")
+        assert found.command == "torchrun --nproc-per-node 2 -m capbench.cli" + expected.command.removeprefix(
+            "capbench"
+        )
         assert '"processes"' not in (tmp_path / "one" / "records" / expected.file).read_text()
         assert found.metrics.keys() == expected.metrics.keys()
         losses = [[epoch.loss for epoch in each.curve] for each in (found, expected)]
@@ -323,3 +339,61 @@ def test_the_records_of_two_processes_are_those_of_one(tmp_path):
         for name, values in arrays.items():
             assert theirs[name].shape == values.shape
     assert returned(together(2, recorded, tmp_path / "one")) == [[False, False]] * 2  # finished is finished
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    """A run on twelve pictures, as words after `-m capbench.cli`."""
+    fields = ("embedding_dim=16", "training.batch_size=5", *words)
+    places = ("--dataset", folder / "data", "--runs", folder / "runs", "--leaderboards", folder / "leaderboards")
+    chosen = ("--encoder", "scenes", "--preset", "vsepp-ours", "--seed", "0")
+    return ["run", "vsepp", *map(str, places), *chosen, *(word for each in fields for word in ("--set", each))]
+
+
+def begun(folder: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {"PYTHONPATH": str(ROOT), "CAPBENCH_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *words], env={**os.environ, **environment, **variables}, **pipes)
+
+
+def members(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
+    """Two processes of one command, with the environment that torchrun gives."""
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [begun(folder, "-m", "capbench.cli", *words, **common, RANK=str(rank)) for rank in range(2)]
+
+
+def ends(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """The exit code of each process and what it printed; none is left."""
+    try:
+        printed = [process.communicate(timeout=LIMIT)[0] for process in started]
+        return [(process.returncode, text) for process, text in zip(started, printed, strict=True)]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def test_torchrun_trains_one_model_in_two_processes_and_one_of_them_reports(tmp_path):
+    draw(tmp_path / "data")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "capbench.cli")
+    ((code, printed),) = ends([begun(tmp_path, *launcher, *command(tmp_path, "training.epochs=2"))])
+    assert code == 0, printed
+    assert printed.count("epoch   2") == printed.count("leaderboards/vsepp.md") == 1
+    ((record, _),) = records(tmp_path / "runs").values()
+    assert (record.processes, len(record.curve)) == (2, 2)
+
+
+def test_a_signal_to_one_process_of_a_command_lets_all_exit_with_75(tmp_path):
+    draw(tmp_path / "data")
+    started = members(tmp_path, *command(tmp_path, "training.epochs=100000"))
+    deadline = time.monotonic() + LIMIT
+    while not list(tmp_path.glob("runs/*/*/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    started[1].send_signal(signal.SIGUSR2)
+    ended = ends(started)
+    assert [code for code, _ in ended] == [75, 75], ended
+    assert not list(tmp_path.glob("runs/records/*.json"))
+
+
+def test_other_commands_than_run_are_refused_to_several_processes(tmp_path):
+    for rank, (code, printed) in enumerate(ends(members(tmp_path, "results"))):
+        assert code == 2
+        assert printed.startswith(f"capbench: process {rank}: several processes can only run a paper together")

@@ -17,6 +17,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -66,7 +67,7 @@ def joined() -> Iterator[None]:
     try:
         yield
     except StoppedError:
-        for name in STOP_SIGNALS:  # torchrun sends SIGTERM to the others as soon as the first has ended
+        for name in filter(partial(hasattr, signal), STOP_SIGNALS):  # torchrun sends them as soon as one has ended
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         raise
     dist.destroy_process_group()
