@@ -8,6 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -52,10 +53,8 @@ def together(count: int, work: Callable[[Path], Any], folder: Path, seconds: flo
         for process, heard in members:
             answer: tuple[Any, str] = (None, "")
             if heard.poll(max(0.0, deadline - time.monotonic())):
-                try:
+                with suppress(EOFError):  # of a process that was killed
                     answer = heard.recv()
-                except EOFError:  # killed
-                    pass
             process.join(max(0.0, deadline - time.monotonic()))
             ended.append(Ended(process.exitcode, *answer))
     finally:
