@@ -29,7 +29,7 @@ from capbench.runs.paper import bundled
 from capbench.training import checkpoint, processes
 from capbench.training.experiment import Evaluation, Inputs, Training
 from capbench.training.loop import train
-from capbench.training.shares import check_loss, gathered, mean, share_statistics
+from capbench.training.shares import check_loss, gathered, mean, share_model
 from capbench.vision.features import Features
 from tests.own_data import draw
 from tests.processes import LIMIT, Ended, free_port, together
@@ -58,7 +58,7 @@ def value_and_gradients(paper: str, preset: str) -> tuple[float, dict[str, np.nd
     model, source = experiment.model.double().train(), experiment.source
     source.stored = source.stored.astype(np.float64)
     source.on_device = torch.from_numpy(source.stored) if source.on_device is not None else None
-    share_statistics(model)
+    share_model(model)
     captions = np.concatenate(experiment.batches(0))
     batch = captions[np.linspace(0, len(captions) - 1, 11).astype(int)]  # of many lengths
     with pytest.MonkeyPatch.context() as patch:  # what hard attention draws depends on the item, not on its place
@@ -234,7 +234,7 @@ class OwnNorm(nn.BatchNorm1d):
 
 
 def other_norm(folder: Path) -> None:
-    share_statistics(nn.Sequential(OwnNorm(3)))
+    share_model(nn.Sequential(OwnNorm(3)))
 
 
 def items(folder: Path) -> list[list[float]]:

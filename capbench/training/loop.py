@@ -26,7 +26,7 @@ from capbench.training import checkpoint, processes
 from capbench.training.experiment import Experiment, Training
 from capbench.training.machine import bf16_where_native, energy_joules
 from capbench.training.rmsprop import RMSProp
-from capbench.training.shares import check_loss, share_statistics
+from capbench.training.shares import check_loss, share_model
 
 
 @dataclass
@@ -134,7 +134,7 @@ class _Run:
     ) -> None:
         self.experiment, self.model, self.training = experiment, experiment.model, training
         self.metric, self.folder, self.seed, self.warmup = metric, folder, seed, warmup
-        share_statistics(self.model)
+        share_model(self.model)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
         self.optimizer = make_optimizer(training, self.parameters)

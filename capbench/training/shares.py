@@ -125,8 +125,11 @@ class SharedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
 
 
-def share_statistics(model: nn.Module) -> None:
-    """Let the model's batch norms see the whole batch. Raises CapbenchError for a kind that torch does not have."""
+def share_model(model: nn.Module) -> None:
+    """Give all processes the weights of the main one, and let the model's batch norms see the whole batch.
+
+    Raises CapbenchError for a batch norm that is none of torch's own.
+    """
     if processes.size() == 1:
         return
     for name, layer in list(model.named_modules()):
@@ -137,6 +140,9 @@ def share_statistics(model: nn.Module) -> None:
             raise CapbenchError(
                 f"{name} is a {kind}, which would see the share of one process alone; train this model in one process"
             )
+    begun = processes.told(lambda: (model.state_dict(), {}))
+    assert begun is not None
+    model.load_state_dict(begun[0])
 
 
 @torch.no_grad()
