@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -28,6 +28,8 @@ from capbench.scoring.outputs import Captions
 from capbench.scoring.score import training_captions
 from capbench.training.experiment import Evaluation, Inputs, Recipe
 from capbench.training.machine import bf16_where_native
+from capbench.training.processes import main, mapped
+from capbench.training.shares import everywhere
 from capbench.training.sources import FeatureSource
 
 IMAGES_AT_ONCE, CAPTIONS_AT_ONCE = 100, 250
@@ -106,7 +108,7 @@ def word_log_probs(
 def cross_entropy(scores: Float[Tensor, "caption step word"], captions: Int[Tensor, "caption length"]) -> Tensor:
     """The mean of -log p over the words of a batch, without padding. The backward pass overwrites `scores`."""
     log_probs, present = word_log_probs(scores, captions)
-    return -log_probs.sum() / present.sum()
+    return -log_probs.sum() / everywhere(present.sum())
 
 
 def caption_images(
@@ -188,43 +190,62 @@ class CaptioningExperiment:
 
     def likelihood(self, split: Split) -> dict[str, float]:
         """Per-word perplexity and its negative logarithm, and how often the likeliest next word is the right one."""
-        total, right, words = 0.0, 0, 0
-        for _, images, captions in self.teacher_forced(split):
+
+        def counts(chunk: np.ndarray) -> Float64[Tensor, 3]:
+            images, captions = self.forced(split, chunk)
             scores = self.model(images, captions)
             log_probs, present = word_log_probs(scores, captions)
-            total += float(log_probs.double().sum())
-            right += int((present & (scores.argmax(-1) == captions[:, 1:])).sum())
-            words += int(present.sum())
+            right = present & (scores.argmax(-1) == captions[:, 1:])
+            return torch.stack([log_probs.double().sum(), right.sum(), present.sum()])
+
+        total, right, words = 0.0, 0, 0
+        for of_chunk in mapped(counts, self.chunks(split)):
+            total, right, words = total + float(of_chunk[0]), right + int(of_chunk[1]), words + int(of_chunk[2])
         mean = total / words
         return {"log_likelihood": mean, "perplexity": math.exp(-mean), "word_accuracy": 100 * right / words}
 
     def teacher_forced(self, split: Split) -> Iterator[tuple[np.ndarray, Tensor, Int[Tensor, "caption length"]]]:
         """Chunks of captions of similar length: their numbers in the split, their images and their words."""
-        encoded = self.inputs.encoded(split.name)[: len(split.caption_index)]
-        order = np.argsort([len(caption) for caption in encoded], kind="stable")
-        for chunk in np.split(order, range(CAPTIONS_AT_ONCE, len(order), CAPTIONS_AT_ONCE)):
-            captions, _ = padded([encoded[i] for i in chunk])
-            yield chunk, self.source.testing(split.images_of(chunk)), captions.to(self.device)
+        for chunk in self.chunks(split):
+            yield chunk, *self.forced(split, chunk)
 
-    def decode(self, split: Split, beam_size: int, n_best: int = 1) -> Iterator[Decoded]:
-        """The captions of the images of a split, some images at a time; see `caption_images`."""
-        rows = split.image_index
-        for chunk in np.split(rows, range(IMAGES_AT_ONCE, len(rows), IMAGES_AT_ONCE)):
-            yield caption_images(self.model, self.source.testing(chunk), beam_size, n_best)
+    def chunks(self, split: Split) -> list[np.ndarray]:
+        """The numbers of captions of similar length."""
+        order = np.argsort([len(caption) for caption in self._encoded(split)], kind="stable")
+        return np.split(order, range(CAPTIONS_AT_ONCE, len(order), CAPTIONS_AT_ONCE))
+
+    def forced(self, split: Split, chunk: np.ndarray) -> tuple[Tensor, Int[Tensor, "caption length"]]:
+        """The images and the words of some captions."""
+        captions, _ = padded([self._encoded(split)[i] for i in chunk])
+        return self.source.testing(split.images_of(chunk)), captions.to(self.device)
+
+    def _encoded(self, split: Split) -> list[list[int]]:
+        return self.inputs.encoded(split.name)[: len(split.caption_index)]
 
     def write(self, split: Split, beam_size: int, n_best: int = 1) -> Int[np.ndarray, "image n_best length"]:
-        """The best captions of each image as word numbers, padded."""
-        return np.concatenate([captions.words.cpu().numpy() for captions in self.decode(split, beam_size, n_best)])
+        """The best captions of each image as word numbers, padded; some images are decoded at a time."""
+
+        def words(images: np.ndarray) -> Int[Tensor, "image n_best length"]:
+            return caption_images(self.model, self.source.testing(images), beam_size, n_best).words
+
+        rows = split.image_index
+        chunks = np.split(rows, range(IMAGES_AT_ONCE, len(rows), IMAGES_AT_ONCE))
+        return np.concatenate([of_chunk.cpu().numpy() for of_chunk in mapped(words, chunks)])
 
     def score(self, split: Split, likelihood: dict[str, float]) -> Evaluation:
-        """All caption metrics at the chosen beam, BLEU at the others, and how new and varied the captions are."""
+        """All caption metrics at the chosen beam, BLEU at the others, and how new and varied the captions are.
+
+        All processes write captions; the main one alone scores them.
+        """
         beam, chosen = self.chosen_beam()
         scorer = CaptionScorer.of(split)
         best = self.write(split, beam, n_best=min(beam, N_BEST))
         sentences = {beam: self.sentences(best[:, 0])}
         with ThreadPoolExecutor(1) as thread:  # METEOR is a process of its own: meanwhile the other beams are searched
-            scored = thread.submit(scorer.score, sentences[beam])
+            scored = thread.submit(scorer.score, sentences[beam]) if main() else None
             sentences |= {size: self.sentences(self.write(split, size)[:, 0]) for size in self.widths if size != beam}
+        if scored is None:
+            return Evaluation({}, {})
         scores, by_beam = scored.result(), scores_by_beam(scorer, dict(sorted(sentences.items())))
         metrics = {**likelihood, **scores.metrics, **chosen.metrics, **by_beam.metrics}
         metrics |= self.variety([self.sentences(of_image) for of_image in best])

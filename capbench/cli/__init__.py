@@ -27,15 +27,20 @@ def _main() -> None:
     from rich.console import Console
 
     from capbench.base.errors import CapbenchError, StoppedError
+    from capbench.base.launch import name_of_this, started_together
     from capbench.cli.app import app
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a letter that the encoding lacks never stops a command
     try:
+        if started_together() > 1 and sys.argv[1:2] != ["run"]:
+            raise CapbenchError(
+                "several processes can only run a paper together; give this command to one, without torchrun"
+            )
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (CapbenchError, CycloptsError) as error:
-        Console(stderr=True).print(f"capbench: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"capbench: {name_of_this()}{error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(REFUSED)
     except StoppedError:
         print("stopped and saved; the same command resumes", file=sys.stderr)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,10 +29,11 @@ from capbench.training.loop import TrainingState
 class Bars:
     """A bar over the steps of the current job, and above it a line for each epoch and each finished job."""
 
-    def __init__(self, paper: Paper, jobs: int) -> None:
+    def __init__(self, paper: Paper, jobs: int, *, shown: bool = True) -> None:
         self.paper, self.jobs, self.started = paper, jobs, 0
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.progress = Progress(TextColumn("{task.description}"), *columns, console=console)
+        screen = console if shown else Console(quiet=True)
+        self.progress = Progress(TextColumn("{task.description}"), *columns, console=screen)
         self.task: TaskID | None = None
 
     def __enter__(self) -> Bars:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,23 +78,27 @@ def run(
     from capbench.runs.paper import paper as find_paper
     from capbench.runs.plan import Session, plan
     from capbench.runs.tracking import Tracking
+    from capbench.training import processes
 
     owner, places, materials = find_paper(paper), Places(runs), Materials()
     tracking = Tracking(track or (), places)
     jobs = plan(owner, recorded_name(dataset), preset, encoder, seeds, seed, assignments or ())
     materials.check(dataset, {job.encoder for job in jobs})  # refused before anything is written
     session = Session(places.runs / owner.name / "session.json", jobs)
-    with Bars(owner, len(jobs)) as bars, closing(tracking):
+    with processes.joined():
+        with Bars(owner, len(jobs), shown=processes.main()) as bars, closing(tracking):
 
-        def report(job: Job, state: TrainingState, batches: int) -> None:
-            bars.report(job, state, batches)
-            tracking.report(job, state, batches)
+            def report(job: Job, state: TrainingState, batches: int) -> None:
+                if processes.main():
+                    bars.report(job, state, batches)
+                    tracking.report(job, state, batches)
 
-        for job in session.remaining():
-            bars.start(job)
-            finished = run_job(job, places, materials, report, fresh=fresh)
-            session.add(job, finished.records)
-            tracking.done(job, finished)
-            bars.done(finished)
-    session.clear()
-    conclude(owner, places, leaderboards, session.records)
+            for place in processes.once(lambda: [jobs.index(job) for job in session.remaining()]):
+                job = jobs[place]
+                bars.start(job)
+                finished = run_job(job, places, materials, report, fresh=fresh)
+                processes.once(partial(session.add, job, finished.records))
+                tracking.done(job, finished)
+                bars.done(finished)
+        processes.once(session.clear)
+        processes.once(lambda: conclude(owner, places, leaderboards, session.records))

@@ -80,7 +80,8 @@ class Result(JsonRecord):
     dirty: bool
     versions: dict[str, str]
     device: str
-    threads: int
+    threads: int  # of each process
+    processes: int = Field(default=1, exclude_if=lambda count: count == 1)  # that trained together
     instruction_set: str = ""  # of a CPU
     blas: str = ""  # of a CPU
     precision: str = ""  # of training: "bf16" or "fp32"

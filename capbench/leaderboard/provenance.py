@@ -51,5 +51,6 @@ def _once(words: Iterable[str], between: str = ", ") -> str:
 
 def _machine(record: Result) -> str:
     words = [record.device or "device unknown", f"{record.threads or 'unknown'} threads"]
+    words += [f"{record.processes} processes"] * (record.processes > 1)
     words += filter(None, (record.instruction_set, record.blas, record.precision))
     return f"{', '.join(words)}; " + ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))

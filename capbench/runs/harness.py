@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,7 +27,7 @@ from capbench.runs.materials import Materials, default_device
 from capbench.runs.paper import Paper, metric_of, paper
 from capbench.scoring.outputs import remove_saved
 from capbench.scoring.records import split_fields
-from capbench.training import checkpoint
+from capbench.training import checkpoint, processes
 from capbench.training.experiment import Evaluation, Inputs, Recipe, Training
 from capbench.training.loop import TrainingState, train
 from capbench.training.machine import ENERGY_OF, peak_memory_bytes, restart_peak_memory
@@ -65,7 +65,7 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
 
     A job that has finished with the same recipe, data and features, and whose records are still there, is not trained
     again. `fresh` trains it in any case, from its beginning. The presets that it starts from are trained first, by
-    their own recipes, whatever was set by hand here.
+    their own recipes, whatever was set by hand here. Of several processes, all call it; the main one has the folder.
 
     Raises CapbenchError for bad input, which leaves no folder behind; StoppedError after a signal.
     """
@@ -74,17 +74,18 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
     if job.seed < 0:
         raise CapbenchError(f"the seed is {job.seed}; give 0 or more")
     folder = places.folder(job)
-    with claimed(folder, places):
-        inputs = materials.inputs(job, recipe)
+    with ExitStack() as stack:
+        processes.once(lambda: stack.enter_context(claimed(folder, places)))
+        inputs = processes.main_first(lambda: materials.inputs(job, recipe))
         if recipe.init_from is not None:
             snapshots = (_snapshot(each, places, materials, report) for each in sources(job, recipe))
             inputs = replace(inputs, init=tuple(snapshots))
         inputs = replace(inputs, scratch=folder / SCRATCH)
         wanted = identity(job, recipe, inputs)
         if fresh:
-            _clear(folder)
-        elif finished := _finished(folder, wanted, places):
-            return finished
+            processes.once(lambda: _clear(folder))
+        elif found := processes.once(lambda: _finished(folder, wanted, places)):
+            return _finished_run(places, *found, trained=False)
         return _train_and_record(owner, job, recipe, inputs, wanted, places, report)
 
 
@@ -112,8 +113,7 @@ def _train_and_record(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     restart_peak_memory(device)
     experiment = owner.prepare(recipe, inputs, job.seed, device)
-    (folder / DESCRIPTION).unlink(missing_ok=True)  # the snapshot is about to be another one
-    remove_saved(folder, "test")
+    processes.once(lambda: _clear_results(folder))  # the snapshot is about to be another one
     metric, on_step = metric_of(owner, asdict(recipe)), partial(report, job)
     state = train(experiment, recipe.training, metric, folder, wanted, job.seed, on_step, recipe.warmup)
     made_by |= {
@@ -124,19 +124,25 @@ def _train_and_record(
         "parameters": sum(value.numel() for value in experiment.model.parameters() if value.requires_grad),
         "peak_memory_bytes": peak_memory_bytes(device),  # of training and validation
     }
-    records = []
+    records: list[str] = []
+
+    def record() -> None:
+        if evaluation.outputs is not None:
+            evaluation.outputs.save(folder, "test")
+        result = _result(job, recipe, inputs, state, protocol, evaluation, made_by)
+        records.append(_recorded(result, evaluation, places).name)
+
+    def finish() -> tuple[list[str], str]:
+        inputs.vocabulary.save(folder / VOCABULARY)
+        described = describe(folder, wanted, inputs.features.array.shape[-1], records)
+        _clear(folder)
+        return records, described.finished
+
     for protocol in owner.protocols(job.dataset, recipe):
         with torch.no_grad():
             evaluation = experiment.test(protocol)
-        if evaluation.outputs is not None:
-            evaluation.outputs.save(folder, "test")
-        records.append(
-            _recorded(_result(job, recipe, inputs, state, protocol, evaluation, made_by), evaluation, places)
-        )
-    inputs.vocabulary.save(folder / VOCABULARY)
-    described = describe(folder, wanted, inputs.features.array.shape[-1], [path.name for path in records])
-    _clear(folder)
-    return FinishedRun(tuple(records), described.finished, trained=True)
+        processes.once(record)
+    return _finished_run(places, *processes.once(finish), trained=True)
 
 
 def _recorded(result: Result, evaluation: Evaluation, places: Places) -> Path:
@@ -173,10 +179,21 @@ def _result(
         recipe=asdict(recipe),
         features_fingerprint=inputs.features.fingerprint,
         vocabulary_size=len(inputs.vocabulary),
-        command=replace(job, dataset=inputs.dataset.place or job.dataset).command,
+        processes=processes.size(),
+        command=replace(job, dataset=inputs.dataset.place or job.dataset).command_of(processes.size()),
         notes=[protocol_line(scored), *evaluation.notes, *damaged, *skipped, *filter(None, [inputs.features.imported])],
         **made_by,
     )
+
+
+def _finished_run(places: Places, records: Sequence[str], date: str, *, trained: bool) -> FinishedRun:
+    return FinishedRun(tuple(places.records / name for name in records), date, trained)
+
+
+def _clear_results(folder: Path) -> None:
+    """Remove what the folder says of a finished run but its weights."""
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    remove_saved(folder, "test")
 
 
 def _clear(folder: Path) -> None:
@@ -193,20 +210,25 @@ def _precision(training: Training, device: torch.device) -> str:
 def _snapshot(job: Job, places: Places, materials: Materials, report: OnJobStep) -> Mapping[str, Tensor]:
     """The best weights of another job, which is trained first unless it has finished."""
     run(job, places, materials, report)
-    return checkpoint.load(places.folder(job) / checkpoint.SNAPSHOT)[0]
+    best = processes.told(lambda: checkpoint.load(places.folder(job) / checkpoint.SNAPSHOT))
+    assert best is not None
+    return best[0]
 
 
-def _finished(folder: Path, wanted: Mapping[str, Any], places: Places) -> FinishedRun | None:
-    """The finished run of an identity in a folder; None when it is of another one, or when a file of it is missing."""
+def _finished(folder: Path, wanted: Mapping[str, Any], places: Places) -> tuple[tuple[str, ...], str] | None:
+    """The records of the finished run of an identity in a folder, and its date.
+
+    None when the run is of another identity, or when a file of it is missing.
+    """
     try:
         described = description(folder)
     except CapbenchError:
         return None
-    records = tuple(places.records / name for name in described.records)
-    complete = bool(records) and all(path.exists() for path in (*records, folder / checkpoint.SNAPSHOT))
+    files = [*(places.records / name for name in described.records), folder / checkpoint.SNAPSHOT]
+    complete = bool(described.records) and all(path.exists() for path in files)
     if not complete or checkpoint.differences(wanted, described.identity):
         return None
-    return FinishedRun(records, described.finished, trained=False)
+    return described.records, described.finished
 
 
 @contextmanager

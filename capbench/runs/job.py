@@ -68,6 +68,15 @@ class Job:
         words += ["--encoder", self.encoder, "--seed", str(self.seed)]
         return words + [word for each in assignments(self.overrides) for word in ("--set", each)]
 
+    def command_of(self, processes: int) -> str:
+        """The command that makes this run in several processes.
+
+        >>> Job("vsepp", "vse0", "scenes", "scenes", 0).command_of(2)[:62]
+        'torchrun --nproc-per-node 2 -m capbench.cli run vsepp --preset'
+        """
+        several = f"torchrun --nproc-per-node {processes} -m capbench.cli"
+        return self.command if processes == 1 else self.command.replace("capbench", several, 1)
+
 
 def _word(text: str) -> str:
     """Text as a part of a file's name."""

@@ -14,6 +14,7 @@ from capbench.data.captions import CaptionDataset
 from capbench.data.datasets import check_trainable, load_captions, load_dataset
 from capbench.data.vocabulary import Vocabulary
 from capbench.runs.job import Job
+from capbench.training import processes
 from capbench.training.experiment import Inputs, Recipe
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import Features, features
@@ -75,8 +76,8 @@ class Materials:
         key = (job.dataset, job.encoder, recipe.output, recipe.view, recipe.region_provider)
         if key not in self._features:
             encoder = Encoder(job.encoder, recipe.output).to(default_device())
-            stored = features(dataset, encoder, recipe.view, recipe.region_provider, store=self.store, progress=True)
-            self._features[key] = (encoder, stored)
+            seen, show = (dataset, encoder, recipe.view, recipe.region_provider), processes.main()
+            self._features[key] = (encoder, features(*seen, store=self.store, progress=show))
         return self._features[key]
 
     def _imported(self, dataset: CaptionDataset, job: Job, recipe: Recipe) -> Features:

@@ -126,10 +126,17 @@ class Experiment(Protocol):
         """The batches of an epoch, as caption indices: a pure function of the seed and the epoch."""
 
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
-        """The scalar to be minimised on a batch."""
+        """The scalar to be minimised on a batch.
+
+        Several processes each call it with a part of the batch, and it is a share of the whole batch's
+        (`capbench.training.shares`).
+        """
 
     def validate(self) -> Evaluation:
-        """Scores on the validation split. The model is in evaluation mode, and no gradient is kept."""
+        """Scores on the validation split. The model is in evaluation mode, and no gradient is kept.
+
+        All processes call it, and the scores of the main one count; `capbench.training.processes.mapped` shares work.
+        """
 
     def test(self, protocol: str) -> Evaluation:
         """Scores on the test split under a protocol, as in `validate`."""

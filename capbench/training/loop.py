@@ -1,7 +1,8 @@
 """The one training loop: every paper's model is trained here.
 
 All that decides a step is a function of (seed, epoch, step) and of what a checkpoint holds. So a run that was killed
-and resumed makes the same steps as one that was not.
+and resumed makes the same steps as one that was not. Of several processes (`capbench.training.processes`) each computes
+its share of every batch, and the main one keeps the files.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 from capbench.base.errors import CapbenchError, StoppedError, unknown
 from capbench.base.signals import stop_requests
 from capbench.evidence.records import Epoch
-from capbench.training import checkpoint
+from capbench.training import checkpoint, processes
 from capbench.training.experiment import Experiment, Training
 from capbench.training.machine import bf16_where_native, energy_joules
 from capbench.training.rmsprop import RMSProp
+from capbench.training.shares import check_loss, share_model
 
 
 @dataclass
@@ -64,13 +66,15 @@ def train(
     when it has the same. `report` is called after every step with the state and the number of batches in the epoch, and
     after every validation with 0.
 
-    Raises CapbenchError for a checkpoint of another run, with the keys that differ; for a schedule that ends within its
-    warm-up; on a loss that is not finite, naming the batch. Raises StoppedError after a signal.
+    Raises CapbenchError for a checkpoint of another run, with the keys that differ, or of another number of processes;
+    for a schedule that ends within its warm-up; on a loss that is not finite, naming the batch; on one that several
+    processes cannot share. Raises StoppedError after a signal to any process.
     """
     if training.epochs <= warmup:
         raise CapbenchError(f"the recipe has {training.epochs} epochs, all of its warm-up of {warmup}; give it more")
     run = _Run(experiment, training, metric, folder, identity, seed, warmup)
     with stop_requests() as stop_requested:
+        run.check_loss()
         while not finished(training, run.state, warmup):
             run.train_epoch(report, stop_requested)
             report(run.state, 0)
@@ -78,9 +82,10 @@ def train(
     return run.state
 
 
-def step_seed(seed: int, epoch: int, step: int) -> int:
-    """The seed of a step's dropout, crops and samples: resuming needs no generator state."""
-    return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1)[0])
+def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
+    """The seed of a step's dropout, crops and samples in a process: resuming needs no generator state."""
+    of_process = [rank] if rank else []
+    return int(np.random.SeedSequence([seed, epoch, step, *of_process]).generate_state(1)[0])
 
 
 def learning_rate(training: Training, epoch: int, curve: Sequence[Mapping[str, Any]], metric: str) -> float:
@@ -129,13 +134,20 @@ class _Run:
     ) -> None:
         self.experiment, self.model, self.training = experiment, experiment.model, training
         self.metric, self.folder, self.seed, self.warmup = metric, folder, seed, warmup
+        share_model(self.model)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
         self.optimizer = make_optimizer(training, self.parameters)
         self.ema = _AveragedWeights(training.ema_decay, self.parameters)
         architecture = {name: list(value.shape) for name, value in self.model.state_dict().items()}
-        self.identity = {**identity, "architecture": architecture}
+        together = {"processes": processes.size()} if processes.size() > 1 else {}
+        self.identity = {**identity, **together, "architecture": architecture}
         self.state = self._resumed()
+
+    def check_loss(self) -> None:
+        """Raises CapbenchError for a loss that the processes of this run cannot share."""
+        if processes.size() > 1 and not finished(self.training, self.state, self.warmup):
+            check_loss(self.experiment, self.experiment.batches(self.state.epoch), self.state.epoch, self.seed)
 
     def train_epoch(self, report: OnStep, stop_requested: Callable[[], bool]) -> None:
         """Train what is left of an epoch, validate, and save. Raises StoppedError as soon as a stop is requested."""
@@ -148,25 +160,28 @@ class _Run:
         while state.step < len(batches):
             self._step(batches[state.step])
             report(state, len(batches))
-            if stop_requested():
+            if processes.any_of(stop_requested()):
                 work.add_to(state)
-                self._save()
+                processes.once(self._save)
                 raise StoppedError
         self.model.eval()
         with torch.no_grad(), self.ema.in_place():
-            validation = dict(self.experiment.validate().metrics)
+            metrics = dict(self.experiment.validate().metrics)
+            validation: dict[str, float] = processes.once(lambda: metrics)
             work.add_to(state)
             if self.metric not in validation:
                 raise unknown("validation metric", self.metric, validation)
             if state.epoch >= self.warmup and validation[self.metric] > state.best:
                 state.best, state.best_epoch = validation[self.metric], state.epoch
-                checkpoint.save(self._snapshot, self.model.state_dict(), {"epoch": state.epoch})
+                processes.once(self._save_snapshot)
             self._end_epoch(rate, validation, len(batches))
-        self._save()
+        processes.once(self._save)
 
     def load_best(self) -> None:
         """Put the best snapshot into the model."""
-        self.model.load_state_dict(checkpoint.load(self._snapshot)[0])
+        best = processes.told(lambda: checkpoint.load(self._snapshot))
+        assert best is not None
+        self.model.load_state_dict(best[0])
         self.model.eval()
 
     @property
@@ -175,18 +190,16 @@ class _Run:
 
     def _step(self, batch: np.ndarray) -> None:
         state, training = self.state, self.training
-        torch.manual_seed(step_seed(self.seed, state.epoch, state.step))
         self.optimizer.zero_grad(set_to_none=True)
-        with bf16_where_native(self.device, training.precision):
-            loss: Tensor = self.experiment.loss(batch, state.epoch)
-        value = float(loss.detach())
+        share = self._share(batch)
+        share.backward()
+        value = processes.reduced(share, self.parameters)
         if not math.isfinite(value):
             raise CapbenchError(
                 f"the loss is {value} at epoch {state.epoch}, step {state.step}; captions of the batch: "
                 f"{batch.tolist()}. The last checkpoint and the best snapshot are from before it; try a lower "
                 "learning rate or precision=full"
             )
-        loss.backward()
         if training.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, training.clip_norm)
         if training.clip_value is not None:
@@ -194,6 +207,15 @@ class _Run:
         self.optimizer.step()
         state.loss, state.step, state.steps = state.loss + value, state.step + 1, state.steps + 1
         self.ema.add(state.steps)
+
+    def _share(self, batch: np.ndarray) -> Tensor:
+        """This process's share of the loss of a batch. Too few captions for all are computed by each, as by one."""
+        state, copies = self.state, processes.size()
+        with processes.alone() if len(batch) < copies else nullcontext():
+            torch.manual_seed(step_seed(self.seed, state.epoch, state.step, processes.rank()))
+            with bf16_where_native(self.device, self.training.precision):
+                loss: Tensor = self.experiment.loss(processes.part(batch), state.epoch)
+        return loss / copies if len(batch) < copies else loss
 
     def _end_epoch(self, rate: float, validation: dict[str, float], batches: int) -> None:
         state = self.state
@@ -204,6 +226,9 @@ class _Run:
         state.curve.append(entry.model_dump())
         state.epoch, state.step, state.loss, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
 
+    def _save_snapshot(self) -> None:
+        checkpoint.save(self._snapshot, self.model.state_dict(), {"epoch": self.state.epoch})
+
     def _save(self) -> None:
         model = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors = model | checkpoint.optimizer_tensors(self.optimizer) | self.ema.tensors()
@@ -212,10 +237,16 @@ class _Run:
 
     def _resumed(self) -> TrainingState:
         """The state of the newest checkpoint, whose weights go into the model; a new state without any."""
-        newest = checkpoint.load_newest(self.folder)
+        newest = processes.told(lambda: checkpoint.load_newest(self.folder))
         if newest is None:
             return TrainingState()
         tensors, saved = newest
+        here, there = (identity.get("processes", 1) for identity in (self.identity, saved["identity"]))
+        if here != there:
+            raise CapbenchError(
+                f"{self.folder} holds a run of {there} process{'es' * (there > 1)}, and this one is of {here}, which "
+                f"would take other steps; resume it with {there}, or start anew with --fresh"
+            )
         changed = checkpoint.differences(self.identity, saved["identity"])
         if changed:
             raise CapbenchError(

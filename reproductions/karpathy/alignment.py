@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
 
 from capbench.kernels.maxsim import maxsim
+from capbench.training.shares import gathered
 
 from .recipe import AlignmentRecipe
 
@@ -85,8 +86,12 @@ class AlignmentModel(nn.Module):
         captions: Int[Tensor, "caption length"],
         lengths: Int[Tensor, " caption"],
     ) -> Float[Tensor, "image caption"]:
-        """S_kl of every image and caption: equation 8, or 7 for the form "sum"."""
-        return maxsim(self.embed_regions(regions), self.embed_words(captions, lengths), lengths, self.recipe.form)
+        """S_kl of every image and caption: equation 8, or 7 for the form "sum".
+
+        Of a batch that several processes share, each computes the rows of its images.
+        """
+        v, s = self.embed_regions(regions), self.embed_words(captions, lengths)
+        return gathered(maxsim(v, gathered(s), gathered(lengths), self.recipe.form))
 
 
 def _windows(x: Float[Tensor, "caption length word"], size: int) -> Float[Tensor, "caption length context"]:

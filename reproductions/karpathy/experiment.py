@@ -21,6 +21,8 @@ from capbench.metrics.alignment import BETAS, f1, hits, overlaps, pointing, snip
 from capbench.metrics.retrieval import evaluate_protocol
 from capbench.scoring.outputs import Similarity
 from capbench.training.experiment import Evaluation, Inputs
+from capbench.training.processes import mapped
+from capbench.training.shares import gathered, share
 from capbench.training.sources import FeatureSource
 
 from .alignment import AlignmentModel
@@ -57,7 +59,7 @@ class AlignmentExperiment:
         regions = self.source.training(self.train.images_of(batch))
         similarity = self.model(regions, *self._words("train", batch))
         image_ids = torch.from_numpy(self.train.image_of_caption[batch]).to(self.device)
-        return structured_margin(similarity, image_ids, self.recipe.margin)
+        return share(structured_margin(similarity, gathered(image_ids), self.recipe.margin))
 
     def validate(self) -> Evaluation:
         return self._scored("val", "whole")
@@ -84,7 +86,7 @@ class AlignmentExperiment:
         """Recalls both ways; where the true boxes of phrases are known, also how often words point at them."""
         split = self.inputs.dataset.split(name)
         chunks = np.split(split.image_index, range(AT_ONCE, len(split.image_index), AT_ONCE))
-        v = torch.cat([self.model.embed_regions(self.source.testing(rows)).float() for rows in chunks])
+        v = torch.cat(mapped(lambda rows: self.model.embed_regions(self.source.testing(rows)).float(), chunks))
         encoded = self.inputs.encoded(name)
         kept = self._matrix(split, protocol)
 
@@ -92,8 +94,8 @@ class AlignmentExperiment:
             regions, numbers = v[images[:, 0].long()], captions[:, 0].long().cpu().numpy()
             first, which = distinct([encoded[i] for i in numbers])
             chunks = np.split(numbers[first], range(AT_ONCE, len(first), AT_ONCE))
-            scores = (maxsim(regions, *self._embedded(name, chunk), self.recipe.form) for chunk in chunks)
-            tile = torch.cat(list(scores), 1)[:, which]
+            scores = mapped(lambda chunk: maxsim(regions, *self._embedded(name, chunk), self.recipe.form), chunks)
+            tile = torch.cat(scores, 1)[:, which]
             if kept is not None:
                 kept[images.long().cpu(), torch.from_numpy(numbers)] = tile.cpu()
             return tile

@@ -15,6 +15,7 @@ from capbench.data.batches import length_grouped, padded, shuffled
 from capbench.data.captions import Split
 from capbench.metrics.captioning import bleu, bleu_statistics
 from capbench.training.experiment import Evaluation, Inputs
+from capbench.training.processes import mapped
 from capbench.vision.regions import Boxes
 
 from .alignment import AlignmentModel
@@ -65,8 +66,10 @@ class GeneratorExperiment(CaptioningExperiment):
         phrases = dict(_phrases_of_boxes(split, boxes))
         rows, places = np.array(list(phrases)).T
         features = torch.from_numpy(self.regions.array[split.image_index[rows], places]).to(self.device)
-        chunks = [caption_images(self.model, chunk, self.recipe.beam_size) for chunk in features.split(100)]
-        written = self.sentences(np.concatenate([captions.words[:, 0].cpu().numpy() for captions in chunks]))
+        words = mapped(
+            lambda chunk: caption_images(self.model, chunk, self.recipe.beam_size).words, features.split(100)
+        )
+        written = self.sentences(torch.cat(words)[:, 0].cpu().numpy())
         statistics = bleu_statistics(written, list(phrases.values()))
         metrics = {f"region_bleu{n}": float(score) for n, score in enumerate(bleu(statistics.sum(0)), 1)}
         return Evaluation(metrics, {"region_bleu_statistics": statistics})
@@ -106,11 +109,14 @@ class RegionGeneratorExperiment(GeneratorExperiment):
     def loss(self, batch: np.ndarray, epoch: int) -> Tensor:
         return self.objective(self.model, *self._pairs([self.snippets["train"][i] for i in batch]))
 
-    def teacher_forced(self, split: Split) -> Iterator[tuple[np.ndarray, Tensor, Int[Tensor, "caption length"]]]:
-        by_length = sorted(self.snippets[split.name], key=lambda snippet: len(snippet.words))
-        for start in range(0, len(by_length), CAPTIONS_AT_ONCE):
-            chunk = by_length[start : start + CAPTIONS_AT_ONCE]
-            yield np.arange(start, start + len(chunk)), *self._pairs(chunk)
+    def chunks(self, split: Split) -> list[np.ndarray]:
+        """The numbers of snippets of similar length."""
+        order = np.argsort([len(snippet.words) for snippet in self.snippets[split.name]], kind="stable")
+        return np.split(order, range(CAPTIONS_AT_ONCE, len(order), CAPTIONS_AT_ONCE))
+
+    def forced(self, split: Split, chunk: np.ndarray) -> tuple[Tensor, Int[Tensor, "caption length"]]:
+        """The regions and the words of some snippets."""
+        return self._pairs([self.snippets[split.name][i] for i in chunk])
 
     def validate(self) -> Evaluation:
         """The likelihood of the snippets."""

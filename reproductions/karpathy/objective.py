@@ -11,6 +11,7 @@ from capbench.captioners.experiment import cross_entropy
 from capbench.data.vocabulary import PAD
 from capbench.kernels.log_prob import target_log_probs
 from capbench.kernels.ranking_loss.reference import excluded_pairs, sum_of_hinges
+from capbench.training.shares import everywhere
 
 
 def structured_margin(
@@ -42,4 +43,4 @@ def cost_per_sentence(
     target = captions[:, 1:]
     present = target != PAD
     y = model.scores(model.states(images, captions)[present])
-    return -target_log_probs(y, target[present]).sum() / len(captions)
+    return -target_log_probs(y, target[present]).sum() / everywhere(len(captions))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from capbench.data.vocabulary import PAD
 from capbench.kernels.log_prob import target_log_probs
+from capbench.training.shares import mean
 
 from .model import ShowAndTell
 
@@ -21,4 +22,4 @@ def objective(
     words = captions[:, 1:]
     present = words != PAD
     m = model.outputs(images, captions)[present]
-    return -target_log_probs(model.word(m), words[present]).mean()
+    return -mean(target_log_probs(model.word(m), words[present]))

@@ -25,6 +25,7 @@ from capbench.base.progress import reporter
 from capbench.base.signals import stop_requests
 from capbench.captioners.experiment import Ensemble
 from capbench.data.vocabulary import END, START
+from capbench.training import processes
 from capbench.vision.weights import hash_tensors
 
 from .model import ShowAndTell
@@ -56,12 +57,20 @@ def likelihoods(
     readers = [_Reader(member) for member in members]
     tree = prefix_tree(captions)
     done = _kept(scratch, model, images, captions)
-    with reporter(True, "ranking by likelihood") as report, stop_requests() as stop_requested:
-        for rows in _slices(len(images), IMAGES_AT_ONCE):
-            if np.isnan(done[rows]).any():
-                done[rows] = _likelihoods(readers, images[rows], tree, len(captions)).T.cpu().numpy()
-            report(rows.stop, len(images))
-            if stop_requested():
+
+    def of_slice(rows: slice) -> Float64[Tensor, "image caption"]:
+        if np.isnan(done[rows]).any():
+            return _likelihoods(readers, images[rows], tree, len(captions)).T.cpu()
+        return torch.from_numpy(np.array(done[rows]))
+
+    slices = _slices(len(images), IMAGES_AT_ONCE)
+    with reporter(processes.main(), "ranking by likelihood") as report, stop_requests() as stop_requested:
+        for first in range(0, len(slices), processes.size()):
+            at_once = slices[first : first + processes.size()]
+            for rows, values in zip(at_once, processes.mapped(of_slice, at_once), strict=True):
+                done[rows] = values.numpy()
+            report(at_once[-1].stop, len(images))
+            if processes.any_of(stop_requested()):
                 raise StoppedError
     return torch.from_numpy(np.array(done))
 
@@ -182,7 +191,21 @@ def _likelihoods(
 def _kept(
     scratch: Path | None, model: nn.Module, images: Tensor, captions: Sequence[Sequence[int]]
 ) -> Float64[np.ndarray, "image caption"]:
-    """What an earlier call left, NaN where it did not finish an image; an array that lasts where there is a folder."""
+    """What an earlier call left, NaN where it did not finish an image; an array that lasts where there is a folder.
+
+    Only the main process has the folder.
+    """
+    if processes.size() > 1:
+        done: list[np.ndarray] = []
+
+        def load() -> processes.Checkpoint:
+            with processes.alone():
+                done.append(_kept(scratch, model, images, captions))
+            return {"done": torch.from_numpy(np.array(done[0]))}, {}
+
+        found = processes.told(load)
+        assert found is not None
+        return done[0] if done else found[0]["done"].numpy()
     nothing = np.full((len(images), len(captions)), np.nan)
     if scratch is None:
         return nothing

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from capbench.captioners.experiment import word_log_probs
+from capbench.training.shares import everywhere, mean
 
 from .model import ShowAttendTell
 
@@ -30,7 +31,7 @@ def objective(
     recipe = model.recipe
     path = model.path(a, captions)
     log_probs, present = word_log_probs(path.scores, captions)
-    loss = -log_probs.sum(1).mean()
+    loss = -mean(log_probs.sum(1))
     if recipe.attention == "soft":
         loss = loss + recipe.lambda_doubly * doubly_stochastic_penalty(path.attention, present).sum() / a.shape[1]
     if path.chosen is not None and path.sampled is not None:
@@ -38,7 +39,7 @@ def objective(
         terms = score_function(path.attention, path.chosen, present, reward - model.b) * path.sampled
         loss = loss - recipe.lambda_reward * REWARD * terms.sum()
         loss = loss - recipe.lambda_entropy * entropy(path.attention, present).sum()
-        model.b.lerp_(reward.mean().to(model.b.dtype), 0.1)  # b_k = 0.9 b_{k-1} + 0.1 log p(y_t | s_k, a)
+        model.b.lerp_(everywhere(mean(reward)).to(model.b.dtype), 0.1)  # b_k = 0.9 b_{k-1} + 0.1 log p(y_t | s_k, a)
     return loss
 
 

@@ -20,6 +20,7 @@ from capbench.data.vocabulary import END, PAD
 from capbench.data.word_vectors import file_of, word_vectors
 from capbench.kernels.log_prob import target_log_probs
 from capbench.training.experiment import Evaluation, Inputs
+from capbench.training.shares import everywhere
 
 from .model import Translator
 from .recipe import GLOVE, TranslatorRecipe
@@ -31,7 +32,7 @@ def objective(model: Any, images: Tensor, captions: Int[Tensor, "caption length"
     """The cross entropy of the released code: the mean over the words of a batch and one padding after each END."""
     captions = pad(captions, (0, 1), value=PAD)
     log_probs, counted = released_log_probs(model(images, captions), captions)
-    return -log_probs.sum() / counted.sum()
+    return -log_probs.sum() / everywhere(counted.sum())
 
 
 def released_log_probs(

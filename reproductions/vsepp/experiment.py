@@ -11,9 +11,12 @@ from torch import Tensor
 
 from capbench.data.batches import distinct, length_grouped, padded, shuffled
 from capbench.data.captions import Split
+from capbench.kernels.ranking_loss.reference import widened
 from capbench.metrics.retrieval import evaluate_protocol
 from capbench.scoring.outputs import Embeddings
 from capbench.training.experiment import Evaluation, Inputs
+from capbench.training.processes import mapped
+from capbench.training.shares import gathered, share
 from capbench.training.sources import FeatureSource
 
 from .model import VSE
@@ -53,7 +56,8 @@ class VSEExperiment:
         images = self.model.embed_images(self.source.training(self.train.images_of(batch)))
         captions = self._embed_captions([self.inputs.encoded("train")[i] for i in batch])
         image_ids = torch.from_numpy(self.train.image_of_caption[batch]).to(self.device)
-        return objective(self.recipe, images.float(), captions.float(), image_ids, epoch)
+        batch_of_all = gathered(widened(images)), gathered(widened(captions)), gathered(image_ids)
+        return share(objective(self.recipe, *batch_of_all, epoch))
 
     def validate(self) -> Evaluation:
         return self._ranked(self._validated, "whole")
@@ -70,10 +74,12 @@ class VSEExperiment:
         kept = split.first_captions(CAPTIONS)
         encoded = [self.inputs.encoded(split.name)[i] for i in kept]
         rows, image_of_caption = split.image_index, split.image_of_caption[kept]
-        images = [self.model.embed_images(self.source.testing(rows[i : i + CHUNK])) for i in range(0, len(rows), CHUNK)]
+        images = mapped(
+            lambda i: self.model.embed_images(self.source.testing(rows[i : i + CHUNK])), range(0, len(rows), CHUNK)
+        )
         first, which = distinct(encoded)
         chunks = np.split(first, range(CHUNK, len(first), CHUNK))
-        captions = torch.cat([self._embed_captions([encoded[i] for i in chunk]) for chunk in chunks])[which]
+        captions = torch.cat(mapped(lambda chunk: self._embed_captions([encoded[i] for i in chunk]), chunks))[which]
         image_ids = torch.from_numpy(image_of_caption).to(self.device)
         embedded = torch.cat(images)
         metrics, ranks = evaluate_protocol(embedded, captions, image_ids, protocol, self.recipe.similarity)

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.kernels.ranking_loss import ranking_loss
+from capbench.training.shares import gathered, share
 
 from .recipe import BagRecipe
 
@@ -16,5 +17,6 @@ def objective(
     captions: Float[Tensor, "pair dim"],
     image_ids: Int[Tensor, " pair"],
 ) -> Float[Tensor, ""]:
-    """The loss of matched images and captions."""
-    return ranking_loss(images, captions, image_ids, recipe.margin, "sum_of_hinges")
+    """The loss of matched images and captions, or its share where several processes have a part of the batch each."""
+    pairs = gathered(images), gathered(captions), gathered(image_ids)
+    return share(ranking_loss(*pairs, recipe.margin, "sum_of_hinges"))
