@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, JsonValue
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
-from capbench.base.json_records import RECORD_CONFIG, JsonRecord, load_records, new_stem, read_record
+from capbench.base.json_records import RECORD_CONFIG, JsonRecord, Number, load_records, new_stem, read_record
 from capbench.base.provenance import Moment
 from capbench.evidence import renamed
 
@@ -43,10 +43,10 @@ class Epoch(BaseModel):
     model_config = RECORD_CONFIG
 
     epoch: int
-    loss: float | None  # mean over the steps; None where there was nothing to learn
-    learning_rate: float
-    seconds: float  # wall clock
-    validation: dict[str, float]  # metrics after the epoch
+    loss: Number | None  # mean over the steps; None where there was nothing to learn
+    learning_rate: Number
+    seconds: Number  # wall clock
+    validation: dict[str, Number]  # metrics after the epoch
 
 
 class Result(JsonRecord):
@@ -67,8 +67,8 @@ class Result(JsonRecord):
     view: str  # the part of an image that the encoder saw
     region_provider: str | None = None  # what made the boxes of regions; None where the model sees no regions
     seed: int
-    metrics: dict[str, float]  # without those that could not be computed
-    validation: dict[str, float]  # metrics of the snapshot
+    metrics: dict[str, Number]  # without those that could not be computed
+    validation: dict[str, Number]  # metrics of the snapshot
     best_epoch: int
     curve: list[Epoch]
     recipe: dict[str, JsonValue]
@@ -88,8 +88,8 @@ class Result(JsonRecord):
     images: int | None = None  # of the split
     tokenizer: str = ""  # of caption metrics, where the captions are in other letters than English; else coco-caption's
     started: Moment
-    wall_seconds: float
-    energy_joules: float | None = None
+    wall_seconds: Number
+    energy_joules: Number | None = None
     energy_of: str | None = None  # the device whose energy was counted
     peak_memory_bytes: int | None = None
     command: str

@@ -67,8 +67,8 @@ class Contents:
 
 def contents(papers: Mapping[str, Paper], folder: Path) -> Contents:
     """Read a leaderboards folder. Raises CapbenchError for one without records that is not the project's own."""
-    results, *others = _records(folder)
-    return Contents(tuple(board(paper, results) for paper in papers.values()), results, *others)
+    results, timings, probes, faults = _records(folder)
+    return Contents(tuple(board(paper, results) for paper in papers.values()), results, timings, probes, faults)
 
 
 def render_all(found: Contents, seeds: Seeds = seed_count) -> dict[str, bytes]:

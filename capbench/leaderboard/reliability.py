@@ -30,9 +30,7 @@ def render(records: Sequence[ReliabilityRecord]) -> dict[str, bytes]:
             several = sum(title in other.sections for other in records) > 1
             blocks.append(f"## {escape(title.capitalize())}" + (f", {escape(record.device)}" if several else ""))
             blocks += _section(title, rows)
-    again = (
-        f"To cause them on this machine and make the page again:\n\n{code_block(['nox -s reliability leaderboards'])}"
-    )
+    again = f"To cause the faults on this machine too:\n\n{code_block(['nox -s reliability leaderboards'])}"
     blocks.append(details("Records", table(["record", "started", "commit", "machine"], map(_origin, records), "llll")))
     blocks.append(details("How to make this page", again))
     return {PAGE: ("\n\n".join(blocks) + "\n").encode()}
@@ -65,8 +63,8 @@ def _sentence(rows: Sequence[Row]) -> Iterator[str]:
     failed = [row for row in rows if row.get("failed")]
     tests = sum(count for row in rows if isinstance(count := row.get("tests"), int))
     outcome = f"{len(failed):,} not survived" if failed else "all survived"
-    words = f"**{len(rows) - len(skipped):,} faults caused: {outcome}.** They are caused by {tests:,} tests."
-    yield words + (f" {len(skipped):,} faults cannot be caused on this machine." if skipped else "")
+    words = f"**Faults caused: {len(rows) - len(skipped):,}, {outcome}.** Tests that cause them: {tests:,}."
+    yield words + (f" Skipped on this machine: {len(skipped):,}." if skipped else "")
 
 
 def _cell(value: str | int | float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset
 from capbench.data.datasets import check_trainable, load_captions, load_dataset
+from capbench.data.images import without_images
 from capbench.data.vocabulary import Vocabulary
 from capbench.runs.job import Job
 from capbench.training.experiment import Inputs, Recipe
@@ -26,11 +28,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA is determini
 class Materials:
     """Data sets and features, each loaded once for all jobs."""
 
-    def __init__(self, store: Path | None = None) -> None:
-        self.store = store
+    def __init__(self, store: Path | None = None, tolerant: bool = False) -> None:
+        self.store, self.tolerant = store, tolerant  # tolerant: leave out the images that cannot be decoded
         self._datasets: dict[str, CaptionDataset] = {}
         self._captions: dict[str, CaptionDataset] = {}
-        self._features: dict[tuple[str | None, ...], tuple[Encoder, Features]] = {}
+        self._features: dict[tuple[str | None, ...], tuple[CaptionDataset, Encoder, Features]] = {}
 
     def dataset(self, name: str) -> CaptionDataset:
         """A data set by name; one that was loaded from a folder is known by its own name from then on."""
@@ -61,7 +63,7 @@ class Materials:
             if stored.boxes is None:
                 dataset = replace(dataset, phrases=None)  # where a phrase is cannot be compared with places unknown
         else:
-            encoder, stored = self._computed(dataset, job, recipe)
+            dataset, encoder, stored = self._computed(dataset, job, recipe)
         vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count, dataset.tokenizer)
         return Inputs(dataset, encoder, stored, vocabulary)
 
@@ -71,12 +73,18 @@ class Materials:
         check_trainable(dataset)
         return dataset
 
-    def _computed(self, dataset: CaptionDataset, job: Job, recipe: Recipe) -> tuple[Encoder, Features]:
+    def _computed(self, dataset: CaptionDataset, job: Job, recipe: Recipe) -> tuple[CaptionDataset, Encoder, Features]:
+        """The images that have features, the encoder and the features."""
         key = (job.dataset, job.encoder, recipe.output, recipe.view, recipe.region_provider)
         if key not in self._features:
             encoder = Encoder(job.encoder, recipe.output).to(default_device())
-            stored = features(dataset, encoder, recipe.view, recipe.region_provider, store=self.store, progress=True)
-            self._features[key] = (encoder, stored)
+            make = partial(features, encoder=encoder, view=recipe.view, region_provider=recipe.region_provider)
+            stored = make(dataset, store=self.store, progress=True, tolerant=self.tolerant)
+            if stored.skipped:
+                dataset = without_images(dataset, stored.skipped)
+                check_trainable(dataset)
+                stored = make(dataset, store=self.store, progress=True)
+            self._features[key] = (dataset, encoder, stored)
         return self._features[key]
 
     def _imported(self, dataset: CaptionDataset, job: Job, recipe: Recipe) -> Features:
