@@ -506,6 +506,83 @@ def test_a_meteor_that_dies_leaves_the_other_metrics(use_java):
 
 
 @needs_java
+@pytest.mark.fault("Java options of other programs in the environment")
+@pytest.mark.parametrize("variable", ["JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"])
+def test_options_of_other_programs_for_java_change_nothing(monkeypatch, variable):
+    """Java refuses two collectors; ours is the serial one."""
+    expected = ptb_tokenize(["A dog runs."])
+    jars._starts.cache_clear()
+    monkeypatch.setenv(variable, "-XX:+UseG1GC")
+    assert find_java() is not None
+    assert ptb_tokenize(["A dog runs."]) == expected
+
+
+def test_what_java_says_on_its_output_is_in_the_message(use_java):
+    use_java("echo Conflicting collector combinations; exit 1")
+    with pytest.raises(CapbenchError, match="exit code 1 and said: Conflicting collector combinations"):
+        ptb_tokenize(["a dog"])
+
+
+@pytest.mark.fault("tokeniser that dies after a training")
+@pytest.mark.parametrize("works", [0, 1])
+def test_a_tokeniser_that_fails_costs_no_record_and_the_notes_say_so(use_java, tmp_path, works):
+    """It dies at the references, or later at the candidates: both are then tokenised by the other tokeniser."""
+    use_java(f'echo x >> "{tmp_path}/calls"; [ $(wc -l < "{tmp_path}/calls") -gt {works} ] && exit 3; cat')
+    scores = CaptionScorer([["A dog runs."], ["Two men."]]).score(["a dog runs", "two men!"])
+    assert scores.metrics["bleu1"] == pytest.approx(100)
+    (note,) = (note for note in scores.notes if note.startswith("tokeniser: "))
+    assert note.startswith("tokeniser: simple_tokenize, because the PTB tokeniser ended with exit code 3")
+    assert note.endswith("published numbers use the PTB tokeniser")
+
+
+IN_A_GROUP = """
+import sys
+from capbench.base.errors import StoppedError
+from capbench.base.signals import stop_requests
+from capbench.metrics.jars import ptb_tokenize
+try:
+    with stop_requests():
+        print(ptb_tokenize(["a dog"]), flush=True)
+except StoppedError:
+    print("stopped")
+"""
+
+
+@pytest.mark.fault("signal that reaches the worker processes too")
+@pytest.mark.skipif(os.name != "posix", reason="needs process groups")
+def test_a_signal_to_the_whole_group_leaves_the_workers_their_work(use_java, tmp_path):
+    """As a terminal does with Ctrl-C."""
+    use_java(f'touch "{tmp_path}/begun"; sleep 1; cat')
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_GROUP], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == "['a dog']\nstopped\n"
+
+
+@pytest.mark.fault("empty candidate beside a reference without a word")
+def test_an_empty_candidate_beside_an_empty_reference_scores_as_in_coco_caption(no_java):
+    references = [["?!"], ["a dog runs", "..."], ["..."]]
+    candidates = ["", "a dog runs", "..."]
+    ours = CaptionScorer(references).score(candidates)
+    gts = {i: simple_tokenize(own) for i, own in enumerate(references)}
+    res = {i: simple_tokenize([caption]) for i, caption in enumerate(candidates)}
+    theirs, images = Bleu(4).compute_score(gts, res, verbose=0)
+    assert [ours.metrics[f"bleu{n}"] for n in range(1, 5)] == pytest.approx([100 * value for value in theirs])
+    assert bleu(ours.statistics["bleu"])[0] == pytest.approx([100 * of[0] for of in images])
+    assert bleu(ours.statistics["bleu"])[0, 0] < 1e-6
+    assert "candidates: 2 of 3 have no word" in ours.notes
+
+
+@needs_java
+def test_meteor_of_two_captions_without_a_word_is_0():
+    assert meteor(meteor_statistics(["", "a dog"], [[""], ["a dog"]])).tolist() == pytest.approx([0, 100])
+
+
+@needs_java
 def test_nothing_is_written_beside_the_jars():
     """A file made and removed would change the folder's time; a read-only site-packages would refuse it."""
     folders = [jars.PYCOCOEVALCAP, *filter(Path.is_dir, jars.PYCOCOEVALCAP.rglob("*"))]

@@ -232,6 +232,51 @@ def test_a_loss_that_is_not_finite_stops_at_that_step_and_names_the_batch(tmp_pa
     assert state == {"epoch": 0}
 
 
+@pytest.mark.fault("validation metric that is not finite")
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e308])
+def test_a_validation_metric_that_is_not_finite_ends_the_training_and_is_never_the_best(tmp_path, value):
+    with pytest.raises(CapbenchError, match=r"score is \S+ on validation after epoch 1; try a lower learning rate"):
+        train(Regression(scores=[1.0, value]), TRAINING, "score", tmp_path, {}, 0)
+    assert checkpoint.load(tmp_path / "best.safetensors")[1] == {"epoch": 0}
+    found = checkpoint.load_newest(tmp_path)
+    assert found is not None
+    assert found[1]["run"]["epoch"] == 1
+
+
+@pytest.mark.fault("out of memory in training")
+def test_a_lack_of_memory_is_an_error_that_leaves_the_batch_to_the_user(tmp_path):
+    class Greedy(Regression):
+        def loss(self, batch, epoch):
+            more = torch.empty(2**60 if epoch == 1 else 1, dtype=torch.uint8)  # a real refusal of the allocator
+            return super().loss(batch, epoch) + more.numel() * 0
+
+    with pytest.raises(CapbenchError, match=r"out of memory at epoch 1, step 0: .*a smaller batch than 8") as caught:
+        train(Greedy(), TRAINING, "score", tmp_path, {"recipe": {"margin": 0.2}}, 0)
+    assert "is another recipe" in str(caught.value)
+    assert_same(outcome(tmp_path), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.fault("signal during the last validation")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_a_signal_during_the_last_validation_is_not_lost(tmp_path, name):
+    class Signalled(Regression):
+        def validate(self):
+            if len(rounds) == 3:
+                os.kill(os.getpid(), getattr(signal, name))
+            rounds.append(0)
+            return super().validate()
+
+    rounds: list[int] = []
+    with pytest.raises(StoppedError):
+        train(Signalled(), TRAINING, "score", tmp_path, {"recipe": {"margin": 0.2}}, 0)
+    assert len(rounds) == 4
+    assert_same(outcome(tmp_path, report=never), outcome(tmp_path / "whole"))
+
+
+def never(state, batches):
+    pytest.fail("a step is made anew")
+
+
 def test_patience_stops_and_the_first_of_equal_snapshots_is_kept(tmp_path):
     training = replace(TRAINING, epochs=20, patience=3)
     state = train(Regression(scores=[1.0, 5.0, 5.0, 4.0, 4.5, 9.0]), training, "score", tmp_path, {}, 0)

@@ -6,11 +6,9 @@ Nothing is overwritten: each record has a name of its own, however many processe
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from capbench.base.files import atomic_write
 from capbench.base.json_records import RECORD_CONFIG, JsonRecord, Number, load_records, new_stem, read_record
 from capbench.base.provenance import Moment
 from capbench.evidence import renamed
+from capbench.evidence.bundles import LARGEST, pack, unpack
 
 SCHEMA_VERSION = 2
 SYSTEMS = "systems"  # the `paper` of records of other systems' outputs; their `preset` is the system's name
@@ -146,7 +145,7 @@ def save_result(result: Result, arrays: Mapping[str, np.ndarray], folder: Path) 
     names speak of a token, key or password are cut out of every string.
     Raises CapbenchError when the folder cannot be written or an array does not fit.
     """
-    packed = _pack(arrays) if arrays else b""
+    packed = pack(arrays) if arrays else b""
     names = (result.paper, result.preset, result.dataset, result.encoder)
     words = [re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:40] for name in names]
     with new_stem(folder, "-".join([*words, f"s{result.seed}"]).lstrip("."), result.started) as stem:
@@ -202,33 +201,15 @@ def load_arrays(result: Result, folder: Path) -> dict[str, np.ndarray]:
         raise CapbenchError(f"{result.file}: arrays names {result.arrays!r}, which is not a plain file name")
     path = folder / result.arrays
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.stat().st_size <= LARGEST else b""
         if hashlib.sha256(content).hexdigest() != result.arrays_sha256:
             raise CapbenchError(f"{path} has changed since its record was written; restore it or remove both")
-        with np.load(io.BytesIO(content), allow_pickle=False) as bundle:
-            return {name: bundle[name] for name in bundle.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise CapbenchError(f"cannot read the arrays {path}: {error}") from error
-
-
-def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A compressed .npz without dates, so that its hash depends on the arrays alone."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for name in sorted(arrays):
-            array = np.ascontiguousarray(arrays[name])
-            if array.dtype.kind in "iu":
-                if array.size and (array.min() < -(2**31) or array.max() >= 2**31):
-                    raise CapbenchError(f"array {name!r} holds integers that do not fit in int32")
-                array = array.astype(np.int32)
-            elif array.dtype.kind not in "fb":
-                raise CapbenchError(f"array {name!r} has type {array.dtype}; records hold numbers only")
-            member = io.BytesIO()
-            np.lib.format.write_array(member, array, allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3
-            bundle.writestr(entry, member.getvalue(), zipfile.ZIP_DEFLATED, 6)
-    return buffer.getvalue()
+    try:
+        return unpack(content)
+    except CapbenchError as error:
+        raise CapbenchError(f"cannot read the arrays {path}: {error}") from error
 
 
 def _without_secrets(value: Any) -> Any:
