@@ -380,6 +380,7 @@ def test_a_job_stopped_and_started_again_ends_with_the_same_record(few, tmp_path
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
 
 
+@pytest.mark.fault("changed recipe at a resume")
 def test_another_recipe_is_refused_until_the_run_is_started_anew(few, tmp_path, monkeypatch):
     def stop(job, state, batches):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -393,6 +394,7 @@ def test_another_recipe_is_refused_until_the_run_is_started_anew(few, tmp_path, 
     run(job(), places(tmp_path), Materials(), silent, fresh=True)
 
 
+@pytest.mark.fault("file in the place of the output folder")
 def test_a_read_only_place_is_refused_before_any_work(few, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "records").write_text("a file stands here")
@@ -400,6 +402,7 @@ def test_a_read_only_place_is_refused_before_any_work(few, tmp_path):
         run(job(), places(tmp_path), Materials(), never)
 
 
+@pytest.mark.fault("two trainings in one folder")
 def test_a_folder_in_use_is_refused_and_stays_locked(few, tmp_path):
     folder = places(tmp_path).folder(job())
     with harness.claimed(folder, places(tmp_path)):
@@ -416,6 +419,7 @@ def test_a_finished_run_loads_and_is_found(few, tmp_path):
     assert not list(folder.glob("checkpoint-*"))
 
 
+@pytest.mark.fault("checkpoint of another architecture or vocabulary")
 def test_a_snapshot_of_another_vocabulary_or_architecture_says_what_differs(few, tmp_path):
     run(job(), places(tmp_path), Materials(), silent)
     (folder,) = finished_runs(places(tmp_path).runs)
@@ -544,6 +548,7 @@ def test_bad_input_ends_with_one_message_and_exit_code_two(tmp_path):
     assert "Traceback" not in error
 
 
+@pytest.mark.fault("SIGTERM to a command that trains")
 def test_sigterm_saves_and_ends_with_exit_code_75(tmp_path):
     process = command("run", "vsepp", "--preset", "vse0", "--seeds", "1", cwd=tmp_path)
     deadline = time.monotonic() + 200

@@ -154,6 +154,7 @@ def test_sentences_in_other_letters_are_searched_and_unknown_words_told(here, ca
     assert ([line for line, _ in ranked.captions], ranked.unknown) == ([query], (odd,))
 
 
+@pytest.mark.fault("split file whose tokens have capitals")
 def test_a_query_finds_the_words_of_a_split_file_whose_tokens_have_capitals(here):
     draw(here / "source")
     (here / "birds").mkdir()
