@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from capbench.base import files
+from capbench.base.cache import cache_folder
 from capbench.base.errors import CapbenchError
 from capbench.base.files import TEMPORARY, atomic_write, check_writable, locked, remove_remains
+from capbench.data.registered import registered
 from capbench.data.scenes import scenes
 from capbench.evidence.records import load_results, save_result
 from capbench.training import checkpoint
@@ -176,6 +178,22 @@ def test_a_lock_is_open_to_all_users_and_one_that_is_not_says_what_to_do(shared)
     said = result_of(lock_of_another_user, shared)
     assert "features.lock: Permission denied; make it and its folder writable" in said
     assert "CAPBENCH_CACHE" in said
+
+
+def work_without_a_home(folder: Path, told: Connection) -> None:
+    for name in ("HOME", "CAPBENCH_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        os.environ.pop(name, None)
+    os.setgid(54321)
+    os.setuid(54321)  # a container's user without an entry in passwd
+    told.send((refusal(cache_folder), refusal(features, scenes(**FEW), Encoder("scenes")), list(registered())))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root may become a user without an entry")
+@pytest.mark.fault("user without a home folder")
+def test_a_user_without_a_home_folder_is_told_which_variable_to_set(tmp_path):
+    cache, store, mine = result_of(work_without_a_home, tmp_path)
+    assert cache == store == "~/.cache: the home folder is unknown; set CAPBENCH_CACHE to a folder, as a whole path"
+    assert mine == []
 
 
 def die_while_writing(folder: Path, told: Connection) -> None:

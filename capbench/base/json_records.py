@@ -19,6 +19,7 @@ from capbench.base.errors import CapbenchError
 RECORD_CONFIG = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 LARGEST = 1e100  # of a number: sums and squares of larger ones would not be finite
 
+Count = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 

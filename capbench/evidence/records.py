@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, JsonValue
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
-from capbench.base.json_records import RECORD_CONFIG, JsonRecord, Number, load_records, new_stem, read_record
+from capbench.base.json_records import RECORD_CONFIG, Count, JsonRecord, Number, load_records, new_stem, read_record
 from capbench.base.provenance import Moment
 from capbench.evidence import renamed
 from capbench.evidence.bundles import LARGEST, pack, unpack
@@ -41,7 +41,7 @@ class Epoch(BaseModel):
 
     model_config = RECORD_CONFIG
 
-    epoch: int
+    epoch: Count
     loss: Number | None  # mean over the steps; None where there was nothing to learn
     learning_rate: Number
     seconds: Number  # wall clock
@@ -65,32 +65,32 @@ class Result(JsonRecord):
     encoder: str
     view: str  # the part of an image that the encoder saw
     region_provider: str | None = None  # what made the boxes of regions; None where the model sees no regions
-    seed: int
+    seed: Count
     metrics: dict[str, Number]  # without those that could not be computed
     validation: dict[str, Number]  # metrics of the snapshot
-    best_epoch: int
+    best_epoch: Count
     curve: list[Epoch]
     recipe: dict[str, JsonValue]
-    parameters: int
+    parameters: Count
     dataset_fingerprint: str
     features_fingerprint: str
-    vocabulary_size: int
+    vocabulary_size: Count
     commit: str
     dirty: bool
     versions: dict[str, str]
     device: str
-    threads: int
+    threads: Count
     instruction_set: str = ""  # of a CPU
     blas: str = ""  # of a CPU
     precision: str = ""  # of training: "bf16" or "fp32"
     published: bool | None = None  # whether the data are the published split; None where nothing is published
-    images: int | None = None  # of the split
+    images: Count | None = None  # of the split
     tokenizer: str = ""  # of caption metrics, where the captions are in other letters than English; else coco-caption's
     started: Moment
     wall_seconds: Number
     energy_joules: Number | None = None
     energy_of: str | None = None  # the device whose energy was counted
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
     command: str
     notes: list[str] = Field(default_factory=list)
     arrays: str | None = None  # name of the file of arrays

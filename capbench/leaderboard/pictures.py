@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from operator import itemgetter
@@ -93,5 +94,6 @@ def _ranks(group: Sequence[Runs], record: Result) -> dict[str, np.ndarray]:
     (folder,) = {runs.results.folder for runs in group if record in runs.records}
     try:
         return load_arrays(record, folder)
-    except CapbenchError:
+    except CapbenchError as error:
+        warnings.warn(f"the curve is left out: {error}", stacklevel=2)
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -100,7 +101,8 @@ class Runs:
         (seed,) = values
         try:
             return self._of_seed.setdefault(seed, self.results.select(seed=seed)).bootstrap(metric)
-        except CapbenchError:  # the arrays are lost or changed
+        except CapbenchError as error:  # the arrays are lost, changed or none
+            warnings.warn(f"the interval of {metric} is left out: {error}", stacklevel=2)
             return None
 
     def why_missing(self, metric: str) -> str:
