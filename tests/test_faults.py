@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -27,6 +29,7 @@ from tests.processes import begin, namespaces, read_only, result_of, small_disk
 from tests.test_records import RANKS, example
 
 linux = pytest.mark.skipif(not Path("/proc/self/ns").exists(), reason="needs the namespaces of Linux")
+ROOT = Path(__file__).parents[1]
 FEW = {"train": 6, "val": 1, "test": 1}
 
 
@@ -221,3 +224,26 @@ def test_what_a_killed_write_leaves_is_removed_at_the_next_start_unless_another_
     os.utime(left, (0, left.stat().st_mtime - files.OTHERS_AT_WORK - 1))
     remove_remains(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+RUN = """
+import sys
+import pytest
+from capbench.cli import main
+from tests.tiny_papers import make_papers_tiny
+patch = pytest.MonkeyPatch()
+few = make_papers_tiny(patch, __import__("pathlib").Path("cache"))
+patch.setattr("capbench.runs.materials.load_dataset", lambda name: few)
+sys.argv = ["capbench", "run", "vsepp", "--preset", "vsepp-ours", "--seed", "0"]
+main()
+"""
+
+
+@pytest.mark.fault("output that is not UTF-8, while a command trains")
+def test_a_run_whose_output_lacks_letters_writes_its_page_and_ends_well(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", RUN]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=250)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"\\u2192" in done.stdout  # an arrow of the closing table, escaped
+    assert "this machine" in (tmp_path / "leaderboards" / "vsepp.md").read_text("utf-8")
