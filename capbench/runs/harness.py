@@ -85,6 +85,7 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
         if fresh:
             _clear(folder)
         elif finished := _finished(folder, wanted, places):
+            _clear(folder)  # where it was killed just before
             return finished
         return _train_and_record(owner, job, recipe, inputs, wanted, places, report)
 
