@@ -22,6 +22,8 @@ from capbench.base.files import TEMPORARY, atomic_write, check_writable, locked,
 from capbench.data.registered import registered
 from capbench.data.scenes import scenes
 from capbench.evidence.records import load_results, save_result
+from capbench.metrics import jars
+from capbench.metrics.jars import find_java, meteor_statistics, ptb_tokenize
 from capbench.training import checkpoint
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import features
@@ -247,3 +249,16 @@ def test_a_run_whose_output_lacks_letters_writes_its_page_and_ends_well(tmp_path
     assert done.returncode == 0, done.stderr.decode()
     assert b"\\u2192" in done.stdout  # an arrow of the closing table, escaped
     assert "this machine" in (tmp_path / "leaderboards" / "vsepp.md").read_text("utf-8")
+
+
+def score_with_read_only_packages(folder: Path, told: Connection) -> None:
+    namespaces(told)
+    read_only(jars.PYCOCOEVALCAP)
+    told.send((ptb_tokenize(["A dog runs."]), meteor_statistics(["a dog"], [["a dog"]]).shape))
+
+
+@linux
+@pytest.mark.skipif(find_java() is None, reason="needs Java")
+@pytest.mark.fault("read-only site-packages")
+def test_read_only_packages_are_no_obstacle_to_the_tokeniser_and_meteor(tmp_path):
+    assert result_of(score_with_read_only_packages, tmp_path) == (["a dog runs"], (1, 23))

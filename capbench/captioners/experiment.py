@@ -230,10 +230,11 @@ class CaptioningExperiment:
             try:
                 others = [size for size in self.widths if size != beam]
                 sentences |= {size: self.sentences(self.write(split, size)[:, 0]) for size in others}
+                scores = scored.result()
             except BaseException:  # the thread would be waited for
                 kill_all()
                 raise
-        scores, by_beam = scored.result(), scores_by_beam(scorer, dict(sorted(sentences.items())))
+        by_beam = scores_by_beam(scorer, dict(sorted(sentences.items())))
         metrics = {**likelihood, **scores.metrics, **chosen.metrics, **by_beam.metrics}
         metrics |= self.variety([self.sentences(of_image) for of_image in best])
         statistics = {f"{name}_statistics": values for name, values in scores.statistics.items()}
