@@ -69,8 +69,17 @@ def test_json_has_a_row_for_each_check_with_the_same_keys():
     document = json.loads(printed)
     assert (code, document["ok"]) == (0, True)
     assert {tuple(row) for row in document["checks"]} == {("name", "state", "found", "mend", "needed")}
-    assert {"torch", "java", "cache", "extra: h5"} <= {row["name"] for row in document["checks"]}
+    assert {"torch", "java", "cache"} <= {row["name"] for row in document["checks"]}
     assert all(row["mend"] for row in document["checks"] if row["state"] != "ok")
+
+
+def test_each_extra_has_a_row_with_the_command_that_installs_it(monkeypatch):
+    lines = ["numpy>=2", 'no-such-package>=1; extra == "odd"', "pytest>=8; extra == 'known'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
+    found = {name: check for name, check in checks().items() if name.startswith("extra: ")}
+    assert {name: check.state for name, check in found.items()} == {"extra: odd": "missing", "extra: known": "ok"}
+    assert found["extra: odd"].mend == "pip install 'capbench[odd]'"
+    assert not found["extra: odd"].fails
 
 
 @pytest.mark.fault("CAPBENCH_DATA that names no folder")

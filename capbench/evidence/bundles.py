@@ -11,7 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import IO
+from typing import Any, cast
 
 import numpy as np
 
@@ -79,13 +79,14 @@ def _read(bundle: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         if math.prod(shape) * dtype.itemsize + member.tell() != entry.file_size:
             raise ValueError(f"{entry.filename!r} claims the shape {shape} and has {entry.file_size:,} bytes")
     with bundle.open(entry) as member:
-        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+        return np.asarray(np.lib.format.read_array(cast(Any, member), allow_pickle=False))
 
 
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(member)
+def _header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
+    file = cast(Any, member)  # numpy asks for more of a file than it uses
+    version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(member)
+    shape, _, dtype = read(file)
     return shape, dtype
 
 
