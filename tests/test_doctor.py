@@ -6,6 +6,7 @@ import json
 import os
 import time
 from contextlib import redirect_stdout
+from importlib import metadata
 from io import StringIO, TextIOWrapper
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_json_has_a_row_for_each_check_with_the_same_keys():
 
 def test_each_extra_has_a_row_with_the_command_that_installs_it(monkeypatch):
     lines = ["numpy>=2", 'no-such-package>=1; extra == "odd"', "pytest>=8; extra == 'known'"]
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
+    monkeypatch.setattr(metadata, "requires", lambda name: lines)
     found = {name: check for name, check in checks().items() if name.startswith("extra: ")}
     assert {name: check.state for name, check in found.items()} == {"extra: odd": "missing", "extra: known": "ok"}
     assert found["extra: odd"].mend == "pip install 'capbench[odd]'"

@@ -82,11 +82,11 @@ def _read(bundle: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         return np.asarray(np.lib.format.read_array(cast(Any, member), allow_pickle=False))
 
 
-def _header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
-    file = cast(Any, member)  # numpy asks for more of a file than it uses
-    version = np.lib.format.read_magic(file)
+def _header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and type that an open entry claims; numpy's types ask for more of a file than it uses."""
+    version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, _, dtype = read(member)
     return shape, dtype
 
 

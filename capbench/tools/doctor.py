@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -149,7 +149,7 @@ def _data() -> Iterator[Check]:
             yield Check(f"data: {name}", "missing", f"no {file}", where, needed=False)
 
 
-def _data_set(name: str, file: Path, published: Counter[str] | dict[str, int]) -> Check:
+def _data_set(name: str, file: Path, published: Mapping[str, int]) -> Check:
     """The counts of a split file, and whether its images are there."""
     title = f"data: {name}"
     try:
