@@ -18,7 +18,6 @@ from rich.console import Console
 
 from capbench import leaderboard
 from capbench.base.errors import CapbenchError
-from capbench.cli.leaderboard import leaderboard as leaderboard_command
 from capbench.data.datasets import known_fingerprint
 from capbench.evidence.bundles import pack, unpack
 from capbench.evidence.records import load_arrays, load_results, save_result
@@ -30,29 +29,35 @@ RANKS = np.arange(4, dtype=np.int32)
 
 
 @pytest.fixture
-def hostile(tmp_path) -> Path:
-    """A record among others, to be spoilt."""
-    folder = made_up_leaderboards(tmp_path / "leaderboards")
+def folder(tmp_path) -> Path:
+    """A folder of records, to which hostile ones are added."""
+    return made_up_leaderboards(tmp_path / "leaderboards")
+
+
+def add(folder: Path, **changes: Any) -> Path:
+    """Add a record with some fields changed to values that none of ours would have."""
     fields = {"preset": "order0", "seed": 7, "dataset_fingerprint": known_fingerprint("flickr8k")}
     record = made_up_record(metrics={"image_to_caption_r1": 20.0, "rsum": 90.0}, recipe={"margin": 0.05}, **fields)
-    return save_result(record, {"image_to_caption": RANKS}, folder / "results")
+    path = save_result(record, {"image_to_caption": RANKS}, folder / "results")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path
 
 
-def pages(path: Path, capsys) -> tuple[str, str]:
-    """The pages with the table of the terminal and the JSON, and what was warned of."""
-    folder = path.parents[1]
+def pages(folder: Path) -> tuple[str, str]:
+    """The pages with the tables of the terminal, and what was warned of; the JSON holds no NaN."""
+    paper = {"vsepp": papers()["vsepp"]}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        leaderboard.write(papers(), folder)
-        leaderboard_command(as_json=True, leaderboards=folder)
-        printed = capsys.readouterr().out
-        json.loads(printed, parse_constant=lambda name: pytest.fail(f"{name} in the JSON"))
+        leaderboard.write(paper, folder)
+        rows = json.dumps(leaderboard.rows_as_json(paper, folder))
+        json.loads(rows, parse_constant=lambda name: pytest.fail(f"{name} in the JSON"))
         results = Results.load(folder / "results")
         out = io.StringIO()
-        for item in leaderboard.closing(papers()["vsepp"], results, results, [r.file for r in results.records]):
+        for item in leaderboard.closing(paper["vsepp"], results, results, [r.file for r in results.records]):
             Console(file=out, width=200).print(item)
     text = "".join(page.read_text("utf-8") for page in folder.glob("*.md"))
-    return text + printed + out.getvalue(), " ".join(str(each.message) for each in caught)
+    assert "`vsepp`" in text
+    return text + out.getvalue(), " ".join(str(each.message) for each in caught)
 
 
 def epoch(**fields: Any) -> dict[str, Any]:
@@ -76,22 +81,21 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.fault("record with absurd numbers, dates or a schema of the future")
-@pytest.mark.parametrize("name", LEFT_OUT)
-def test_a_record_with_absurd_values_is_left_out_and_named(hostile, capsys, name):
-    hostile.write_text(json.dumps(json.loads(hostile.read_text()) | LEFT_OUT[name]))
-    shown, warned = pages(hostile, capsys)
-    assert hostile.name in warned
-    assert hostile.stem not in shown
-    assert "`vsepp`" in shown
+def test_records_with_absurd_values_are_left_out_and_named(folder):
+    paths = {name: add(folder, **changes) for name, changes in LEFT_OUT.items()}
+    shown, warned = pages(folder)
+    for name, path in paths.items():
+        assert path.name in warned, name
+        assert path.stem not in shown, name
 
 
 @pytest.mark.fault("record of endless nesting or digits")
-@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"recipe": ' * 60_000, b'{"seed": ' + b"9" * 5000 + b"}"])
-def test_a_record_of_endless_nesting_or_digits_is_left_out_and_named(hostile, capsys, content):
-    hostile.write_bytes(content)
-    shown, warned = pages(hostile, capsys)
-    assert hostile.name in warned
-    assert "`vsepp`" in shown
+def test_records_of_endless_nesting_or_digits_are_left_out_and_named(folder):
+    contents = (b"[" * 200_000, b'{"recipe": ' * 60_000, b'{"seed": ' + b"9" * 5000 + b"}")
+    for number, content in enumerate(contents):
+        (folder / "results" / f"endless-{number}.json").write_bytes(content)
+    _, warned = pages(folder)
+    assert all(f"endless-{number}.json" in warned for number in range(3))
 
 
 SHOWN: dict[str, dict[str, Any]] = {
@@ -111,12 +115,13 @@ SHOWN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.fault("record with hostile names or values of other types")
-@pytest.mark.parametrize("name", SHOWN)
-def test_a_record_with_odd_names_and_values_stops_no_page_and_is_escaped(hostile, capsys, name):
-    hostile.write_text(json.dumps(json.loads(hostile.read_text()) | SHOWN[name]))
-    shown, _ = pages(hostile, capsys)
-    assert "`vsepp`" in shown
-    assert "<script" not in shown.partition("[\n {")[0]  # JSON has it as it is
+def test_records_with_odd_names_and_values_stop_no_page_and_are_escaped(folder):
+    paths = {name: add(folder, **{"protocol": name, **changes}) for name, changes in SHOWN.items()}
+    shown, warned = pages(folder)
+    assert "<script" not in shown
+    for name, path in paths.items():
+        assert path.stem in shown or path.name in warned, name
+    assert "a&#124;b c&#91;/red&#93; &lt;script&gt;" in shown
 
 
 def bundle(content: bytes, name: str = "image_to_caption.npy") -> bytes:
@@ -179,18 +184,20 @@ BUNDLES = {
 
 
 @pytest.mark.fault("arrays of a record that are none, or claim what they have not")
-@pytest.mark.parametrize("name", BUNDLES)
-def test_arrays_that_are_none_are_refused_and_the_pages_are_made_without_them(hostile, capsys, name):
-    content, reason = BUNDLES[name]
-    hostile.with_suffix(".npz").write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-    hostile.write_text(json.dumps(json.loads(hostile.read_text()) | {"arrays_sha256": digest}))
-    (record,) = (each for each in load_results(hostile.parent) if each.file == hostile.name)
-    with pytest.raises(CapbenchError, match=rf"cannot read the arrays .*{hostile.stem}\.npz: .*{reason}"):
-        load_arrays(record, hostile.parent)
-    shown, warned = pages(hostile, capsys)
-    assert hostile.stem in shown
-    assert f"{hostile.stem}.npz" in warned
+def test_arrays_that_are_none_are_refused_and_the_pages_are_made_without_them(folder):
+    paths = {}
+    for place, (name, (content, _)) in enumerate(BUNDLES.items()):
+        digest = hashlib.sha256(content).hexdigest()
+        paths[name] = add(folder, arrays_sha256=digest, encoder=f"encoder{place}")
+        paths[name].with_suffix(".npz").write_bytes(content)
+    records = {record.file: record for record in load_results(folder / "results")}
+    for name, (_, reason) in BUNDLES.items():
+        with pytest.raises(CapbenchError, match=rf"cannot read the arrays .*\.npz: .*{reason}"):
+            load_arrays(records[paths[name].name], folder / "results")
+    shown, warned = pages(folder)
+    for name, path in paths.items():
+        assert path.stem in shown, name
+        assert f"{path.stem}.npz" in warned, name
 
 
 @pytest.mark.fault("bomb of 1 MB that becomes 1 GB among the arrays of a record")
@@ -204,8 +211,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked():
 
 
 @pytest.mark.parametrize("name", ["x" * 500, "a\0b", "results"])
-def test_a_name_that_no_file_of_arrays_can_have_is_refused(hostile, name):
-    record = made_up_record(arrays=name, arrays_sha256="0")
-    (hostile.parent / "results").mkdir()
+def test_a_name_that_no_file_of_arrays_can_have_is_refused(tmp_path, name):
+    (tmp_path / "results").mkdir()
     with pytest.raises(CapbenchError, match="cannot read the arrays"):
-        load_arrays(record, hostile.parent)
+        load_arrays(made_up_record(arrays=name, arrays_sha256="0"), tmp_path)
