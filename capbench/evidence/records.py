@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,12 @@ def load_arrays(result: Result, folder: Path) -> dict[str, np.ndarray]:
         return unpack(content)
     except CapbenchError as error:
         raise CapbenchError(f"cannot read the arrays {path}: {error}") from error
+
+
+def warn_of_damage(error: CapbenchError) -> None:
+    """Say that the arrays of a record are left out, unless they are merely not at hand."""
+    if not isinstance(error.__cause__, FileNotFoundError):
+        warnings.warn(f"left out: {error}", stacklevel=3)
 
 
 def _without_secrets(value: Any) -> Any:

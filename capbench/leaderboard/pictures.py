@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from operator import itemgetter
@@ -11,7 +10,7 @@ import numpy as np
 
 from capbench.base.errors import CapbenchError
 from capbench.base.grouping import grouped
-from capbench.evidence.records import Result, load_arrays
+from capbench.evidence.records import Result, load_arrays, warn_of_damage
 from capbench.leaderboard.page import Picture
 from capbench.leaderboard.plots import SWEEPS, Line, heat_map, learning_curves, recall_curves, slug, sweep_curves
 from capbench.leaderboard.pooled import Runs, by_metric, parts
@@ -95,5 +94,5 @@ def _ranks(group: Sequence[Runs], record: Result) -> dict[str, np.ndarray]:
     try:
         return load_arrays(record, folder)
     except CapbenchError as error:
-        warnings.warn(f"the curve is left out: {error}", stacklevel=2)
+        warn_of_damage(error)
         return {}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from capbench.base.errors import CapbenchError
 from capbench.base.grouping import grouped
-from capbench.evidence.records import SCHEMA_VERSION, Result
+from capbench.evidence.records import SCHEMA_VERSION, Result, warn_of_damage
 from capbench.evidence.results import Results, data_name, is_canonical
 from capbench.metrics import registry
 from capbench.metrics.significance import Interval, seed_interval
@@ -101,8 +100,8 @@ class Runs:
         (seed,) = values
         try:
             return self._of_seed.setdefault(seed, self.results.select(seed=seed)).bootstrap(metric)
-        except CapbenchError as error:  # the arrays are lost, changed or none
-            warnings.warn(f"the interval of {metric} is left out: {error}", stacklevel=2)
+        except CapbenchError as error:  # the arrays are lost or damaged
+            warn_of_damage(error)
             return None
 
     def why_missing(self, metric: str) -> str:
