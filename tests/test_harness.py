@@ -46,6 +46,14 @@ def silent(job, state, batches):
     """Reports nothing."""
 
 
+FEW = {"seed": 5, "train": 60, "val": 15, "test": 20}
+
+
+@pytest.fixture
+def small_scenes():
+    return scenes(**FEW)
+
+
 @pytest.fixture
 def few(monkeypatch, tmp_path) -> Paper:
     return few_scenes(monkeypatch, tmp_path)
@@ -53,7 +61,7 @@ def few(monkeypatch, tmp_path) -> Paper:
 
 def few_scenes(monkeypatch, folder: Path) -> Paper:
     """VSE++ on a few scenes, three epochs of a tiny model."""
-    original, small_scenes = registry.papers()["vsepp"], scenes(seed=5, train=60, val=15, test=20)
+    original, drawn = registry.papers()["vsepp"], scenes(**FEW)
 
     def presets(dataset):
         return {name: tiny(recipe) for name, recipe in original.presets("scenes").items()}
@@ -65,7 +73,7 @@ def few_scenes(monkeypatch, folder: Path) -> Paper:
     small = replace(original, presets=presets)
     for module in (harness, loaded):
         monkeypatch.setattr(module, "paper", lambda name: small)
-    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: small_scenes)
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: drawn)
     monkeypatch.setenv("CAPBENCH_CACHE", str(folder / "cache"))
     return small
 
