@@ -95,6 +95,13 @@ def tests(session: nox.Session) -> None:
         run(session, "pytest", *PARALLEL, "--ignore=tests/browser", **ONE_THREAD)
 
 
+@nox.session
+def reliability(session: nox.Session) -> None:
+    """Run the tests that cause faults and record which were survived, for leaderboards/reliability.md."""
+    record = "--faults=leaderboards/reliability/faults.json"
+    run(session, "pytest", *PARALLEL, "-m", "fault", record, *session.posargs, **ONE_THREAD)
+
+
 @nox.session(name="tests-browser")
 def tests_browser(session: nox.Session) -> None:
     """Open the site in Chromium: the one in CHROMIUM or on the PATH, else playwright's own, which is installed."""

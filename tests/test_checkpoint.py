@@ -38,6 +38,7 @@ def test_a_save_keeps_two_checkpoints(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-00000000{n}.safetensors" for n in (3, 4)]
 
 
+@pytest.mark.fault("damaged newest checkpoint")
 @pytest.mark.parametrize("damage", ["truncated", "one byte changed", "empty", "html", "pickle", "huge header"])
 def test_a_damaged_newest_checkpoint_falls_back_by_one_and_says_so(tmp_path, damage):
     checkpoint.save_step(tmp_path, 1, tensors(1), {"step": 1})
@@ -70,6 +71,7 @@ def save_without_end(folder: Path, told: Connection) -> None:
         told.send(step)
 
 
+@pytest.mark.fault("kill -9 while saving")
 @pytest.mark.parametrize("delay", [0.0, 0.011, 0.023])
 def test_kill_dash_nine_while_saving_leaves_a_checkpoint_that_loads(tmp_path, delay):
     process, heard = begin(save_without_end, tmp_path)
@@ -82,6 +84,7 @@ def test_kill_dash_nine_while_saving_leaves_a_checkpoint_that_loads(tmp_path, de
     assert bool((found[0]["w"] == found[1]["step"]).all())
 
 
+@pytest.mark.fault("limit on the size of files while saving")
 @pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
 def test_a_full_disk_keeps_the_old_file_and_leaves_no_temporary_one(tmp_path):
     import resource

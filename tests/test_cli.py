@@ -185,6 +185,7 @@ def here(monkeypatch, tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.fault("option out of range")
 @pytest.mark.parametrize("words", REFUSED)
 def test_a_refused_command_says_why_in_one_line_and_leaves_nothing(words, here, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["capbench", *words.split()])
@@ -197,6 +198,7 @@ def test_a_refused_command_says_why_in_one_line_and_leaves_nothing(words, here, 
     assert not list(here.iterdir())
 
 
+@pytest.mark.fault("output that is not UTF-8")
 def test_each_data_set_is_listed_in_whole_lines_on_a_narrow_terminal_that_lacks_some_letters(tmp_path):
     folder = tmp_path / "a folder" / "of a long name → with an arrow in it"
     done = run("datasets", cwd=tmp_path, CAPBENCH_DATA=str(folder), COLUMNS="40", PYTHONIOENCODING="cp1252")
@@ -223,6 +225,7 @@ def test_export_writes_scenes_that_commands_can_use(tmp_path):
     assert len(list((tmp_path / "out").rglob("*.png"))) == 6
 
 
+@pytest.mark.fault("backend of matplotlib that is not there")
 def test_a_backend_of_matplotlib_that_is_missing_does_not_matter(tmp_path):
     backend = "import matplotlib.pyplot as plt; print(plt.get_backend())"
     done = run("--version", cwd=tmp_path, MPLBACKEND="module://no_such_backend", after=backend)
@@ -253,6 +256,7 @@ def test_work_that_was_stopped_and_saved_exits_with_75(monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped and saved; the same command resumes\n"
 
 
+@pytest.mark.fault("Ctrl-C while a library is imported")
 @pytest.mark.parametrize("module", ["cyclopts", "torch"])
 def test_ctrl_c_during_an_import_ends_without_a_traceback(module, tmp_path):
     press = f"""

@@ -45,8 +45,8 @@ def saved(folder, dtype=np.float32, ties=True):
 
 
 def of_one_pass(collection):
-    arrays = (np.load(path) for path in (collection.images, collection.captions, collection.owners))
-    ranks = embedding_ranks(*arrays, collection.similarity)
+    images, captions, owners = (np.load(path) for path in (collection.images, collection.captions, collection.owners))
+    ranks = embedding_ranks(images, captions, owners, collection.similarity)
     return ranks.image_to_caption.tolist(), ranks.caption_to_image.tolist()
 
 

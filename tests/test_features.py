@@ -186,6 +186,7 @@ def lose_the_array(folder):
     (folder / "features.npy").unlink()
 
 
+@pytest.mark.fault("features that fail their checksum")
 @pytest.mark.parametrize("damage", [flip_a_byte, cut, spoil_the_description, describe_another_spec, lose_the_array])
 def test_damaged_features_are_set_aside_and_made_again_with_a_warning(dataset, encoder, tmp_path, damage):
     expected = features(dataset, encoder, store=tmp_path).array.copy()
@@ -209,6 +210,7 @@ def test_views_are_the_mean_over_two_sizes_and_their_mirrors(dataset, tmp_path):
     assert np.allclose(made[3], torch.stack(vectors).mean(0).detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.fault("truncated JPEG among the images of a data set")
 def test_a_bad_image_stops_the_work_and_leaves_nothing_behind(dataset, encoder, tmp_path):
     path = dataset.images.root / "4.jpg"
     path.write_bytes(path.read_bytes()[:-900])
@@ -217,6 +219,7 @@ def test_a_bad_image_stops_the_work_and_leaves_nothing_behind(dataset, encoder, 
     assert not [left for left in (tmp_path / "s" / "features").iterdir() if left.suffix != ".lock"]
 
 
+@pytest.mark.fault("truncated JPEG among the images of a data set")
 def test_tolerant_features_leave_bad_images_out_and_count_them(dataset, encoder, tmp_path):
     whole = features(dataset, encoder, store=tmp_path).array.copy()
     for name in ("4.jpg", "9.jpg"):
@@ -275,6 +278,7 @@ def test_a_store_that_is_a_file_is_named_at_the_start(dataset, encoder, tmp_path
         features(dataset, encoder, store=tmp_path / "s")
 
 
+@pytest.mark.fault("limit on the size of files while features are stored")
 @pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
 def test_a_full_disk_is_reported_and_leaves_nothing_behind(dataset, encoder, tmp_path):
     import resource
@@ -317,6 +321,7 @@ def holder(dataset, encoder, tmp_path):
     process.stdout.close()
 
 
+@pytest.mark.fault("lock of a process that goes on")
 def test_the_wait_for_another_process_is_bounded(dataset, encoder, tmp_path, holder, monkeypatch):
     monkeypatch.setattr(store, "LOCK_SECONDS", 0.3)
     start = time.monotonic()
@@ -325,6 +330,7 @@ def test_the_wait_for_another_process_is_bounded(dataset, encoder, tmp_path, hol
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.fault("lock and remains of a dead process")
 def test_the_lock_and_the_remains_of_a_dead_process_are_no_obstacle(dataset, encoder, tmp_path, holder, monkeypatch):
     monkeypatch.setattr(store, "LOCK_SECONDS", 5.0)
     lock = next((tmp_path / "features").glob("*.lock"))
@@ -356,6 +362,7 @@ except StoppedError:
 """
 
 
+@pytest.mark.fault("signal while features are computed")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_to_stop_keeps_the_batches_that_are_done_and_the_next_call_makes_the_others(
     dataset, encoder, tmp_path, monkeypatch, name
@@ -403,6 +410,7 @@ def make_slowly(folder: Path, told: Connection) -> None:
     told.send(made.fingerprint)
 
 
+@pytest.mark.fault("two processes with one cache")
 def test_of_two_processes_at_once_one_makes_the_features_and_the_other_waits(dataset, encoder, tmp_path):
     process, heard = begin(make_slowly, tmp_path)
     assert isinstance(heard.recv(), int)  # it is at work

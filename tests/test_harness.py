@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from capbench.cli.records import add as add_record
 from capbench.cli.run import run as run_command
 from capbench.data import datasets
 from capbench.data.scenes import scenes
+from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.records import add_records, load_arrays, load_results, save_result
 from capbench.evidence.results import Results
 from capbench.runs import harness, loaded
@@ -33,7 +35,9 @@ from capbench.runs.loaded import finished_runs, load_run
 from capbench.runs.materials import Materials, default_device
 from capbench.runs.paper import Paper, paper, papers
 from capbench.training import checkpoint
+from capbench.training.experiment import Evaluation
 from reproductions.vsepp.recipe import presets as vsepp_presets
+from tests.processes import begin
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,15 +46,22 @@ def silent(job, state, batches):
     """Reports nothing."""
 
 
-@pytest.fixture(scope="session")
-def small_scenes():
-    return scenes(seed=5, train=60, val=15, test=20)
+FEW = {"seed": 5, "train": 60, "val": 15, "test": 20}
 
 
 @pytest.fixture
-def few(monkeypatch, tmp_path, small_scenes) -> Paper:
+def small_scenes():
+    return scenes(**FEW)
+
+
+@pytest.fixture
+def few(monkeypatch, tmp_path) -> Paper:
+    return few_scenes(monkeypatch, tmp_path)
+
+
+def few_scenes(monkeypatch, folder: Path) -> Paper:
     """VSE++ on a few scenes, three epochs of a tiny model."""
-    original = paper("vsepp")
+    original, drawn = registry.papers()["vsepp"], scenes(**FEW)
 
     def presets(dataset):
         return {name: tiny(recipe) for name, recipe in original.presets("scenes").items()}
@@ -62,8 +73,8 @@ def few(monkeypatch, tmp_path, small_scenes) -> Paper:
     small = replace(original, presets=presets)
     for module in (harness, loaded):
         monkeypatch.setattr(module, "paper", lambda name: small)
-    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: small_scenes)
-    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda name: drawn)
+    monkeypatch.setenv("CAPBENCH_CACHE", str(folder / "cache"))
     return small
 
 
@@ -241,17 +252,100 @@ def test_a_finished_job_is_trained_again_when(few, tmp_path, monkeypatch, reason
     assert again.records != first.records
 
 
-def test_a_run_killed_between_its_record_and_its_end_leaves_one_record(few, tmp_path, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
+MOMENTS = {  # what a run does last, in its order
+    "the record": ("save_result", "after"),
+    "the vocabulary": ("Vocabulary.save", "after"),
+    "its description": ("describe", "after"),
+    "its checkpoints": ("_clear", "before"),
+}
+
+
+def run_until_killed(folder: Path, told: Connection) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        few_scenes(patch, folder)
+        name, when = MOMENTS[(folder / "moment").read_text()]
+        owner, attribute = (Vocabulary, "save") if "." in name else (harness, name)
+        original = getattr(owner, attribute)
+
+        def killed(*words, **named):
+            if when == "after":
+                original(*words, **named)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        patch.setattr(owner, attribute, killed)
+        run(job(), places(folder), Materials(), silent)
+
+
+@pytest.mark.fault("kill -9 between the writing of a record and the end of the run")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_between_its_record_and_its_end_leaves_one_record(few, tmp_path, moment):
+    (tmp_path / "moment").write_text(moment)
+    process, heard = begin(run_until_killed, tmp_path)
+    process.join()
+    heard.close()
+    assert process.exitcode == -signal.SIGKILL
+    (record,) = places(tmp_path).records.glob("*.json")
+    content = record.read_bytes()
+    assert run(job(), places(tmp_path), Materials(), never).records == (record,)
+    assert record.read_bytes() == content
+    assert load_run(places(tmp_path).folder(job())).job == job()
+    assert not list(places(tmp_path).folder(job()).glob("checkpoint-*"))
+
+
+@pytest.mark.fault("signal during the scoring of the test split")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
+def test_a_signal_during_the_test_evaluation_stops_at_once_and_the_next_start_ends_the_run(
+    few, tmp_path, monkeypatch, name
+):
+    def interrupted(self, protocol):
+        os.kill(os.getpid(), getattr(signal, name))
+        pytest.fail("the signal was not heard")
+
+    whole = run(job(), places(tmp_path / "whole"), Materials(), silent)
+    with monkeypatch.context() as patch:
+        patch.setattr("reproductions.vsepp.experiment.VSEExperiment.test", interrupted)
+        with pytest.raises(StoppedError):
+            run(job(), places(tmp_path), Materials(), silent)
+    assert not list(places(tmp_path).records.glob("*.json"))
+    assert run(job(), places(tmp_path), Materials(), never).trained
+    assert numbers(tmp_path) == numbers(tmp_path / "whole")
+    assert len(whole.records) == 1
+
+
+@pytest.mark.fault("signal while the record is written")
+def test_a_signal_while_the_record_is_written_waits_for_its_end(few, tmp_path, monkeypatch):
+    def signalled(*words):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save_result(*words)
 
     with monkeypatch.context() as patch:
-        patch.setattr(harness, "describe", killed)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(harness, "save_result", signalled)
+        with pytest.raises(StoppedError):
             run(job(), places(tmp_path), Materials(), silent)
     (record,) = places(tmp_path).records.glob("*.json")
-    assert run(job(), places(tmp_path), Materials(), never).records == (record,)
-    assert load_run(places(tmp_path).folder(job())).job == job()
+    again = run(job(), places(tmp_path), Materials(), never)
+    assert (again.records, again.trained) == ((record,), False)
+
+
+def test_test_scores_that_are_not_finite_are_refused_and_not_recorded(few, tmp_path, monkeypatch):
+    monkeypatch.setattr("reproductions.vsepp.experiment.VSEExperiment.test", lambda *_: Evaluation({"rsum": 1e308}, {}))
+    with pytest.raises(CapbenchError, match=r"rsum is 1e\+308 on test under whole"):
+        run(job(), places(tmp_path), Materials(), silent)
+    assert not list(places(tmp_path).records.glob("*.json"))
+
+
+@pytest.mark.fault("temporary files of a save that was killed")
+def test_what_a_killed_save_left_is_gone_after_the_next_start(few, tmp_path):
+    folder, records = places(tmp_path).folder(job()), places(tmp_path).records
+    for place in (folder, records):
+        place.mkdir(parents=True)
+    (folder / ".best.safetensors.1a2b3c4d.tmp").write_bytes(b"half")
+    (records / ".other.npz.1a2b3c4d.tmp").write_bytes(b"another process is writing")
+    (records / ".old.npz.1a2b3c4d.tmp").write_bytes(b"half")
+    os.utime(records / ".old.npz.1a2b3c4d.tmp", (0, 0))
+    run(job(), places(tmp_path), Materials(), silent)
+    assert not list(folder.glob("*.tmp"))
+    assert [path.name for path in records.glob(".*")] == [".other.npz.1a2b3c4d.tmp"]
 
 
 @pytest.mark.parametrize(
@@ -294,6 +388,7 @@ def test_a_job_stopped_and_started_again_ends_with_the_same_record(few, tmp_path
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
 
 
+@pytest.mark.fault("changed recipe at a resume")
 def test_another_recipe_is_refused_until_the_run_is_started_anew(few, tmp_path, monkeypatch):
     def stop(job, state, batches):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -307,6 +402,7 @@ def test_another_recipe_is_refused_until_the_run_is_started_anew(few, tmp_path, 
     run(job(), places(tmp_path), Materials(), silent, fresh=True)
 
 
+@pytest.mark.fault("file in the place of the output folder")
 def test_a_read_only_place_is_refused_before_any_work(few, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "records").write_text("a file stands here")
@@ -314,6 +410,7 @@ def test_a_read_only_place_is_refused_before_any_work(few, tmp_path):
         run(job(), places(tmp_path), Materials(), never)
 
 
+@pytest.mark.fault("two trainings in one folder")
 def test_a_folder_in_use_is_refused_and_stays_locked(few, tmp_path):
     folder = places(tmp_path).folder(job())
     with harness.claimed(folder, places(tmp_path)):
@@ -330,6 +427,7 @@ def test_a_finished_run_loads_and_is_found(few, tmp_path):
     assert not list(folder.glob("checkpoint-*"))
 
 
+@pytest.mark.fault("checkpoint of another architecture or vocabulary")
 def test_a_snapshot_of_another_vocabulary_or_architecture_says_what_differs(few, tmp_path):
     run(job(), places(tmp_path), Materials(), silent)
     (folder,) = finished_runs(places(tmp_path).runs)
@@ -458,6 +556,7 @@ def test_bad_input_ends_with_one_message_and_exit_code_two(tmp_path):
     assert "Traceback" not in error
 
 
+@pytest.mark.fault("SIGTERM to a command that trains")
 def test_sigterm_saves_and_ends_with_exit_code_75(tmp_path):
     process = command("run", "vsepp", "--preset", "vse0", "--seeds", "1", cwd=tmp_path)
     deadline = time.monotonic() + 200

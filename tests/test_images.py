@@ -46,6 +46,7 @@ def test_a_png_decodes_to_its_own_pixels(tmp_path):
     assert np.array_equal(decode(saved(tmp_path / "a.png", Image.fromarray(pixels))), pixels)
 
 
+@pytest.mark.fault("EXIF rotation")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(tmp_path, orientation):
     upright = Image.fromarray(smooth())
@@ -65,17 +66,20 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
     assert np.abs(decode(path).astype(int) - smooth()).max() <= 6
 
 
+@pytest.mark.fault("grey or 16-bit picture")
 def test_a_grey_picture_has_three_equal_channels(tmp_path):
     grey = picture()[:, :, 0]
     assert np.array_equal(decode(saved(tmp_path / "a.png", Image.fromarray(grey))), np.stack([grey] * 3, 2))
 
 
+@pytest.mark.fault("grey or 16-bit picture")
 def test_a_sixteen_bit_grey_picture_keeps_its_upper_bits(tmp_path):
     grey = np.random.default_rng(0).integers(0, 65536, (8, 9), dtype=np.uint16)
     decoded = decode(saved(tmp_path / "a.png", Image.fromarray(grey)))
     assert np.array_equal(decoded, np.stack([grey >> 8] * 3, 2))
 
 
+@pytest.mark.fault("palette picture")
 def test_a_palette_picture_gets_its_colours(tmp_path):
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
@@ -97,6 +101,7 @@ def test_a_transparent_palette_entry_is_white(tmp_path):
     assert decode(path).tolist() == [[[255, 255, 255], [0, 0, 255]]]
 
 
+@pytest.mark.fault("CMYK picture")
 def test_cmyk_becomes_rgb(tmp_path):
     inks = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     decoded = decode(saved(tmp_path / "a.jpg", inks, quality=100))
@@ -104,6 +109,7 @@ def test_cmyk_becomes_rgb(tmp_path):
     assert np.abs(decoded.astype(int) - [255, 0, 0]).max() <= 4
 
 
+@pytest.mark.fault("truncated JPEG")
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.97])
 def test_a_truncated_jpeg_is_named(tmp_path, share):
     path = saved(tmp_path / "cut.jpg", Image.fromarray(picture(200, 200)))
@@ -113,6 +119,7 @@ def test_a_truncated_jpeg_is_named(tmp_path, share):
         decode(path)
 
 
+@pytest.mark.fault("damaged picture of any kind")
 @settings(max_examples=40, deadline=None)
 @given(cut=st.integers(1, 2000), noise=st.binary(max_size=30), at=st.integers(0, 2000))
 def test_a_damaged_file_gives_pixels_or_a_named_error(tmp_path_factory, cut, noise, at):
@@ -129,6 +136,7 @@ def test_a_damaged_file_gives_pixels_or_a_named_error(tmp_path_factory, cut, noi
     assert "d.jpg" in said
 
 
+@pytest.mark.fault("empty file or HTML saved as a picture")
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -146,6 +154,7 @@ def test_what_is_not_a_picture_is_named(tmp_path, content, said):
     assert "object at" not in str(refused.value)
 
 
+@pytest.mark.fault("decompression bomb")
 @pytest.mark.parametrize("side", [8_000, 60_000])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, side):
     def chunk(kind, body):
@@ -158,6 +167,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, side):
         decode(path)
 
 
+@pytest.mark.fault("picture that is far longer than wide")
 def test_a_picture_that_is_far_longer_than_wide_is_refused(tmp_path):
     """At 256 pixels of width it would be enlarged to 1,280,000 of height: some gigabytes."""
     Image.new("RGB", (1, 5000)).save(tmp_path / "thin.png")
@@ -180,6 +190,7 @@ def test_picture_files_are_known_by_their_content_alone(tmp_path):
         _ = PictureFiles([tmp_path / "gone.png"]).fingerprint
 
 
+@pytest.mark.fault("file name that is not UTF-8")
 def test_a_file_name_that_is_not_utf8_is_printed_with_escapes(tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9.png")
     assert printable(path) == str(tmp_path) + "/caf\\xe9.png"
@@ -188,6 +199,7 @@ def test_a_file_name_that_is_not_utf8_is_printed_with_escapes(tmp_path):
     assert str(caught.value).encode()
 
 
+@pytest.mark.fault("missing images")
 def test_every_missing_image_is_counted_and_listed_up_front(tmp_path):
     saved(tmp_path / "here.png", Image.fromarray(picture()))
     folder = ImageFolder(tmp_path, ["here.png", "gone.png", "sub/lost.png"])
@@ -207,6 +219,7 @@ def test_a_missing_folder_is_named(tmp_path):
         ImageFolder(tmp_path / "nowhere", ["a.jpg"]).check()
 
 
+@pytest.mark.fault("image name that leads out of its folder")
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "c:\\b.jpg", ""])
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     with pytest.raises(CapbenchError, match="lead out of"):

@@ -87,6 +87,7 @@ def test_a_coco_image_lies_in_its_folder_and_has_its_coco_id(tmp_path):
     assert found.image_ids == (391895, 522418, 184613, 9)
 
 
+@pytest.mark.fault("images in the split restval")
 def test_restval_trains_is_dropped_or_is_refused_as_told(tmp_path):
     added = read(tmp_path, coco(), "train")
     assert added.split_of_image == ("test", "train", "val", "train")
@@ -106,6 +107,7 @@ def test_an_unknown_policy_for_restval_is_refused(tmp_path):
         read(tmp_path, coco(), "test")
 
 
+@pytest.mark.fault("uneven, empty and wordless captions")
 def test_uneven_empty_and_wordless_captions_are_kept_and_counted(tmp_path):
     content = flickr30k()
     content["images"][1]["sentences"] = image(1, "test", ["", "...", "A cat ."], 5)["sentences"]
@@ -123,6 +125,7 @@ def test_an_image_without_a_caption_is_named(tmp_path):
         read(tmp_path, content)
 
 
+@pytest.mark.fault("line break of any kind in a caption")
 @pytest.mark.parametrize("mark", ["\r", "\n", "\r\n", "\v", "\f", "\x85", "\u2028", "\u2029"])
 def test_a_line_break_in_a_caption_moves_no_later_caption(tmp_path, mark):
     content = flickr30k()
@@ -135,6 +138,7 @@ def test_a_line_break_in_a_caption_moves_no_later_caption(tmp_path, mark):
     assert found.captions[2] == "A dog runs 2 ."
 
 
+@pytest.mark.fault("lone surrogate, emoji, three bars in a caption")
 def test_a_lone_surrogate_an_emoji_and_bars_neither_stop_nor_shift(tmp_path):
     content = flickr30k()
     for sentence, raw in zip(content["images"][0]["sentences"], ["\ud83d x", "\U0001f600", "a ||| b"], strict=False):
@@ -146,10 +150,12 @@ def test_a_lone_surrogate_an_emoji_and_bars_neither_stop_nor_shift(tmp_path):
     assert "\U0001f600" in Vocabulary.build(found.tokens, 1).words
 
 
+@pytest.mark.fault("byte order mark")
 def test_a_byte_order_mark_is_no_fault(tmp_path):
     assert read(tmp_path, b"\xef\xbb\xbf" + json.dumps(coco()).encode()).image_ids[0] == 391895
 
 
+@pytest.mark.fault("truncated split file")
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 0.999])
 def test_a_truncated_file_says_so_with_its_line(tmp_path, share):
     text = json.dumps(flickr30k(), indent=1)
@@ -157,6 +163,7 @@ def test_a_truncated_file_says_so_with_its_line(tmp_path, share):
         read(tmp_path, text[: int(len(text) * share)])
 
 
+@pytest.mark.fault("malformed split file")
 def test_malformed_json_is_named_by_line(tmp_path):
     text = json.dumps(flickr30k(), indent=1).replace('"imgid": 2,', '"imgid": 2', 1)
     line = text[: text.index('"imgid": 2')].count("\n") + 2
@@ -164,6 +171,7 @@ def test_malformed_json_is_named_by_line(tmp_path):
         read(tmp_path, text)
 
 
+@pytest.mark.fault("endless nesting in JSON")
 def test_json_that_is_nested_without_end_is_refused(tmp_path):
     with pytest.raises(CapbenchError, match=r"split\.json"):
         read(tmp_path, "[" * 200_000)
@@ -174,6 +182,7 @@ def test_a_missing_file_is_named(tmp_path):
         read_karpathy_split(tmp_path / "gone.json", tmp_path, "small", "train")
 
 
+@pytest.mark.fault("bytes that are not UTF-8")
 def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path):
     content = json.dumps(flickr30k(), indent=1).encode().replace(b"A cat sits 0", b"A caf\xe9", 1)
     with pytest.raises(CapbenchError, match=r"split\.json, line \d+: not UTF-8"):
@@ -186,6 +195,7 @@ def damaged(number: int, **fields) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.fault("malformed split file")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -212,6 +222,7 @@ def test_a_wrong_field_is_named(tmp_path, content, message):
         read(tmp_path, content)
 
 
+@pytest.mark.fault("duplicate imgid or sentid")
 @pytest.mark.parametrize("restval", ["train", "drop"])
 def test_a_duplicate_imgid_is_refused_although_the_coco_ids_differ(tmp_path, restval):
     content = coco()
@@ -222,6 +233,7 @@ def test_a_duplicate_imgid_is_refused_although_the_coco_ids_differ(tmp_path, res
         read(tmp_path, content, restval)
 
 
+@pytest.mark.fault("duplicate imgid or sentid")
 def test_a_duplicate_sentid_is_refused(tmp_path):
     content = coco()
     content["images"][3]["sentences"][0]["sentid"] = content["images"][3]["sentids"][0] = 0
@@ -236,6 +248,7 @@ def test_a_sentence_of_another_image_is_refused(tmp_path):
         read(tmp_path, content)
 
 
+@pytest.mark.fault("image in two splits")
 @pytest.mark.parametrize("restval", ["train", "drop"])
 @pytest.mark.parametrize("number", [0, 1])
 def test_an_image_in_two_splits_is_refused_whatever_becomes_of_restval(tmp_path, restval, number):

@@ -286,6 +286,7 @@ def test_registered_data_sets_are_kept_where_the_user_keeps_settings(here, monke
         register("mine", Path("birds"))
 
 
+@pytest.mark.fault("split without images, or one training image")
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
@@ -310,6 +311,7 @@ JAPANESE = dict.fromkeys(ENGLISH, ("赤い四角です。", "これは四角で�
 GERMAN = dict.fromkeys(ENGLISH, ("Das Männchen läuft über die Straße.", "Ein grünes Männchen."))
 
 
+@pytest.mark.fault("captions in other scripts")
 @pytest.mark.parametrize("captions", [RUSSIAN, JAPANESE, GERMAN], ids=["Russian", "Japanese", "German"])
 def test_captions_in_other_letters_are_scored_by_the_words_of_the_data_set(here, captions):
     draw(Path("other"), captions)

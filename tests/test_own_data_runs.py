@@ -15,6 +15,7 @@ from capbench import leaderboard
 from capbench.base.errors import CapbenchError
 from capbench.cli.app import app
 from capbench.data.datasets import load_dataset
+from capbench.data.images import without_images
 from capbench.evidence.probes import load_probes
 from capbench.evidence.records import Result, load_arrays, load_results
 from capbench.evidence.results import Results
@@ -89,6 +90,38 @@ def test_a_model_trained_on_a_folder_is_recorded_under_its_name_and_the_command_
     assert trained.job.dataset == "birds"
 
 
+@pytest.mark.fault("image that cannot be decoded, in a run that may leave it out")
+def test_a_tolerant_run_leaves_out_images_that_cannot_be_decoded_and_records_which(here, capsys):
+    draw(here / "birds")
+    (here / "birds" / "images" / "2.png").write_bytes(b"<html>no picture</html>")
+    words = ["run", "vsepp", "--dataset", "birds", "--preset", "vsepp-ours", "--encoder", "scenes", "--seed", "0"]
+    with pytest.raises(CapbenchError, match=r"2\.png holds HTML or XML and no picture"):
+        run(*words)
+    assert not (here / "runs" / "vsepp").exists()
+    with pytest.warns(UserWarning, match=r"1 images of birds could not be decoded and have no features: 2\.png"):
+        run(*words, "--tolerant")
+    (result,) = load_results(Path("runs/records"))
+    assert "1 images left out, not decodable: 2.png" in result.notes[0]
+    whole = load_dataset("birds")
+    assert result.dataset_fingerprint != whole.fingerprint
+    trained = load_run(finished_runs(Path("runs"))[0])
+    assert trained.job.dataset == "birds"
+
+
+def test_images_left_out_take_their_captions_along(here):
+    draw(here / "birds")
+    whole = load_dataset("birds")
+    less = without_images(whole, ("2.png", "9.png"))
+    kept = [i for i in range(12) if i not in (2, 9)]
+    assert less.image_names == tuple(f"{i}.png" for i in kept)
+    assert less.splits == whole.splits
+    pairs = [
+        (whole.image_names[i], c) for i, c in zip(whole.image_of_caption, whole.captions, strict=True) if i in kept
+    ]
+    assert [(less.image_names[i], c) for i, c in zip(less.image_of_caption, less.captions, strict=True)] == pairs
+    assert (less.images[2] == whole.images[3]).all()
+
+
 def test_a_registered_data_set_of_a_name_that_a_paper_reports_is_never_judged(here):
     run("datasets", "add", "pascal", str(draw(here / "birds")))
     result, _ = train("show-and-tell", "nic-ours", "pascal")
@@ -121,6 +154,7 @@ def test_sentences_in_other_letters_are_searched_and_unknown_words_told(here, ca
     assert ([line for line, _ in ranked.captions], ranked.unknown) == ([query], (odd,))
 
 
+@pytest.mark.fault("split file whose tokens have capitals")
 def test_a_query_finds_the_words_of_a_split_file_whose_tokens_have_capitals(here):
     draw(here / "source")
     (here / "birds").mkdir()

@@ -62,6 +62,7 @@ def test_a_record_without_arrays_leaves_one_file(tmp_path):
     assert load_arrays(load_results(tmp_path)[0], tmp_path) == {}
 
 
+@pytest.mark.fault("runs in one second, clock set back")
 def test_runs_in_one_second_or_after_the_clock_went_back_keep_their_names(tmp_path):
     paths = {save_result(example(), RANKS, tmp_path) for _ in range(30)}
     paths |= {save_result(example(started="2020-01-01T00:00:00Z"), {}, tmp_path) for _ in range(5)}
@@ -79,6 +80,7 @@ def test_a_name_that_is_taken_is_drawn_again(tmp_path, monkeypatch, arrays):
     assert first.read_bytes() == before
 
 
+@pytest.mark.fault("two processes with one folder of records")
 def test_two_processes_share_one_folder(tmp_path):
     save_result(example(), RANKS, tmp_path)
     code = (
@@ -119,6 +121,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         save_result(example(), RANKS, tmp_path / "results")
 
 
+@pytest.mark.fault("limit on the size of files while a record is written")
 @pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -132,6 +135,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("file that is no record among records")
 def test_a_record_that_is_no_record_is_named_and_left_out(tmp_path):
     good = save_result(example(), {}, tmp_path)
     (tmp_path / "cut.json").write_bytes(good.read_bytes()[:200])
@@ -145,6 +149,7 @@ def test_a_record_that_is_no_record_is_named_and_left_out(tmp_path):
     assert all(name in text for name in ("cut.json", "list.json", "wrong.json", "seed", "latin.json"))
 
 
+@pytest.mark.fault("records of an older schema or a dirty tree")
 def test_an_older_schema_is_kept_and_marked(tmp_path):
     old = {"paper": "vsepp", "preset": "vse0", "dataset": "scenes", "seed": 3, "metrics": {"rsum": 1.0}}
     (tmp_path / "old.json").write_text(json.dumps(old | {"mood": "good"}))
@@ -169,6 +174,7 @@ def test_only_the_named_paper_is_loaded_and_no_folder_is_no_record(tmp_path):
     assert load_results(tmp_path / "none") == []
 
 
+@pytest.mark.fault("arrays of a record that are changed, missing or outside")
 def test_changed_missing_or_outside_arrays_are_refused(tmp_path):
     bundle = save_result(example(), RANKS, tmp_path / "in").with_suffix(".npz")
     (result,) = load_results(tmp_path / "in")
@@ -183,6 +189,7 @@ def test_changed_missing_or_outside_arrays_are_refused(tmp_path):
         load_arrays(result, tmp_path / "in")
 
 
+@pytest.mark.fault("pickle among the arrays of a record")
 def test_a_pickle_among_the_arrays_is_refused_and_not_run(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -196,6 +203,7 @@ def test_a_pickle_among_the_arrays_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.fault("strange name of a run")
 def test_a_strange_run_name_stays_inside_the_folder(tmp_path):
     path = save_result(example(preset="../../up|<b>", encoder=".hidden\n"), RANKS, tmp_path / "in")
     assert path.parent == tmp_path / "in"
@@ -203,6 +211,7 @@ def test_a_strange_run_name_stays_inside_the_folder(tmp_path):
     assert load_results(tmp_path / "in")[0].preset == "../../up|<b>"
 
 
+@pytest.mark.fault("token in the environment")
 def test_a_token_in_the_environment_is_never_in_a_record(tmp_path, monkeypatch):
     monkeypatch.setenv("HUB_TOKEN", "hub_0123456789")
     monkeypatch.setenv("MY_API_KEY", "key-abcdefgh")

@@ -292,6 +292,7 @@ class Evil:
         return os.mkdir, ("executed",)
 
 
+@pytest.mark.fault("checkpoint that would run code")
 def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(here):
     write_vse(here, opt=Evil())
     with pytest.raises(CapbenchError, match=r"is refused: .* could run code \(it asks for posix.mkdir"):
@@ -358,6 +359,7 @@ def test_a_vocabulary_of_another_layout_is_refused(here, changes, message):
         command(*VSE)
 
 
+@pytest.mark.fault("pickled vocabulary of older projects")
 def test_a_pickled_vocabulary_is_refused_with_a_line_that_converts_it(here):
     write_vse(here)
     (here / "vocab.json").rename(here / "theirs.json")

@@ -610,12 +610,14 @@ def test_an_entry_whose_names_are_two_images_is_refused(tmp_path):
         score(read_captions(results(tmp_path, *entries)), SPLIT)
 
 
+@pytest.mark.fault("duplicate, unknown or missing ids in a results file")
 def test_images_twice_unknown_or_missing_are_listed(tmp_path):
     path = results(tmp_path, *({"image_id": i, "caption": "a"} for i in (1000, 1007, 1007, 1014, 77, 77)))
     with pytest.raises(CapbenchError, match=r"results\.json.*2 twice \(1007, 77\); 1 unknown \(77\); 9 missing"):
         score(read_captions(path), SPLIT)
 
 
+@pytest.mark.fault("empty or malformed results file")
 @pytest.mark.parametrize(
     ("content", "message"),
     [

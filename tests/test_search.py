@@ -93,6 +93,7 @@ def test_captions_come_in_the_order_of_their_similarity_to_the_image(runs, pictu
     assert ranked.unknown == ("squares", "zebra")
 
 
+@pytest.mark.fault("broken pictures and strangers in a folder")
 def test_a_folder_is_encoded_once_whatever_its_name_and_what_is_no_picture_is_passed_over(
     runs, pictures, tmp_path, monkeypatch, capsys
 ):
@@ -120,6 +121,7 @@ def test_pictures_of_every_known_kind_are_looked_for(tmp_path):
     assert len(pictures_in(tmp_path)[0]) == 8
 
 
+@pytest.mark.fault("missing folder")
 def test_a_folder_that_is_missing_or_holds_no_picture_is_refused(runs, tmp_path):
     run = search.retriever(None, runs)
     with pytest.raises(CapbenchError, match=r"no such folder.*nowhere"):
@@ -134,6 +136,7 @@ def test_a_folder_that_is_missing_or_holds_no_picture_is_refused(runs, tmp_path)
             look_at(run, place)
 
 
+@pytest.mark.fault("query without a known word")
 def test_queries_without_a_known_word_and_tops_below_1_are_refused_and_unknown_words_are_told(runs, pictures, tmp_path):
     run = search.retriever(None, runs)
     seen = look_at(run, pictures)
@@ -209,6 +212,7 @@ def test_without_a_trained_run_it_says_how_to_make_one(tmp_path):
         search.retriever(None, tmp_path)
 
 
+@pytest.mark.fault("file name that is not UTF-8")
 def test_the_command_prints_names_that_are_not_utf8_and_draws(runs, pictures, tmp_path, capsys):
     folder = tmp_path / "album"
     shutil.copytree(pictures, folder)

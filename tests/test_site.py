@@ -19,7 +19,7 @@ from capbench.site import api, build, pages
 from capbench.site.curves import HEIGHT, WIDTH, curves
 from capbench.site.links import relinked, unfolded
 from capbench.site.numbers import Section, sections
-from capbench.site.reliability import settings
+from capbench.site.seeds import settings
 from tests.made_up import HOSTILE, made_up_leaderboards, made_up_record
 
 SHOWN = HOSTILE.replace("\u202e", "\ufffd")  # a mark that turns the direction of reading is replaced
@@ -183,6 +183,7 @@ def test_the_pages_of_the_library_hold_every_name_that_capbench_offers(site):
     assert {f"capbench.{name}" for names in api.offered().values() for name in names} == offered
 
 
+@pytest.mark.fault("markup in the fields of a record")
 def test_a_hostile_name_is_text_on_every_page(site):
     shown = 0
     for page in site.rglob("*.html"):
@@ -192,7 +193,7 @@ def test_a_hostile_name_is_text_on_every_page(site):
         assert not any(link.get("src") == "x" or "onerror" in link for _, link in parsed.elements), page
         assert "49" not in SHOWN
         shown += SHOWN in parsed.text
-    assert shown >= 5  # numbers, reliability, the paper, other systems, their records
+    assert shown >= 6  # numbers, seeds, the paper, other systems, reliability, their records
 
 
 def test_no_page_loads_anything_from_elsewhere_and_no_link_inside_is_dead(site):

@@ -83,6 +83,7 @@ def stop_after(*steps):
     return report
 
 
+@pytest.mark.fault("two stops in one epoch")
 def test_a_run_stopped_twice_in_one_epoch_ends_with_the_same_bits(tmp_path):
     whole = outcome(tmp_path / "whole")
     for step in (7, 9):
@@ -147,6 +148,7 @@ def test_the_energy_of_the_processor_is_not_taken_for_that_of_a_gpu(monkeypatch,
     assert machine.energy_joules(torch.device("cuda")) is None
 
 
+@pytest.mark.fault("SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C during a step")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
 def test_a_signal_finishes_the_step_and_saves(tmp_path, name):
     def report(state, batches):
@@ -160,6 +162,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, name):
     assert found[1]["run"]["steps"] == 3
 
 
+@pytest.mark.fault("second Ctrl-C")
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     def report(state, batches):
         os.kill(os.getpid(), signal.SIGINT)
@@ -177,6 +180,7 @@ def run_slowly(folder: Path, told: Connection) -> None:
     outcome(folder, report=report)
 
 
+@pytest.mark.fault("kill -9 of a training at any moment")
 def test_a_run_killed_with_dash_nine_at_any_moment_ends_with_the_same_bits(tmp_path):
     whole = outcome(tmp_path / "whole")
     for steps in (3, 8):
@@ -189,6 +193,7 @@ def test_a_run_killed_with_dash_nine_at_any_moment_ends_with_the_same_bits(tmp_p
     assert_same(outcome(tmp_path / "killed"), whole)
 
 
+@pytest.mark.fault("damaged newest checkpoint")
 def test_a_damaged_newest_checkpoint_is_recorded_and_the_bits_stay_the_same(tmp_path):
     whole = outcome(tmp_path / "whole")
     with pytest.raises(StoppedError):
@@ -200,6 +205,7 @@ def test_a_damaged_newest_checkpoint_is_recorded_and_the_bits_stay_the_same(tmp_
     assert_same(again, whole)
 
 
+@pytest.mark.fault("changed recipe at a resume")
 def test_resuming_another_recipe_lists_the_changed_keys(tmp_path):
     with pytest.raises(StoppedError):
         outcome(tmp_path, report=stop_after(6))
@@ -207,6 +213,7 @@ def test_resuming_another_recipe_lists_the_changed_keys(tmp_path):
         train(Regression(), TRAINING, "score", tmp_path, {"recipe": {"margin": 0.1}}, 0)
 
 
+@pytest.mark.fault("checkpoint of another architecture")
 def test_resuming_another_architecture_names_the_parameter(tmp_path):
     with pytest.raises(StoppedError):
         outcome(tmp_path, report=stop_after(6))
@@ -216,6 +223,7 @@ def test_resuming_another_architecture_names_the_parameter(tmp_path):
         train(other, TRAINING, "score", tmp_path, {"recipe": {"margin": 0.2}}, 0)
 
 
+@pytest.mark.fault("loss that is not finite")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_at_that_step_and_names_the_batch(tmp_path, value):
     class Diverging(Regression):
@@ -230,6 +238,51 @@ def test_a_loss_that_is_not_finite_stops_at_that_step_and_names_the_batch(tmp_pa
     assert str(batch) in str(caught.value)
     _, state = checkpoint.load(tmp_path / "best.safetensors")
     assert state == {"epoch": 0}
+
+
+@pytest.mark.fault("validation metric that is not finite")
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e308])
+def test_a_validation_metric_that_is_not_finite_ends_the_training_and_is_never_the_best(tmp_path, value):
+    with pytest.raises(CapbenchError, match=r"score is \S+ on validation after epoch 1; .*try a lower learning rate"):
+        train(Regression(scores=[1.0, value]), TRAINING, "score", tmp_path, {}, 0)
+    assert checkpoint.load(tmp_path / "best.safetensors")[1] == {"epoch": 0}
+    found = checkpoint.load_newest(tmp_path)
+    assert found is not None
+    assert found[1]["run"]["epoch"] == 1
+
+
+@pytest.mark.fault("out of memory in training")
+def test_a_lack_of_memory_is_an_error_that_leaves_the_batch_to_the_user(tmp_path):
+    class Greedy(Regression):
+        def loss(self, batch, epoch):
+            more = torch.empty(2**60 if epoch == 1 else 1, dtype=torch.uint8)  # a real refusal of the allocator
+            return super().loss(batch, epoch) + more.numel() * 0
+
+    with pytest.raises(CapbenchError, match=r"out of memory at epoch 1, step 0: .*a smaller batch than 8") as caught:
+        train(Greedy(), TRAINING, "score", tmp_path, {"recipe": {"margin": 0.2}}, 0)
+    assert "is another recipe" in str(caught.value)
+    assert_same(outcome(tmp_path), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.fault("signal during the last validation")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_a_signal_during_the_last_validation_is_not_lost(tmp_path, name):
+    class Signalled(Regression):
+        def validate(self):
+            if len(rounds) == 3:
+                os.kill(os.getpid(), getattr(signal, name))
+            rounds.append(0)
+            return super().validate()
+
+    rounds: list[int] = []
+    with pytest.raises(StoppedError):
+        train(Signalled(), TRAINING, "score", tmp_path, {"recipe": {"margin": 0.2}}, 0)
+    assert len(rounds) == 4
+    assert_same(outcome(tmp_path, report=never), outcome(tmp_path / "whole"))
+
+
+def never(state, batches):
+    pytest.fail("a step is made anew")
 
 
 def test_patience_stops_and_the_first_of_equal_snapshots_is_kept(tmp_path):

@@ -136,6 +136,7 @@ def test_a_wrong_answer_is_never_accepted_and_the_place_of_the_file_is_said(tmp_
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.fault("no network")
 def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.delenv("CAPBENCH_WEIGHTS", raising=False)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path))
@@ -199,6 +200,7 @@ def test_safetensors_come_back_as_float32(tmp_path):
     assert loaded["count"].dtype == torch.int64
 
 
+@pytest.mark.fault("truncated safetensors")
 @pytest.mark.parametrize("kept", [0, 5, 8, 100, -1])
 def test_truncated_safetensors_are_refused(stored, kept):
     stored.write_bytes(stored.read_bytes()[:kept])
@@ -206,6 +208,7 @@ def test_truncated_safetensors_are_refused(stored, kept):
         load_weights(stored)
 
 
+@pytest.mark.fault("safetensors with a huge header")
 @pytest.mark.parametrize("claimed", [10**7, 2**40, 2**64 - 1])
 def test_a_huge_header_is_refused_without_being_read(stored, claimed):
     stored.write_bytes(claimed.to_bytes(8, "little") + stored.read_bytes()[8:])
@@ -235,6 +238,7 @@ class Payload:
         return (Path.touch, (self.target,))
 
 
+@pytest.mark.fault("pickle payload in a weights file")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))])
 def test_a_pickle_payload_is_refused_and_nothing_is_executed(tmp_path, suffix, write):
@@ -280,6 +284,7 @@ def test_a_missing_file_is_named(tmp_path):
         load_weights(tmp_path / "gone.safetensors")
 
 
+@pytest.mark.fault("weights of another architecture")
 def test_another_architecture_is_told_by_its_entries(tmp_path, layer):
     state = layer.state_dict()
     del state["0.bias"]

@@ -38,5 +38,21 @@ def listed(values: Sequence[object]) -> str:
     return shown if len(values) <= LISTED else f"{shown} and {len(values) - LISTED:,} more"
 
 
-class StoppedError(Exception):
-    """Ctrl-C or a signal stopped the work and what was done is saved: the same command continues it."""
+class StoppedError(BaseException):
+    """Ctrl-C or a signal stopped the work and what was done is saved: the same command continues it.
+
+    As KeyboardInterrupt, it is no Exception: what passes over a failure does not swallow it.
+    """
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch, on any device, or Python reports that memory ran out.
+
+    >>> out_of_memory(RuntimeError("CUDA out of memory")), out_of_memory(RuntimeError("a defect"))
+    (True, False)
+    """
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in said)
+    )

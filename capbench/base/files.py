@@ -6,14 +6,19 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from capbench.base.errors import CapbenchError
+
+TEMPORARY = ".tmp"
+OTHERS_AT_WORK = 3600.0  # seconds after which no process still writes a temporary file
+FOR_ALL = 0o666  # the mode of locks: in a shared folder every user must be able to open them
 
 
 def atomic_write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -26,7 +31,9 @@ def atomic_write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> 
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY, delete=False
+        ) as file:
             temporary = Path(file.name)
             if callable(content):
                 content(file)
@@ -41,6 +48,15 @@ def atomic_write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> 
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_remains(folder: Path, age: float = OTHERS_AT_WORK) -> None:
+    """Remove what processes that were killed left of a write: hidden files of at least this age in seconds."""
+    for pattern in (f".*{TEMPORARY}", ".*.claim"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):  # another process removes it
+                if path.stat().st_mtime <= time.time() - age:
+                    path.unlink()
 
 
 def read_bytes(path: Path, what: object) -> bytes:
@@ -65,21 +81,22 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, seconds: float) -> Iterator[None]:
+def locked(path: Path, seconds: float, advice: str = "wait for it or end it") -> Iterator[None]:
     """Hold a lock between processes. The system frees the lock of a process that died.
 
-    Raises CapbenchError if another process holds it for longer than `seconds`, or if it cannot be written.
+    Raises CapbenchError with the advice if another process holds it for longer than `seconds`, and if it cannot be
+    opened.
     """
-    lock = FileLock(path)
+    lock = FileLock(path, mode=FOR_ALL)
     try:
         lock.acquire(timeout=seconds)
     except Timeout as error:
         raise CapbenchError(
-            f"another process has held {path} for {seconds:g} s; wait for it or end it, and if there is "
-            "none, delete the file"
+            f"another process has held {path} for {seconds:g} s; {advice}, and if there is none, delete the file"
         ) from error
     except OSError as error:
-        raise CapbenchError(f"cannot write {path}: {error.strerror or error}; make its folder writable") from error
+        mend = "make it and its folder writable, or choose a folder of your own (CAPBENCH_CACHE is that of features)"
+        raise CapbenchError(f"cannot write {path}: {error.strerror or error}; {mend}") from error
     try:
         yield
     finally:

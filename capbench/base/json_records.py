@@ -10,13 +10,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capbench.base.errors import CapbenchError
 
 RECORD_CONFIG = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+LARGEST = 1e100  # of a number: sums and squares of larger ones would not be finite
+
+Count = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 
 class JsonRecord(BaseModel):
@@ -102,7 +106,7 @@ def read_record(model: type[AnyRecord], path: Path) -> AnyRecord:
         if not isinstance(document, dict):
             raise ValueError("it holds no JSON object")
         return _validated(model, path.name, model.upgraded(document))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
         raise CapbenchError(f"{path} is not a {model.kind}: {reason}") from error
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from capbench.base.errors import CapbenchError
 from capbench.captioners.decoding import Captions as Decoded
 from capbench.captioners.decoding import State, Step, beam_search, ensemble, join_states, sample
 from capbench.data.batches import length_grouped, padded
@@ -24,6 +25,7 @@ from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
 from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
+from capbench.metrics.jars import kill_all
 from capbench.scoring.outputs import Captions
 from capbench.scoring.score import training_captions
 from capbench.training.experiment import Evaluation, Inputs, Recipe
@@ -202,7 +204,8 @@ class CaptioningExperiment:
         for of_chunk in mapped(counts, self.chunks(split)):
             total, right, words = total + float(of_chunk[0]), right + int(of_chunk[1]), words + int(of_chunk[2])
         mean = total / words
-        return {"log_likelihood": mean, "perplexity": math.exp(-mean), "word_accuracy": 100 * right / words}
+        perplexity = float(np.exp(np.float64(-mean).clip(max=709)))
+        return {"log_likelihood": mean, "perplexity": perplexity, "word_accuracy": 100 * right / words}
 
     def teacher_forced(self, split: Split) -> Iterator[tuple[np.ndarray, Tensor, Int[Tensor, "caption length"]]]:
         """Chunks of captions of similar length: their numbers in the split, their images and their words."""
@@ -243,16 +246,22 @@ class CaptioningExperiment:
         sentences = {beam: self.sentences(best[:, 0])}
         with ThreadPoolExecutor(1) as thread:  # METEOR is a process of its own: meanwhile the other beams are searched
             scored = thread.submit(scorer.score, sentences[beam]) if main() else None
-            sentences |= {size: self.sentences(self.write(split, size)[:, 0]) for size in self.widths if size != beam}
-        if scored is None:
+            try:
+                others = [size for size in self.widths if size != beam]
+                sentences |= {size: self.sentences(self.write(split, size)[:, 0]) for size in others}
+                scores = scored.result() if scored else None
+            except BaseException:  # the thread would be waited for
+                kill_all()
+                raise
+        if scores is None:
             return Evaluation({}, {})
-        scores, by_beam = scored.result(), scores_by_beam(scorer, dict(sorted(sentences.items())))
+        by_beam = scores_by_beam(scorer, dict(sorted(sentences.items())))
         metrics = {**likelihood, **scores.metrics, **chosen.metrics, **by_beam.metrics}
         metrics |= self.variety([self.sentences(of_image) for of_image in best])
         statistics = {f"{name}_statistics": values for name, values in scores.statistics.items()}
         arrays = {"captions": best, **scores.per_image, **by_beam.arrays, **statistics}
         outputs = Captions.of(split, tuple(sentences[beam]))
-        return Evaluation(metrics, arrays, (*scores.notes, *chosen.notes), outputs)
+        return Evaluation(metrics, arrays, (*scores.notes, *chosen.notes, *by_beam.notes), outputs)
 
     @property
     def widths(self) -> list[int]:
@@ -291,7 +300,10 @@ def scores_by_beam(scorer: CaptionScorer, sentences: dict[int, list[str]]) -> Ev
     """BLEU of the sentences that beams of each width wrote, and its counts."""
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
-    tokens = iter(scorer.tokenize(list(chain.from_iterable(sentences.values()))))
+    try:
+        tokens = iter(scorer.tokenize(list(chain.from_iterable(sentences.values()))))
+    except CapbenchError as error:
+        return Evaluation({}, {}, (f"bleu by the width of the beam: {error}",))
     for width, of_width in sentences.items():
         statistics = bleu_statistics([next(tokens) for _ in of_width], scorer.references)
         arrays[f"bleu_beam{width}"] = statistics

@@ -8,6 +8,7 @@ from capbench import __version__
 from capbench.cli.compare import compare
 from capbench.cli.data import add_dataset, datasets, export, features, import_hugging_face, remove
 from capbench.cli.demo import demo
+from capbench.cli.doctor import doctor
 from capbench.cli.importing import import_released
 from capbench.cli.leaderboard import leaderboard
 from capbench.cli.listing import papers, results, show
@@ -21,7 +22,7 @@ from capbench.cli.tools import align, caption, probe, search
 EXIT_CODES = """Exit codes:
 
 - 0: done
-- 1: `--check` found stale pages, or `--fail-if-worse` a metric that is worse
+- 1: a check failed: stale pages, a metric that is worse (`--fail-if-worse`), a machine that lacks something
 - 2: refused; one line names the fault
 - 75: stopped by a signal and saved; the same command resumes
 - 130: interrupted, nothing to save
@@ -42,7 +43,7 @@ for group, commands in (
     (REPRODUCE, (run, sweep, leaderboard, site, results, papers, show)),
     (OWN, (compare, rescore, features)),
     (MODEL, (search, caption, align, demo)),
-    (INSIDE, (probe,)),
+    (INSIDE, (doctor, probe)),
 ):
     for command in commands:
         app.command(command, group=group)

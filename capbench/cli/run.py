@@ -27,6 +27,7 @@ def run(
     seed: Seed | None = None,
     assignments: Annotated[list[Assignment] | None, OneOrMore, Parameter(name="--set")] = None,
     fresh: bool = False,
+    tolerant: bool = False,
     track: Annotated[list[Tracker] | None, OneOrMore] = None,
     runs: Path = Path("runs"),
     leaderboards: Path = Path("leaderboards"),
@@ -64,6 +65,9 @@ def run(
         from keeps its own recipe.
     fresh
         Train from the beginning, even a run that has finished or can be resumed.
+    tolerant
+        Leave out the images that cannot be decoded, with their captions. The records list them, and their numbers are
+        not compared with those of the whole data set.
     track
         Draw the curves of the runs with TensorBoard (in their folders), W&B or MLflow, too.
     runs
@@ -71,6 +75,7 @@ def run(
     leaderboards
         The folder of the committed records and the pages.
     """
+    from capbench.base.signals import stop_at_once
     from capbench.cli.reporting import Bars, conclude
     from capbench.runs.harness import Places
     from capbench.runs.harness import run as run_job
@@ -80,13 +85,13 @@ def run(
     from capbench.runs.tracking import Tracking
     from capbench.training import processes
 
-    owner, places, materials = find_paper(paper), Places(runs), Materials()
+    owner, places, materials = find_paper(paper), Places(runs), Materials(tolerant=tolerant)
     tracking = Tracking(track or (), places)
     jobs = plan(owner, recorded_name(dataset), preset, encoder, seeds, seed, assignments or ())
     materials.check(dataset, {job.encoder for job in jobs})  # refused before anything is written
     session = Session(places.runs / owner.name / "session.json", jobs)
     with processes.joined():
-        with Bars(owner, len(jobs), shown=processes.main()) as bars, closing(tracking):
+        with Bars(owner, len(jobs), shown=processes.main()) as bars, closing(tracking), stop_at_once():
 
             def report(job: Job, state: TrainingState, batches: int) -> None:
                 if processes.main():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,6 +145,31 @@ class ImageFolder:
             raise CapbenchError(
                 f"{len(missing):,} of {len(self):,} images are missing from {self.root}: {listed(missing)}"
             )
+
+
+def without_images(dataset: CaptionDataset, names: Sequence[str]) -> CaptionDataset:
+    """The data set without some images that cannot be decoded, and without their captions; a note lists them."""
+    kept = np.array([name not in set(names) for name in dataset.image_names])
+    rows, captions = np.flatnonzero(kept), np.flatnonzero(kept[dataset.image_of_caption])
+
+    def of(values: Sequence[Any], places: NDArray[np.int64]) -> tuple[Any, ...]:
+        return tuple(values[i] for i in places)
+
+    folder, image_names = dataset.images, of(dataset.image_names, rows)
+    assert isinstance(folder, ImageFolder), "drawn scenes are always decodable"
+    return replace(
+        dataset,
+        images=ImageFolder(folder.root, image_names),
+        image_names=image_names,
+        image_ids=of(dataset.image_ids, rows),
+        split_of_image=of(dataset.split_of_image, rows),
+        captions=of(dataset.captions, captions),
+        tokens=of(dataset.tokens, captions),
+        caption_ids=of(dataset.caption_ids, captions),
+        image_of_caption=(np.cumsum(kept) - 1)[dataset.image_of_caption[captions]],
+        phrases=None if dataset.phrases is None else of(dataset.phrases, captions),
+        notes=(*dataset.notes, f"{len(names):,} images left out, not decodable: {listed(names)}"),
+    )
 
 
 def _resized(image: NDArray[np.uint8], width: int, height: int, box: Box | None = None) -> Tensor:

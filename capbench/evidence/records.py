@@ -6,11 +6,10 @@ Nothing is overwritten: each record has a name of its own, however many processe
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
-import zipfile
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from pydantic import BaseModel, Field, JsonValue
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
-from capbench.base.json_records import RECORD_CONFIG, JsonRecord, load_records, new_stem, read_record
+from capbench.base.json_records import RECORD_CONFIG, Count, JsonRecord, Number, load_records, new_stem, read_record
 from capbench.base.provenance import Moment
 from capbench.evidence import renamed
+from capbench.evidence.bundles import LARGEST, pack, unpack
 
 SCHEMA_VERSION = 2
 SYSTEMS = "systems"  # the `paper` of records of other systems' outputs; their `preset` is the system's name
@@ -42,11 +42,11 @@ class Epoch(BaseModel):
 
     model_config = RECORD_CONFIG
 
-    epoch: int
-    loss: float | None  # mean over the steps; None where there was nothing to learn
-    learning_rate: float
-    seconds: float  # wall clock
-    validation: dict[str, float]  # metrics after the epoch
+    epoch: Count
+    loss: Number | None  # mean over the steps; None where there was nothing to learn
+    learning_rate: Number
+    seconds: Number  # wall clock
+    validation: dict[str, Number]  # metrics after the epoch
 
 
 class Result(JsonRecord):
@@ -66,33 +66,33 @@ class Result(JsonRecord):
     encoder: str
     view: str  # the part of an image that the encoder saw
     region_provider: str | None = None  # what made the boxes of regions; None where the model sees no regions
-    seed: int
-    metrics: dict[str, float]  # without those that could not be computed
-    validation: dict[str, float]  # metrics of the snapshot
-    best_epoch: int
+    seed: Count
+    metrics: dict[str, Number]  # without those that could not be computed
+    validation: dict[str, Number]  # metrics of the snapshot
+    best_epoch: Count
     curve: list[Epoch]
     recipe: dict[str, JsonValue]
-    parameters: int
+    parameters: Count
     dataset_fingerprint: str
     features_fingerprint: str
-    vocabulary_size: int
+    vocabulary_size: Count
     commit: str
     dirty: bool
     versions: dict[str, str]
     device: str
-    threads: int  # of each process
-    processes: int = Field(default=1, exclude_if=lambda count: count == 1)  # that trained together
+    threads: Count  # of each process
+    processes: Count = Field(default=1, exclude_if=lambda count: count == 1)  # that trained together
     instruction_set: str = ""  # of a CPU
     blas: str = ""  # of a CPU
     precision: str = ""  # of training: "bf16" or "fp32"
     published: bool | None = None  # whether the data are the published split; None where nothing is published
-    images: int | None = None  # of the split
+    images: Count | None = None  # of the split
     tokenizer: str = ""  # of caption metrics, where the captions are in other letters than English; else coco-caption's
     started: Moment
-    wall_seconds: float
-    energy_joules: float | None = None
+    wall_seconds: Number
+    energy_joules: Number | None = None
     energy_of: str | None = None  # the device whose energy was counted
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
     command: str
     notes: list[str] = Field(default_factory=list)
     arrays: str | None = None  # name of the file of arrays
@@ -147,7 +147,7 @@ def save_result(result: Result, arrays: Mapping[str, np.ndarray], folder: Path) 
     names speak of a token, key or password are cut out of every string.
     Raises CapbenchError when the folder cannot be written or an array does not fit.
     """
-    packed = _pack(arrays) if arrays else b""
+    packed = pack(arrays) if arrays else b""
     names = (result.paper, result.preset, result.dataset, result.encoder)
     words = [re.sub(r"[^A-Za-z0-9_.]+", "_", name)[:40] for name in names]
     with new_stem(folder, "-".join([*words, f"s{result.seed}"]).lstrip("."), result.started) as stem:
@@ -203,33 +203,21 @@ def load_arrays(result: Result, folder: Path) -> dict[str, np.ndarray]:
         raise CapbenchError(f"{result.file}: arrays names {result.arrays!r}, which is not a plain file name")
     path = folder / result.arrays
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.stat().st_size <= LARGEST else b""
         if hashlib.sha256(content).hexdigest() != result.arrays_sha256:
             raise CapbenchError(f"{path} has changed since its record was written; restore it or remove both")
-        with np.load(io.BytesIO(content), allow_pickle=False) as bundle:
-            return {name: bundle[name] for name in bundle.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise CapbenchError(f"cannot read the arrays {path}: {error}") from error
+    try:
+        return unpack(content)
+    except CapbenchError as error:
         raise CapbenchError(f"cannot read the arrays {path}: {error}") from error
 
 
-def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A compressed .npz without dates, so that its hash depends on the arrays alone."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for name in sorted(arrays):
-            array = np.ascontiguousarray(arrays[name])
-            if array.dtype.kind in "iu":
-                if array.size and (array.min() < -(2**31) or array.max() >= 2**31):
-                    raise CapbenchError(f"array {name!r} holds integers that do not fit in int32")
-                array = array.astype(np.int32)
-            elif array.dtype.kind not in "fb":
-                raise CapbenchError(f"array {name!r} has type {array.dtype}; records hold numbers only")
-            member = io.BytesIO()
-            np.lib.format.write_array(member, array, allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3
-            bundle.writestr(entry, member.getvalue(), zipfile.ZIP_DEFLATED, 6)
-    return buffer.getvalue()
+def warn_of_damage(error: CapbenchError) -> None:
+    """Say that the arrays of a record are left out, unless they are merely not at hand."""
+    if not isinstance(error.__cause__, FileNotFoundError):
+        warnings.warn(f"left out: {error}", stacklevel=3)
 
 
 def _without_secrets(value: Any) -> Any:

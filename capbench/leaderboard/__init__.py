@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 from capbench.evidence.probes import ProbeRecord, load_probes
+from capbench.evidence.reliability import ReliabilityRecord, load_reliability
 from capbench.evidence.results import Results
-from capbench.leaderboard import encoders, index, kernels, systems
+from capbench.leaderboard import encoders, index, kernels, reliability, systems
 from capbench.leaderboard.beside import beside
 from capbench.leaderboard.board import Board, Row, board
 from capbench.leaderboard.cells import Seeds, seed_count
@@ -61,23 +62,26 @@ class Contents:
     results: Results
     timings: Sequence[TimingRecord] = ()
     probes: Sequence[ProbeRecord] = ()
+    reliability: Sequence[ReliabilityRecord] = ()
 
 
 def contents(papers: Mapping[str, Paper], folder: Path) -> Contents:
     """Read a leaderboards folder. Raises CapbenchError for one without records that is not the project's own."""
-    results, timings, probes = _records(folder)
-    return Contents(tuple(board(paper, results) for paper in papers.values()), results, timings, probes)
+    results, timings, probes, faults = _records(folder)
+    return Contents(tuple(board(paper, results) for paper in papers.values()), results, timings, probes, faults)
 
 
 def render_all(found: Contents, seeds: Seeds = seed_count) -> dict[str, bytes]:
-    """Every page and plot, the pages of kernels, encoders and other systems, and README.md, the index over them.
+    """Every page and plot, the pages of all papers together, and README.md, the index over them.
 
     `seeds` says what stands in a table's column of seeds: their number, or links to their records.
     """
-    files = {"README.md": index.page(found.boards, found.results, found.timings, found.probes).encode()}
+    about = found.results, found.timings, found.probes, found.reliability
+    files = {"README.md": index.page(found.boards, *about).encode()}
     for each in found.boards:
         files |= render(each, seeds=seeds)
-    return files | kernels.render(found.timings) | encoders.render(found.probes) | systems.render(found.results, seeds)
+    files |= kernels.render(found.timings) | encoders.render(found.probes) | systems.render(found.results, seeds)
+    return files | reliability.render(found.reliability)
 
 
 def write(papers: Mapping[str, Paper], folder: Path) -> list[Path]:
@@ -129,14 +133,14 @@ def absent(folder: Path) -> str:
     )
 
 
-def _records(folder: Path) -> tuple[Results, list[TimingRecord], list[ProbeRecord]]:
+def _records(folder: Path) -> tuple[Results, list[TimingRecord], list[ProbeRecord], list[ReliabilityRecord]]:
     results = Results.load(folder / "results")
     timings, probes = load_timings(folder / "timings"), load_probes(folder / "probes")
     if folder != FOLDER and not results.records and not timings and not probes:
         raise CapbenchError(
             f"{folder} has no record in results/, timings/ or probes/; is it the folder that you meant?"
         )
-    return results, timings, probes
+    return results, timings, probes, load_reliability(folder / "reliability")
 
 
 def _written(files: Mapping[str, bytes], folder: Path) -> list[Path]:

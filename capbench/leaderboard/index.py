@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from capbench.evidence.probes import ProbeRecord
 from capbench.evidence.records import SYSTEMS
+from capbench.evidence.reliability import ReliabilityRecord
 from capbench.evidence.results import Results
-from capbench.leaderboard import cells, legend, systems
+from capbench.leaderboard import cells, legend, reliability, systems
 from capbench.leaderboard.board import Board
 from capbench.leaderboard.markdown import DASH, code_block, escape, table
 from capbench.leaderboard.page import GENERATED, claims
@@ -20,6 +21,7 @@ def page(
     results: Results,
     timings: Sequence[TimingRecord] = (),
     probes: Sequence[ProbeRecord] = (),
+    faults: Sequence[ReliabilityRecord] = (),
 ) -> str:
     """The index as markdown."""
     probed = ", ".join(sorted({record.dataset for record in probes}))
@@ -36,6 +38,7 @@ def page(
         "What an encoder's features tell of the words of captions: [encoders](encoders.md), "
         + (f"on {escape(probed)}." if probed else "not yet measured."),
         *_systems(results),
+        *_reliability(faults),
         *legend.blocks(),
         "## How the pages are made",
         "From the records in `results/` and the papers' reported numbers alone. To make the pages again, to see "
@@ -53,6 +56,13 @@ def _systems(results: Results) -> Iterator[str]:
     """The line on other systems, where there are any."""
     if names := {record.preset for record in results.select(paper=SYSTEMS).records}:
         yield f"What the outputs of other systems scored: [other systems]({systems.PAGE}), {len(names)} so far."
+
+
+def _reliability(records: Sequence[ReliabilityRecord]) -> Iterator[str]:
+    """The line on faults, where a record tells of them."""
+    if records:
+        counts = f"{reliability.survived(records)} survived"
+        yield f"What is done to the suite on purpose: [reliability]({reliability.PAGE}), {counts}."
 
 
 def _line(board: Board) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from capbench.base.errors import CapbenchError
 from capbench.base.grouping import grouped
-from capbench.evidence.records import Result, load_arrays
+from capbench.evidence.records import Result, load_arrays, warn_of_damage
 from capbench.leaderboard.page import Picture
 from capbench.leaderboard.plots import SWEEPS, Line, heat_map, learning_curves, recall_curves, slug, sweep_curves
 from capbench.leaderboard.pooled import Runs, by_metric, parts
@@ -93,5 +93,6 @@ def _ranks(group: Sequence[Runs], record: Result) -> dict[str, np.ndarray]:
     (folder,) = {runs.results.folder for runs in group if record in runs.records}
     try:
         return load_arrays(record, folder)
-    except CapbenchError:
+    except CapbenchError as error:
+        warn_of_damage(error)
         return {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from capbench.base.errors import CapbenchError
 from capbench.base.grouping import grouped
-from capbench.evidence.records import SCHEMA_VERSION, Result
+from capbench.evidence.records import SCHEMA_VERSION, Result, warn_of_damage
 from capbench.evidence.results import Results, data_name, is_canonical
 from capbench.metrics import registry
 from capbench.metrics.significance import Interval, seed_interval
@@ -100,7 +100,8 @@ class Runs:
         (seed,) = values
         try:
             return self._of_seed.setdefault(seed, self.results.select(seed=seed)).bootstrap(metric)
-        except CapbenchError:  # the arrays are lost or changed
+        except CapbenchError as error:  # the arrays are lost or damaged
+            warn_of_damage(error)
             return None
 
     def why_missing(self, metric: str) -> str:

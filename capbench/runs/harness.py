@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from capbench.base.errors import CapbenchError
-from capbench.base.files import check_writable
+from capbench.base.errors import CapbenchError, StoppedError
+from capbench.base.files import check_writable, locked, remove_remains
 from capbench.base.plugins import versions
 from capbench.base.processor import computes_bf16
 from capbench.base.provenance import provenance
+from capbench.base.signals import stop_at_once, stop_requests
 from capbench.data.captions import protocol_line
 from capbench.evidence.records import Epoch, Result, load_results, save_result
 from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, describe, description, identity
@@ -33,6 +33,7 @@ from capbench.training.loop import TrainingState, train
 from capbench.training.machine import ENERGY_OF, peak_memory_bytes, restart_peak_memory
 
 LOCK, SCRATCH = ".lock", "scratch"
+LOCK_SECONDS = 5.0
 
 OnJobStep = Callable[[Job, TrainingState, int], None]  # see `capbench.training.loop.train`
 
@@ -85,6 +86,7 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
         if fresh:
             processes.once(lambda: _clear(folder))
         elif found := processes.once(lambda: _finished(folder, wanted, places)):
+            processes.once(lambda: _clear(folder))  # where it was killed just before
             return _finished_run(places, *found, trained=False)
         return _train_and_record(owner, job, recipe, inputs, wanted, places, report)
 
@@ -124,25 +126,28 @@ def _train_and_record(
         "parameters": sum(value.numel() for value in experiment.model.parameters() if value.requires_grad),
         "peak_memory_bytes": peak_memory_bytes(device),  # of training and validation
     }
-    records: list[str] = []
+    with torch.no_grad(), stop_at_once():  # the checkpoint holds all but this
+        evaluations = {protocol: experiment.test(protocol) for protocol in owner.protocols(job.dataset, recipe)}
 
-    def record() -> None:
-        if evaluation.outputs is not None:
-            evaluation.outputs.save(folder, "test")
-        result = _result(job, recipe, inputs, state, protocol, evaluation, made_by)
-        records.append(_recorded(result, evaluation, places).name)
-
-    def finish() -> tuple[list[str], str]:
+    def record() -> tuple[list[str], str]:
+        for protocol, evaluation in evaluations.items():
+            evaluation.finite(f"on test under {protocol}")
+        records = []
+        for protocol, evaluation in evaluations.items():
+            if evaluation.outputs is not None:
+                evaluation.outputs.save(folder, "test")
+            result = _result(job, recipe, inputs, state, protocol, evaluation, made_by)
+            records.append(_recorded(result, evaluation, places).name)
         inputs.vocabulary.save(folder / VOCABULARY)
         described = describe(folder, wanted, inputs.features.array.shape[-1], records)
         _clear(folder)
         return records, described.finished
 
-    for protocol in owner.protocols(job.dataset, recipe):
-        with torch.no_grad():
-            evaluation = experiment.test(protocol)
-        processes.once(record)
-    return _finished_run(places, *processes.once(finish), trained=True)
+    with stop_requests() as stop_requested:  # what is scored is recorded, to its end
+        recorded = processes.once(record)
+        if processes.any_of(stop_requested()):
+            raise StoppedError
+    return _finished_run(places, *recorded, trained=True)
 
 
 def _recorded(result: Result, evaluation: Evaluation, places: Places) -> Path:
@@ -233,24 +238,23 @@ def _finished(folder: Path, wanted: Mapping[str, Any], places: Places) -> tuple[
 
 @contextmanager
 def claimed(folder: Path, places: Places) -> Iterator[None]:
-    """A run's folder for this process alone; folders that stay empty are removed.
+    """A run's folder for this process alone, without what a killed one left; folders that stay empty are removed.
 
     The system releases the lock of a dead process. Raises CapbenchError when another process holds it, or when a folder
     cannot be written.
     """
     check_writable(places.records)
     check_writable(folder)
-    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=5)
-    except Timeout as error:
-        raise CapbenchError(f"another process is training in {folder}; wait for it, or choose other --runs") from error
-    try:
-        yield
+        with locked(folder / LOCK, LOCK_SECONDS, "wait for it, or choose other --runs"):
+            remove_remains(folder, age=0.0)
+            remove_remains(places.records)
+            try:
+                yield
+            finally:
+                if {path.name for path in folder.iterdir()} == {LOCK}:
+                    (folder / LOCK).unlink()
     finally:
-        if {path.name for path in folder.iterdir()} == {LOCK}:
-            (folder / LOCK).unlink()
-        lock.release()
         for empty in (folder, folder.parent, places.records, places.runs):
             with suppress(OSError):
                 empty.rmdir()

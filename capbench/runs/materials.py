@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset
 from capbench.data.datasets import check_trainable, load_captions, load_dataset
+from capbench.data.images import without_images
 from capbench.data.vocabulary import Vocabulary
 from capbench.runs.job import Job
 from capbench.training import processes
@@ -27,11 +29,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA is determini
 class Materials:
     """Data sets and features, each loaded once for all jobs."""
 
-    def __init__(self, store: Path | None = None) -> None:
-        self.store = store
+    def __init__(self, store: Path | None = None, tolerant: bool = False) -> None:
+        self.store, self.tolerant = store, tolerant  # tolerant: leave out the images that cannot be decoded
         self._datasets: dict[str, CaptionDataset] = {}
         self._captions: dict[str, CaptionDataset] = {}
-        self._features: dict[tuple[str | None, ...], tuple[Encoder, Features]] = {}
+        self._features: dict[tuple[str | None, ...], tuple[CaptionDataset, Encoder, Features]] = {}
 
     def dataset(self, name: str) -> CaptionDataset:
         """A data set by name; one that was loaded from a folder is known by its own name from then on."""
@@ -62,7 +64,7 @@ class Materials:
             if stored.boxes is None:
                 dataset = replace(dataset, phrases=None)  # where a phrase is cannot be compared with places unknown
         else:
-            encoder, stored = self._computed(dataset, job, recipe)
+            dataset, encoder, stored = self._computed(dataset, job, recipe)
         vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count, dataset.tokenizer)
         return Inputs(dataset, encoder, stored, vocabulary)
 
@@ -72,12 +74,19 @@ class Materials:
         check_trainable(dataset)
         return dataset
 
-    def _computed(self, dataset: CaptionDataset, job: Job, recipe: Recipe) -> tuple[Encoder, Features]:
+    def _computed(self, dataset: CaptionDataset, job: Job, recipe: Recipe) -> tuple[CaptionDataset, Encoder, Features]:
+        """The images that have features, the encoder and the features."""
         key = (job.dataset, job.encoder, recipe.output, recipe.view, recipe.region_provider)
         if key not in self._features:
             encoder = Encoder(job.encoder, recipe.output).to(default_device())
-            seen, show = (dataset, encoder, recipe.view, recipe.region_provider), processes.main()
-            self._features[key] = (encoder, features(*seen, store=self.store, progress=show))
+            make = partial(features, encoder=encoder, view=recipe.view, region_provider=recipe.region_provider)
+            show = processes.main()
+            stored = make(dataset, store=self.store, progress=show, tolerant=self.tolerant)
+            if stored.skipped:
+                dataset = without_images(dataset, stored.skipped)
+                check_trainable(dataset)
+                stored = make(dataset, store=self.store, progress=show)
+            self._features[key] = (dataset, encoder, stored)
         return self._features[key]
 
     def _imported(self, dataset: CaptionDataset, job: Job, recipe: Recipe) -> Features:

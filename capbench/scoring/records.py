@@ -125,7 +125,7 @@ def rescored(record: Result, folder: Path, dataset: CaptionDataset) -> Evaluatio
         evaluation = score_captions(captions, split)
         metrics, made = {**evaluation.metrics}, {**evaluation.arrays}
         rule = _field(signature_of(record.notes), "rule") or "coco-caption"
-        notes = [noted(of_captions(split, record.protocol, rule)), *evaluation.notes]
+        notes = [noted(of_captions(split, record.protocol, rule, evaluation.notes)), *evaluation.notes]
     if any(direction in arrays for direction in DIRECTIONS):
         counted = _counted(arrays, record.protocol)
         metrics |= {name: value for name, value in counted.items() if name in record.metrics or record.paper != SYSTEMS}

@@ -45,7 +45,7 @@ def score(
     if isinstance(outputs, Captions):
         scored, captions = joining.captions_in_order(split, protocol, outputs)
         evaluation, words = score_captions(captions, scored), encoded(captions)
-        line, notes = signature.of_captions(scored, protocol, rule), evaluation.notes
+        line, notes = signature.of_captions(scored, protocol, rule, evaluation.notes), evaluation.notes
         return Evaluation(evaluation.metrics, {**words, **evaluation.arrays}, (signature.noted(line), *notes))
     if isinstance(outputs, Embeddings):
         return _of_embeddings(outputs, split, protocol, similarity)

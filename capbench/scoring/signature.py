@@ -21,11 +21,12 @@ RULES = {  # of scoring captions, by their names on the command line
 _NOTE = "signature: "
 
 
-def of_captions(split: Split, protocol: str, rule: str) -> str:
+def of_captions(split: Split, protocol: str, rule: str, notes: Sequence[str] = ()) -> str:
     """ "captions|data:flickr8k:ae3df9a0|split:test|...|refs:5|tok:ptb|java:17.0.15|rule:coco-caption|version:0.1.0"."""
     own = split.dataset.metric_tokenizer
     java = "" if own else java_version()
-    tokenizer = own or ("ptb" if java else "simple")
+    replaced = any(note.startswith("tokeniser: simple_tokenize") for note in notes)
+    tokenizer = own or ("ptb" if java and not replaced else "simple")
     how = {"refs": _each(split.image_of_caption), "tok": tokenizer, "java": java or "none"}
     return _line("captions", split, protocol, how | {"rule": rule})
 

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from capbench.leaderboard import systems
+from capbench.leaderboard import reliability, systems
 from capbench.runs.paper import papers
 from capbench.site import api
 
@@ -18,12 +18,13 @@ def configuration(files: set[str], sources: Path, made: Path) -> dict[str, Any]:
     boards = {f"leaderboards/{name}.md": title for name, title in named.items()}
     guides = {f"reproductions/{name}/README.md": title for name, title in named.items()}
     others = {"kernels.md": "Kernels", "encoders.md": "Encoders", systems.PAGE: "Other systems"}
+    others[reliability.PAGE] = "Reliability"
     nav: list[Mapping[str, Any]] = [
         {"Home": "index.md"},
         {"Results": [
             {"All numbers": "numbers.md"},
             {"Claims": "claims.md"},
-            {"Reliability": "reliability.md"},
+            {"Seeds and sources": "seeds.md"},
             *_entries(boards, files),
             *_entries({f"leaderboards/{page}": title for page, title in others.items()}, files),
             {"How to read": "leaderboards/README.md"},

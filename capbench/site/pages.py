@@ -18,6 +18,7 @@ from capbench.leaderboard.board import Board
 from capbench.leaderboard.markdown import plain
 from capbench.leaderboard.page import claims
 from capbench.leaderboard.pooled import marks
+from capbench.leaderboard.reliability import survived
 from capbench.leaderboard.systems import PAGE
 from capbench.metrics import registry
 from capbench.runs.paper import Paper, metric_of, papers
@@ -25,7 +26,7 @@ from capbench.site import api
 from capbench.site.curves import curves
 from capbench.site.links import relinked, unfolded
 from capbench.site.numbers import sections
-from capbench.site.reliability import confidences, settings
+from capbench.site.seeds import confidences, settings
 
 Files = dict[str, bytes]  # by path below the site's folder of documents
 
@@ -46,8 +47,8 @@ def documents(folder: Path) -> Files:
     files = {f"{BOARDS}/{path}": text for path, text in leaderboard.render_all(found, cells.seed_links).items()}
     files |= dict(_texts()) | {f"assets/{path.name}": path.read_bytes() for path in ASSETS.iterdir()}
     files |= {f"{RECORDS}/{r.file}": (folder / "results" / r.file).read_bytes() for r in records}
-    files |= {f"{BOARDS}/timings/{r.file}": (folder / "timings" / r.file).read_bytes() for r in found.timings}
-    files |= {f"{BOARDS}/probes/{r.file}": (folder / "probes" / r.file).read_bytes() for r in found.probes}
+    for part in ("timings", "probes", "reliability"):
+        files |= {f"{BOARDS}/{part}/{r.file}": (folder / part / r.file).read_bytes() for r in getattr(found, part)}
 
     def known(path: str) -> str | None:
         return next((place for place in (path, f"{path}/README.md") if place in files), pages.get(path))
@@ -95,14 +96,17 @@ def _tables(found: leaderboard.Contents) -> Iterator[tuple[str, str]]:
     yield (
         "index.md",
         made.get_template("home.md.j2").render(
-            boards=[*map(_card, found.boards)], records=len(records), systems=any(r.paper == SYSTEMS for r in records)
+            boards=[*map(_card, found.boards)],
+            records=len(records),
+            systems=any(r.paper == SYSTEMS for r in records),
+            faults=survived(found.reliability) if found.reliability else "",
         ),
     )
     yield "numbers.md", made.get_template("numbers.md.j2").render(sections=sections(found.boards))
     yield "claims.md", made.get_template("claims.md.j2").render(boards=found.boards)
     known = {board.paper: confidences(board) for board in found.boards if board.paper.reported}
     rows = [*settings(found.boards)]
-    yield "reliability.md", made.get_template("reliability.md.j2").render(rows=rows, confidences=known)
+    yield "seeds.md", made.get_template("seeds.md.j2").render(rows=rows, confidences=known)
 
 
 def _card(board: Board) -> dict[str, Any]:

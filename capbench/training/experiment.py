@@ -11,6 +11,8 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from capbench.base.errors import CapbenchError
+from capbench.base.json_records import LARGEST
 from capbench.data.captions import CaptionDataset
 from capbench.data.vocabulary import UNKNOWN, Vocabulary
 from capbench.vision.encoders import Encoder, Output
@@ -113,6 +115,13 @@ class Evaluation:
     arrays: Mapping[str, np.ndarray]  # what the metrics were computed from, such as the rank of each query
     notes: tuple[str, ...] = ()  # for instance why a metric is missing
     outputs: Outputs | None = None  # what was scored, where it is kept
+
+    def finite(self, where: str) -> Evaluation:
+        """Itself. Raises CapbenchError for a metric that is not finite, or so large that sums of it are not."""
+        for name, value in self.metrics.items():
+            if not abs(value) <= LARGEST:
+                raise CapbenchError(f"{name} is {value} {where}; try a lower learning rate or precision=full")
+        return self
 
 
 @runtime_checkable

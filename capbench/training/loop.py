@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from capbench.base.errors import CapbenchError, StoppedError, unknown
+from capbench.base.errors import CapbenchError, StoppedError, out_of_memory, unknown
 from capbench.base.signals import stop_requests
 from capbench.evidence.records import Epoch
 from capbench.training import checkpoint, processes
@@ -68,16 +68,18 @@ def train(
 
     Raises CapbenchError for a checkpoint of another run, with the keys that differ, or of another number of processes;
     for a schedule that ends within its warm-up; on a loss that is not finite, naming the batch; on one that several
-    processes cannot share. Raises StoppedError after a signal to any process.
+    processes cannot share; where memory runs out. Raises StoppedError after a signal to any process.
     """
     if training.epochs <= warmup:
         raise CapbenchError(f"the recipe has {training.epochs} epochs, all of its warm-up of {warmup}; give it more")
     run = _Run(experiment, training, metric, folder, identity, seed, warmup)
-    with stop_requests() as stop_requested:
+    with stop_requests() as stop_requested, _enough_memory(run.state, training):
         run.check_loss()
         while not finished(training, run.state, warmup):
             run.train_epoch(report, stop_requested)
             report(run.state, 0)
+        if processes.any_of(stop_requested()):
+            raise StoppedError
     run.load_best()
     return run.state
 
@@ -166,8 +168,11 @@ class _Run:
                 raise StoppedError
         self.model.eval()
         with torch.no_grad(), self.ema.in_place():
-            metrics = dict(self.experiment.validate().metrics)
-            validation: dict[str, float] = processes.once(lambda: metrics)
+            where = (
+                f"on validation after epoch {state.epoch}; the last checkpoint and the best snapshot are from before it"
+            )
+            evaluation = self.experiment.validate()
+            validation: dict[str, float] = processes.once(lambda: dict(evaluation.finite(where).metrics))
             work.add_to(state)
             if self.metric not in validation:
                 raise unknown("validation metric", self.metric, validation)
@@ -259,6 +264,20 @@ class _Run:
         checkpoint.restore_optimizer(self.optimizer, tensors)
         self.ema.restore(tensors)
         return TrainingState(**{**saved["run"], "fallbacks": saved["fallbacks"]})
+
+
+@contextmanager
+def _enough_memory(state: TrainingState, training: Training) -> Iterator[None]:
+    """Turns a lack of memory into a CapbenchError: another batch would be another recipe, so the user decides."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise CapbenchError(
+            f"out of memory at epoch {state.epoch}, step {state.step}: {error}. The last checkpoint is from before it. "
+            f"Free memory; a smaller batch than {training.batch_size} (--set training.batch_size=N) is another recipe"
+        ) from error
 
 
 class _AveragedWeights:

@@ -12,7 +12,7 @@ from tests.made_up import HOSTILE
 FIRST_PAGE = 1_000_000  # bytes, with all that it loads
 UNFOLD = "document.querySelectorAll('details').forEach((fold) => (fold.open = true))"
 PAGES = (
-    "index.html", "numbers.html", "claims.html", "reliability.html", "leaderboards/vsepp.html",
+    "index.html", "numbers.html", "claims.html", "seeds.html", "leaderboards/vsepp.html",
     "leaderboards/kernels.html", "leaderboards/systems.html", "leaderboards/index.html", "api/metrics.html",
 )  # fmt: skip
 
@@ -146,7 +146,7 @@ def test_the_keyboard_reaches_a_heading_and_sorts(visit, site):
 
 def test_hostile_names_are_text(visit, site):
     shown = HOSTILE.replace("\u202e", "\ufffd")
-    for name in ("numbers.html", "reliability.html", "leaderboards/vsepp.html", "leaderboards/systems.html"):
+    for name in ("numbers.html", "seeds.html", "leaderboards/vsepp.html", "leaderboards/systems.html"):
         page = visit(site / name).page
         page.evaluate(UNFOLD)
         assert page.get_by_text(shown).count() > 0, name

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, out_of_memory
 from capbench.kernels._blocks import scratch, slices
 from capbench.kernels.ranks.exact import Band, Contest, pairs_at_once
 
@@ -52,7 +52,7 @@ class _Counts(ABC):
                 self.add(rows)
                 start = rows.stop
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if rows.stop - rows.start == 1:
                     raise CapbenchError("the similarities of one image do not fit in memory; free some") from error
@@ -204,11 +204,3 @@ class Square(_Counts):
         ahead = scratch("ranks", tuple(tile.shape), tile, torch.bool)
         self.by_image[images.rows] += torch.ge(tile, images.best[:, None], out=ahead).sum(1, dtype=torch.int32)
         self.by_caption[captions.columns] += torch.ge(tile, captions.matched, out=ahead).sum(0, dtype=torch.int32)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether torch, on any device, or Python reports that memory ran out."""
-    said = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in str(error).lower() for words in said
-    )

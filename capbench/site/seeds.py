@@ -17,7 +17,7 @@ CONFIDENCES = {"two-sources": "two sources", "one-source": "one source", "memory
 
 
 @dataclass(frozen=True, eq=False)
-class Reliability:
+class Basis:
     """A setting of ours, by the headline metric of its kind."""
 
     paper: str
@@ -30,11 +30,11 @@ class Reliability:
     cautions: tuple[str, ...] = ()
 
 
-def settings(boards: Sequence[Board]) -> Iterator[Reliability]:
+def settings(boards: Sequence[Board]) -> Iterator[Basis]:
     """Every setting of ours, in the order of the pages."""
     for board in boards:
         for runs in board.runs:
-            yield Reliability(board.paper.name, runs, **_headline(runs), cautions=tuple(cautions(runs, board.paper)))
+            yield Basis(board.paper.name, runs, **_headline(runs), cautions=tuple(cautions(runs, board.paper)))
 
 
 def _headline(runs: Runs) -> dict[str, str]:
