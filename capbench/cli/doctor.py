@@ -32,12 +32,11 @@ def doctor(*, as_json: Json = False) -> None:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))
     else:
         colours = {"ok": "green", "missing": "yellow", "wrong": "red"}
-        table = Table("check", "", "found", "what to do", box=None, header_style="", pad_edge=False)
+        table = Table("check", "", "found, and what to do", box=None, header_style="", pad_edge=False)
         for check in checks:
-            state = Text(check.state, colours[check.state] if check.fails or check.state != "wrong" else "yellow")
-            table.add_row(
-                Text(check.name), state, Text(check.found, overflow="fold"), Text(check.mend, overflow="fold")
-            )
+            colour = colours["missing"] if check.state == "wrong" and not check.fails else colours[check.state]
+            lines = "\n".join(filter(None, (check.found, check.mend)))
+            table.add_row(Text(check.name), Text(check.state, colour), Text(lines, overflow="fold"))
         console.print(table)
         say(f"to mend: {', '.join(failed)}" if failed else "everything needed is there")
     if failed:

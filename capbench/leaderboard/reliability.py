@@ -22,7 +22,7 @@ def render(records: Sequence[ReliabilityRecord]) -> dict[str, bytes]:
     blocks = [
         f"<!-- {GENERATED} -->",
         "# Reliability",
-        "What is done to the suite on purpose, and how it comes through. A fault is caused, not imitated: a process is "
+        "What is done to the suite on purpose, and how it comes through. Tests cause each fault: a process is "
         "killed, a disk is full, a file is cut short. The tables are the tests' own output.",
     ]
     for record in records:
