@@ -177,7 +177,12 @@ def draw_alignment(aligned: Aligned, out: Path) -> None:
 def region_colours(aligned: Aligned) -> dict[int, Colour]:
     """A colour for every region that has a word: grey for the whole picture, else hues far apart, legible on white."""
     used = sorted(set(aligned.labels.tolist()) - {WHOLE})
-    return {WHOLE: GREY, **{region: _colour(place / len(used)) for place, region in enumerate(used)}}
+    return {WHOLE: GREY, **dict(zip(used, distinct_colours(len(used)), strict=True))}
+
+
+def distinct_colours(count: int) -> list[Colour]:
+    """Colours whose hues are far apart, legible on white and under white."""
+    return [_colour(place / count) for place in range(count)]
 
 
 def _colour(hue: float) -> Colour:

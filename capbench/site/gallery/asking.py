@@ -47,9 +47,9 @@ def extremes(values: Float[np.ndarray, " image"], each: int) -> dict[str, list[i
 
 def written(looked: Looked, arrays: Arrays, pictures: int) -> Shown:
     """A captioner: the best, the median and the worst pictures by CIDEr-D, and the common ones."""
-    images = len(looked.array)
-    cider = arrays["cider"][:images] if "cider" in arrays else None
-    groups = {} if cider is None else extremes(cider, max(1, pictures // 8))
+    cider = arrays.get("cider", np.zeros(0))[: len(looked.array)]
+    images = len(cider) or len(looked.array)
+    groups = extremes(cider, max(1, pictures // 8)) if len(cider) else {}
     shared = common(images, pictures)
     wanted = sorted({*shared, *(image for group in groups.values() for image in group)})
     beam = beam_of(looked.trained)
@@ -64,7 +64,7 @@ def written(looked: Looked, arrays: Arrays, pictures: int) -> Shown:
 
 
 def _written(
-    image: int, made: Captioned, cider: Float[np.ndarray, " image"] | None, recorded: str | None
+    image: int, made: Captioned, cider: Float[np.ndarray, " scored"], recorded: str | None
 ) -> Written:  # fmt: skip
     existing = [n for n, log_prob in enumerate(made.log_probs) if log_prob > -np.inf]
     attention = made.attention[0] if made.attention and existing else np.zeros((0, 1))
@@ -73,7 +73,7 @@ def _written(
         image=image,
         captions=tuple(made.captions[n] for n in existing),
         log_probs=tuple(round(made.log_probs[n], 4) for n in existing),
-        cider=None if cider is None else round(float(cider[image]), 2),
+        cider=round(float(cider[image]), 2) if len(cider) else None,
         recorded=None if recorded == made.captions[0] else recorded,
         maps=tuple(light_map(weights, highest) for weights in attention),
         weights=tuple(round(float(weights.max()), 4) for weights in attention),
