@@ -21,6 +21,7 @@ from capbench.tools.align import WHOLE, Aligned, Colour, region_colours
 from capbench.tools.caption import light
 
 ASSETS = Path(__file__).parent / "assets"
+OUTSIDE = 5  # pixels of a true box around its thing
 MAP = 48  # pixels of a map of attention, which a browser stretches over the picture
 
 
@@ -145,7 +146,8 @@ def where(box: Float[np.ndarray, " 4"]) -> str:
 
 
 def _dashed(box: Box) -> str:
-    x0, y0, x1, y1 = box
+    """A true box, drawn a little outside, where the frame of a region that is right does not hide it."""
+    x0, y0, x1, y1 = (side + gap for side, gap in zip(box, (-OUTSIDE, -OUTSIDE, OUTSIDE, OUTSIDE), strict=True))
     sides = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
     return f'<rect class="under" {sides} /><rect class="true" {sides} />'
 

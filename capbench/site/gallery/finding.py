@@ -38,8 +38,8 @@ class Kind(NamedTuple):
 
 CAPTIONS = Kind("captions", "Captions", asking.written)
 REGIONS = Kind("regions", "Captions of regions", asking.described)
-ALIGNMENT = Kind("alignment", "Words and their regions", asking.joined)
-SEARCH = Kind("search", "Search, both ways", asking.found)
+ALIGNMENT = Kind("alignment", "Alignment", asking.joined)
+SEARCH = Kind("search", "Search", asking.found)
 
 
 @dataclass(frozen=True, eq=False)

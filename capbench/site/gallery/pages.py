@@ -22,7 +22,6 @@ from capbench.tools.markup import quoted, text
 
 FOLDER = "galleries"
 INDEX = f"{FOLDER}/index.md"
-RIGHT, WRONG = "✓", "✗"
 
 
 def page_of(gallery: Gallery) -> str:
@@ -97,6 +96,7 @@ def _beside(title: str, group: Sequence[Gallery], made: Environment) -> str:
     return made.get_template("beside.md.j2").render(
         title=_title(f"{title} of two runs"),
         heading=f"{title} of two runs",
+        kind=group[0].kind.name,
         dataset=group[0].job.dataset,
         caution=caution(group[0].test),
         runs=[(gallery.name, called(gallery)) for gallery in group],
