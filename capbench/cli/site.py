@@ -12,6 +12,8 @@ from capbench.cli.output import say
 if TYPE_CHECKING:
     from capbench.site.gallery.finding import Gallery
 
+PICTURES = 24  # of a gallery, besides its best and worst
+
 
 def site(
     *,
@@ -19,7 +21,7 @@ def site(
     check: bool = False,
     leaderboards: Path = Path("leaderboards"),
     runs: Path = Path("runs"),
-    pictures: CountOrNone = 24,
+    pictures: CountOrNone = PICTURES,
 ) -> None:
     """Build the leaderboards, every record, the library's pages and galleries as a folder of plain files.
 
@@ -58,3 +60,27 @@ def site(
         sys.exit(1)
     else:
         say(f"the site matches its records{' and runs' * has_galleries}")
+
+
+def strip(out: Path, /, *, runs: Path = Path("runs"), leaderboards: Path = Path("leaderboards")) -> None:
+    """Draw attention, search and alignment of your runs on scenes as one picture.
+
+    It takes the best captioner with attention, the best joint embedding and the best alignment model.
+
+    Parameters
+    ----------
+    out
+        The picture (PNG, JPEG or WebP, by its name).
+    runs
+        The folder of all runs.
+    leaderboards
+        The folder of the records, where RUNS has none of a run.
+    """
+    from capbench.site.gallery.finding import galleries
+    from capbench.site.gallery.strip import draw_strip
+    from capbench.tools.drawing import check_drawable
+
+    check_drawable(out)
+    shown = galleries(runs, leaderboards / "results", PICTURES, lambda reason: say(f"left out: {reason}"), "scenes")
+    draw_strip(shown, out)
+    say(out)

@@ -83,7 +83,9 @@ def captioned(trained: Trained, made: Captioned, how: str) -> str:
 
 def _looked(made: Captioned, existing: Sequence[int]) -> str:
     """The picture as the model saw it, and for each caption its words, which light it up on one scale."""
-    image = f'<img src="{data_url(as_seen(decode(made.picture), made.view, SIDE))}" alt="The picture as the model sees it">'
+    image = (
+        f'<img src="{data_url(as_seen(decode(made.picture), made.view, SIDE))}" alt="The picture as the model sees it">'
+    )
     if not made.attention:
         without = "This model has no attention: it sees the picture as one vector, or as a few regions."
         return f'<figure class="looked"><div class="stage">{image}</div><figcaption>{without}</figcaption></figure>'

@@ -139,8 +139,9 @@ def _card(board: Board) -> dict[str, Any]:
 def _records(records: Sequence[Result], galleries: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     template, known = _templates().get_template("record.md.j2"), papers()
     for record in records:
-        yield record_page(record), template.render(
-            _fields(record, known.get(record.paper)), gallery=galleries.get(record.file)
+        yield (
+            record_page(record),
+            template.render(_fields(record, known.get(record.paper)), gallery=galleries.get(record.file)),
         )
 
 

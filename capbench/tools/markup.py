@@ -1,6 +1,6 @@
-"""What a model saw in a picture, as HTML for the demo and the galleries; `assets/look.js` and `look.css` bring it alive.
+"""What a model saw in a picture, as HTML for the demo and the galleries.
 
-All text from outside is escaped. Pictures are addresses, of files or as data URLs.
+`assets/look.js` and `assets/look.css` bring it alive. All text from outside is escaped. Pictures are addresses, of files or as data URLs.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def aligned_words(made: Aligned) -> str:
 
 
 def aligned_picture(made: Aligned, image: str, size: tuple[int, int], truth: Sequence[Box] = ()) -> str:
-    """A picture of some width and height with the regions that have words; the true boxes, in its pixels, are dashed."""
+    """A picture with the regions that have words; the true boxes, in the pixels of its `size`, are dashed."""
     colours, numbers = region_colours(made), _numbers(made)
     said = ", ".join(f"{made.text(snippet)}: {where(made.boxes[snippet.region])}" for snippet in made.snippets)
     frames = [frame(made.boxes[region], size, region, numbers[region], colours[region]) for region in numbers if region]
@@ -93,7 +93,9 @@ def framed(
     """A picture under frames; `said` tells what they show to those who do not see them."""
     width, height = size
     dashed = "".join(_dashed(box) for box in truth)
-    drawn = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{quoted(said)}">{dashed}{"".join(frames)}</svg>'
+    drawn = (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{quoted(said)}">{dashed}{"".join(frames)}</svg>'
+    )
     return f'<div class="stage">{image}{drawn}</div>'
 
 

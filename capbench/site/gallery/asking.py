@@ -225,4 +225,3 @@ def _shown(sections: list[Section], title: str, shared: Sequence[Entry]) -> Show
 def _box(sides: Float[np.ndarray, " 4"]) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = (round(side, 4) for side in sides.tolist())
     return x0, y0, x1, y1
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256 as digest
@@ -55,12 +55,16 @@ class Gallery:
     shown: Shown
 
 
-def galleries(runs: Path, results: Path, pictures: int, left_out: Callable[[str], object]) -> list[Gallery]:
+def galleries(
+    runs: Path, results: Path, pictures: int, left_out: Callable[[str], object], dataset: str | None = None
+) -> list[Gallery]:
     """A gallery for each finished run under `runs`, with so many pictures; `left_out` is told why another has none.
 
-    The records are those of `runs`, else those of `results`. A bar shows how far the models are.
+    The records are those of `runs`, else those of `results`; with `dataset`, the runs are those on it alone. A bar shows
+    how far the models are.
     """
     usable, refused = usable_runs(runs, new_pictures=False)
+    usable = [run for run in usable if dataset in (None, run.job.dataset)]
     for reason in refused:
         left_out(reason)
     made: list[Gallery] = []
@@ -111,7 +115,7 @@ def _kind(run: Usable, described: Description) -> Kind:
     raise CapbenchError("it writes no captions, aligns no words and embeds no sentences: it has no gallery")
 
 
-def _record(described: Description, places: tuple[Path, ...]) -> tuple[Result | None, Mapping[str, asking.np.ndarray]]:
+def _record(described: Description, places: tuple[Path, ...]) -> tuple[Result | None, asking.Arrays]:
     """The first record of a run with its arrays; nothing where it is gone."""
     for folder in places:
         for name in described.records[:1]:

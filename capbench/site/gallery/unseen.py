@@ -97,7 +97,9 @@ class Looked:
         if job.encoder.startswith(IMPORTED):
             stored = imported_features(test.whole, job.encoder, recipe.output)
             rows = test.split.image_index
-            boxes = stored.boxes and replace(stored.boxes, array=stored.boxes.array[rows], count=stored.boxes.count[rows])
+            boxes = stored.boxes and replace(
+                stored.boxes, array=stored.boxes.array[rows], count=stored.boxes.count[rows]
+            )
             return cls(trained, test, stored.array[rows], boxes)
         stored = features(test.part, trained.encoder, recipe.view, recipe.region_provider)
         return cls(trained, test, stored.array, stored.boxes)
