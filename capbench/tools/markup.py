@@ -1,6 +1,7 @@
 """What a model saw in a picture, as HTML for the demo and the galleries.
 
-`assets/look.js` and `assets/look.css` bring it alive. All text from outside is escaped. Pictures are addresses, of files or as data URLs.
+`assets/look.js` and `assets/look.css` bring it alive. All text from outside is escaped. Pictures are addresses, of
+files or as data URLs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Galleries in a real browser: attention plays, boxes and words are joined, words filter, two runs stand side by side."""
+"""Galleries in a real browser: attention plays, words and boxes are joined, runs stand side by side."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from capbench.base.errors import CapbenchError
 from capbench.captioners.experiment import caption_images
 from capbench.data.vocabulary import Vocabulary
 from capbench.metrics.alignment import overlaps
-from capbench.base.errors import CapbenchError
 from capbench.site.gallery.shown import Described, Entry, Found, Joined, Section, Shown, Written
 from capbench.site.gallery.unseen import Looked
 from capbench.tools.align import Aligned, align_words

@@ -60,8 +60,8 @@ def galleries(
 ) -> list[Gallery]:
     """A gallery for each finished run under `runs`, with so many pictures; `left_out` is told why another has none.
 
-    The records are those of `runs`, else those of `results`; with `dataset`, the runs are those on it alone. A bar shows
-    how far the models are.
+    The records are those of `runs`, else those of `results`. `dataset` leaves the runs on others out. A bar shows how
+    far the models are.
     """
     usable, refused = usable_runs(runs, new_pictures=False)
     usable = [run for run in usable if dataset in (None, run.job.dataset)]
