@@ -16,6 +16,7 @@ from capbench.base.errors import CapbenchError
 from capbench.cli.app import app
 from capbench.data.scenes import scenes
 from capbench.evidence.records import add_records, load_arrays, load_results
+from capbench.metrics.retrieval import match_ranks
 from capbench.runs.loaded import load_run
 from capbench.site.gallery import asking, finding, thumbnails, unseen
 from capbench.site.gallery.finding import ALIGNMENT, CAPTIONS, REGIONS, SEARCH, Gallery, galleries
@@ -25,6 +26,7 @@ from capbench.site.gallery.thumbnails import Thumbnails, caution
 from capbench.site.gallery.unseen import Looked, Unseen
 from capbench.site.pages import documents
 from capbench.tools.align import align_words
+from capbench.tools.search import embedded, similarities
 from tests.made_up import HOSTILE
 from tests.tiny_runs import FEW, tiny_runs
 
@@ -53,7 +55,7 @@ def made(runs) -> list[Gallery]:
     return found
 
 
-def one(made, kind, paper="") -> Gallery:
+def one(made, kind, paper=""):
     return next(each for each in made if each.kind is kind and each.job.paper.startswith(paper))
 
 
@@ -93,17 +95,20 @@ def test_each_word_and_the_end_has_a_map_and_a_model_without_attention_has_none(
     assert {entry.maps for entry in one(made, CAPTIONS, "show_and").shown.common} == {()}
 
 
-def test_a_search_has_the_ranks_of_the_record(made, runs):
+def test_a_search_ranks_as_the_library_does_and_shows_the_latest_first(made, runs):
     gallery = one(made, SEARCH)
-    arrays = load_arrays(gallery.record, runs / "records")
+    trained, part = trained_of(gallery, runs), gallery.test.part
+    everything = Looked.at(trained, gallery.test).seen(list(range(FEW["test"])))
+    sentences = embedded(trained, [trained.vocabulary.encode_text(caption) for caption in part.captions])
+    ranks = match_ranks(similarities(trained, everything, sentences).numpy(), part.image_of_caption)
     for entry in (entry for section in gallery.shown.sections for entry in section.entries):
         assert isinstance(entry, Found)
-        whole = arrays["image_to_caption"] if entry.caption is None else arrays["caption_to_image"]
-        assert entry.rank == whole[entry.image if entry.caption is None else entry.caption]
+        asked = ranks.image_to_caption[entry.image] if entry.caption is None else ranks.caption_to_image[entry.caption]
+        assert entry.rank == 1 + asked  # the library counts from 0
         right = gallery.test.captions_of[entry.image] if entry.caption is None else [entry.image]
         assert (entry.rank <= len(entry.hits)) == bool(set(right) & set(entry.hits))
-    failures = gallery.shown.sections[0].entries
-    assert failures[0].rank == arrays["caption_to_image"].max()
+    assert gallery.shown.sections[0].entries[0].rank == 1 + ranks.caption_to_image.max()
+    assert gallery.shown.sections[1].entries[0].rank == 1 + ranks.image_to_caption.max()
 
 
 def test_an_alignment_counts_the_words_that_lie_on_what_they_name(made):
@@ -233,14 +238,14 @@ def test_the_strip_shows_three_models_and_names_the_one_that_is_missing(made, tm
 
 
 def test_no_galleries_without_pictures_or_runs(runs, tmp_path, monkeypatch):
-    asked: list[object] = []
-    monkeypatch.setattr(finding, "galleries", lambda *words: asked.append(words) or [])
+    asked: list[int] = []
+    monkeypatch.setattr(finding, "galleries", lambda runs, results, pictures, left_out: asked.append(pictures))
     monkeypatch.setattr("capbench.site.build.build", lambda leaderboards, out, shown: shown())
     for words in (["--pictures", "0", "--runs", str(runs)], ["--runs", str(tmp_path)]):
         app(["site", *words], exit_on_error=False, result_action="return_value")
     assert asked == []
     app(["site", "--runs", str(runs)], exit_on_error=False, result_action="return_value")
-    assert asked[0][2] == 24
+    assert asked == [24]
 
 
 def test_common_pictures_are_the_same_for_every_run_and_extremes_are_apart():
@@ -256,7 +261,9 @@ def test_a_recorded_caption_that_differs_is_shown_too(made, runs):
     changed = arrays | {"captions": np.full_like(arrays["captions"], 4)}
     shown = asking.written(Looked.at(trained, gallery.test), changed, PICTURES)
     word = trained.vocabulary.decode([4])[0]
-    assert {entry.recorded for entry in shown.common} == {" ".join([word] * 20)}
+    for entry in shown.common:
+        assert isinstance(entry, Written)
+        assert entry.recorded == " ".join([word] * 20)
 
 
 def test_the_alignment_is_that_of_the_tool(made, runs):
@@ -266,6 +273,7 @@ def test_the_alignment_is_that_of_the_tool(made, runs):
     looked = Looked.at(trained, gallery.test)
     caption = gallery.test.part.captions[gallery.test.captions_of[entry.image][0]]
     sentence = trained.read(caption)
+    assert looked.boxes is not None
     expected = align_words(
         trained, Path("x"), sentence, looked.regions(entry.image)[None], looked.boxes.array[entry.image]
     )

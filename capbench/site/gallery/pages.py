@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment
 
 from capbench.base.grouping import grouped
+from capbench.data.captions import Box
 from capbench.leaderboard.markdown import plain
 from capbench.runs.paper import paper
 from capbench.site.gallery.finding import Gallery
@@ -178,7 +180,7 @@ class _Bodies:
         picture, size = self._picture(entry.image)
         test = self.gallery.test
         arrays = np.array(entry.boxes), np.array(entry.scores), np.array(entry.labels)
-        made = Aligned(test.split.dataset.name, entry.words, *arrays, entry.beta)  # type: ignore[arg-type]
+        made = Aligned(Path(), entry.words, *arrays, entry.beta)  # its picture is the thumbnail
         truth = self._things(entry.image, size, test.captions_of[entry.image][0])
         return {
             "words": markup.aligned_words(made),
@@ -187,7 +189,7 @@ class _Bodies:
             "true": bool(truth),
         }
 
-    def _things(self, image: int, size: tuple[int, int], caption: int | None = None) -> list[tuple[float, ...]]:
+    def _things(self, image: int, size: tuple[int, int], caption: int | None = None) -> list[Box]:
         """The true boxes of a picture, or of what one of its captions names, in the pixels of its thumbnail."""
         part = self.gallery.test.part
         if part.phrases is None:
@@ -195,8 +197,8 @@ class _Bodies:
         captions = self.gallery.test.captions_of[image] if caption is None else [caption]
         boxes = {box for caption in captions for phrase in part.phrases[caption] for box in phrase.boxes}
         height, width, _ = part.images[image].shape
-        scale = np.array([size[0] / width, size[1] / height] * 2)
-        return [tuple((np.array(box) * scale).tolist()) for box in sorted(boxes)]
+        across, down = size[0] / width, size[1] / height
+        return [(x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in sorted(boxes)]
 
     def _found(self, entry: Found) -> dict[str, Any]:
         part = self.gallery.test.part

@@ -139,8 +139,8 @@ def _alignment(gallery: Gallery) -> Image.Image:
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colours[region], width=FRAME)
         draw.rectangle((x0, y0, x0 + 26, y0 + 30), fill=colours[region])
         draw.text((x0 + 13, y0 + 2), f"{number}", "white", WORDS, anchor="ma")
-    x = left = 3 * GAP + picture.width
-    y, line = top, sum(LARGE.getmetrics()) + GAP
+    left = 3 * GAP + picture.width
+    x, y, line = float(left), top, sum(LARGE.getmetrics()) + GAP
     for word, region in zip(entry.words, entry.labels, strict=True):
         width = LARGE.getlength(word) + (SMALL.getlength(f"{numbers[region]}") if region in numbers else 0)
         if x > left and x + width > WIDTH - GAP:
