@@ -189,10 +189,7 @@ def test_a_record_and_its_gallery_lead_to_each_other(made, runs, tmp_path):
     assert f'href="../galleries/{gallery.name}.html"' in files[f"{page}.md"].decode()
     assert f'href="../{page}.html"' in files[f"galleries/{gallery.name}.md"].decode()
     assert "is not on this site" in files[f"galleries/{one(made, ALIGNMENT).name}.md"].decode()
-    assert [name for name in documents(tmp_path) if "galler" in name or "look" in name] == [
-        "assets/gallery.css",
-        "assets/gallery.js",
-    ]
+    assert not any(name.startswith("galleries/") or "look" in name for name in documents(tmp_path))
 
 
 def test_a_page_shows_text_from_outside_as_text(made, tmp_path, runs):
