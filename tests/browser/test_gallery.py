@@ -29,7 +29,7 @@ def test_every_kind_of_gallery_fits_the_screen_and_axe_finds_nothing_serious(vis
 
 def test_attention_plays_word_by_word_and_stops(visit, shown):
     page = visit(page_of(shown, "soft-ours")).page
-    figure = page.locator(".looked").first
+    figure = page.locator(".looked", has=page.locator(".spoken button:nth-of-type(2)")).first
     words, light = figure.locator(".spoken button"), figure.locator(".light")
     expect(light).to_be_hidden()
     figure.get_by_role("button", name="Play").click()

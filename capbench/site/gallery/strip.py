@@ -22,6 +22,7 @@ from capbench.tools.drawing import fitted, font, save_drawing, wrapped
 WIDTH, COLUMNS, GAP, FRAME = 780, 5, 10, 5
 PANEL = (WIDTH - (COLUMNS + 1) * GAP) // COLUMNS
 HEADING, WORDS, LARGE, SMALL = (font(size, bold) for size, bold in ((25, True), (23, False), (27, True), (20, False)))
+PASSED_OVER = frozenset(["a", "an", "the", "of", "and", "on", "in", "at", "is", "there", "to", "with", "also"])
 RIGHT, WRONG = (21, 128, 61), (185, 28, 28)
 MADE_BY = {
     CAPTIONS.name: "capbench run show-attend-tell --preset soft-ours --seed 0",
@@ -75,19 +76,26 @@ def _band(height: int, gallery: Gallery, does: str) -> tuple[Image.Image, ImageD
 
 
 def _attention(gallery: Gallery) -> Image.Image:
-    """The picture of the best caption, lit at each word."""
+    """The picture of the best caption, lit at each word that tells of something."""
     written = [e for each in gallery.shown.sections for e in each.entries if isinstance(e, Written) and e.maps]
     entry = max(written, key=lambda entry: entry.cider or 0.0)
     picture = _picture(gallery, entry.image, PANEL)
-    words = entry.captions[0].split()
-    panels = [("the picture", picture), *((w, _lit(picture, url)) for w, url in zip(words, entry.maps, strict=False))]
-    height = sum(WORDS.getmetrics()) + PANEL + GAP
+    lit = [
+        (word, url) for word, url in zip(entry.captions[0].split(), entry.maps, strict=False) if word not in PASSED_OVER
+    ]
+    panels = [("the picture", picture), *((word, _lit(picture, url)) for word, url in lit[: 2 * COLUMNS - 1])]
+    lines = wrapped(f"“{entry.captions[0]}”", WIDTH - 2 * GAP, WORDS)
+    line, height = sum(WORDS.getmetrics()), sum(WORDS.getmetrics()) + PANEL + GAP
     rows = -(-len(panels) // COLUMNS)
-    band, draw, top = _band(rows * height + sum(SMALL.getmetrics()), gallery, "where it looks")
+    start = len(lines) * line + GAP
+    band, draw, top = _band(start + rows * height + sum(SMALL.getmetrics()), gallery, "where it looks")
+    for n, words in enumerate(lines):
+        draw.text((GAP, top + n * line), words, "black", WORDS)
+    top += start
     for n, (word, panel) in enumerate(panels):
         x, y = GAP + (n % COLUMNS) * (PANEL + GAP), top + (n // COLUMNS) * height
         draw.text((x + PANEL / 2, y), word, "black", WORDS, anchor="ma")
-        band.paste(panel, (x, y + sum(WORDS.getmetrics())))
+        band.paste(panel, (x, y + line))
     scale = f"attention weight: black 0, white {max(entry.weights):.3f}, one scale for all words"
     draw.text((GAP, top + rows * height), scale, "black", SMALL)
     return band
@@ -128,7 +136,7 @@ def _alignment(gallery: Gallery) -> Image.Image:
     joined = [entry for entry in gallery.shown.common if isinstance(entry, Joined)]
     entry = max(joined, key=lambda e: ((e.right or 0) / max(e.of, 1), len(set(e.labels) - {WHOLE}), -len(e.words)))
     picture = _picture(gallery, entry.image, 2 * PANEL)
-    band, draw, top = _band(picture.height, gallery, "which region is which word’s")
+    band, draw, top = _band(picture.height, gallery, "words and boxes")
     band.paste(picture, (GAP, top))
     arrays = np.array(entry.boxes), np.array(entry.scores), np.array(entry.labels)
     colours = region_colours(Aligned(Path(), entry.words, *arrays, entry.beta))
