@@ -17,8 +17,9 @@ from capbench.runs.job import Job
 from capbench.runs.materials import Materials
 
 SMALL: dict[str, JsonValue] = {"embedding_dim": 16, "hidden_dim": 16, "training.epochs": 2, "training.batch_size": 32}
+ATTENTION: dict[str, JsonValue] = {"attention_dim": 16, "choose_beam": False, "training.epochs": 8}  # it says words
 JOBS = (
-    Job("show_attend_tell", "soft-ours", "scenes", "scenes", 0, SMALL | {"attention_dim": 16, "choose_beam": False}),
+    Job("show_attend_tell", "soft-ours", "scenes", "scenes", 0, SMALL | ATTENTION),
     Job("show_and_tell", "nic-ours", "scenes", "scenes", 0, SMALL | {"choose_beam": False}),
     Job("vsepp", "vsepp-ours", "scenes", "scenes", 0, {k: v for k, v in SMALL.items() if k != "hidden_dim"}),
     Job("karpathy", "brnn-ours", "scenes", "scenes", 0, SMALL),
