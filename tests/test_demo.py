@@ -21,6 +21,7 @@ from capbench.demo.models import ALIGNER, CAPTIONER, EMBEDDING, Models
 from capbench.demo.server import SILENT, serve
 from capbench.tools.align import align
 from capbench.tools.caption import captions_of, samples_of
+from capbench.tools.markup import ASSETS
 from capbench.tools.pictures import look_at
 from capbench.tools.search import images_of_sentence
 from tests.tiny_runs import FEW, album, tiny_runs
@@ -312,6 +313,6 @@ def test_without_gradio_it_says_how_to_install_it(runs, monkeypatch):
 
 
 def test_the_assets_name_no_other_host():
-    for file in Path(markup.__file__).parent.iterdir():
+    for file in (*Path(markup.__file__).parent.iterdir(), *ASSETS.iterdir()):
         if file.suffix in (".css", ".js", ".html"):
             assert "//" not in re.sub(r"^\s*//.*$|[;{)] // .*$", "", file.read_text("utf-8"), flags=re.M)

@@ -45,7 +45,7 @@ def test_a_papers_readme_names_presets_that_exist(name):
 def tiny_papers(monkeypatch, tmp_path):
     """Every paper tiny, on a few scenes, in an empty folder with features in SCAN's layout."""
     few = make_papers_tiny(monkeypatch, tmp_path / "cache")
-    for module in ("capbench.runs.materials", "capbench.data.datasets"):
+    for module in ("capbench.runs.materials", "capbench.data.datasets", "capbench.site.gallery.unseen"):
         monkeypatch.setattr(
             f"{module}.load_dataset", lambda name, *data: few if name == "scenes" else load_dataset(name)
         )
@@ -74,6 +74,6 @@ def test_the_examples_of_the_readme_run_in_their_order_as_they_stand(tiny_papers
         capsys.readouterr()
         app(shlex.split(line, comments=True)[1:], exit_on_error=False, print_error=False, result_action="return_value")
     assert json.loads(capsys.readouterr().out)
-    for name in ("hits.png", "attention.png", "captions.png", "regions.png"):
+    for name in ("hits.png", "attention.png", "captions.png", "regions.png", "gallery.png"):
         Image.open(tmp_path / name).verify()
     assert len(json.loads((tmp_path / "captions.json").read_text())) == 60

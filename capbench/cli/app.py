@@ -15,7 +15,7 @@ from capbench.cli.listing import papers, results, show
 from capbench.cli.records import add
 from capbench.cli.run import run
 from capbench.cli.score import rescore, score
-from capbench.cli.site import site
+from capbench.cli.site import site, strip
 from capbench.cli.sweep import sweep
 from capbench.cli.tools import align, caption, probe, search
 
@@ -42,7 +42,7 @@ REPRODUCE, OWN, MODEL, INSIDE = (
 for group, commands in (
     (REPRODUCE, (run, sweep, leaderboard, site, results, papers, show)),
     (OWN, (compare, rescore, features)),
-    (MODEL, (search, caption, align, demo)),
+    (MODEL, (search, caption, align, demo, strip)),
     (INSIDE, (doctor, probe)),
 ):
     for command in commands:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from contextlib import closing
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock, Thread
@@ -82,10 +83,11 @@ def application(answers: Callable[[], Answers]) -> Any:
     app = FastAPI(openapi_url=None)
     app.add_middleware(OwnHostOnly)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    head = f"<script>{asset('demo.js')}</script>"
+    style, script = (files("capbench.tools") / "assets" / f"look.{kind}" for kind in ("css", "js"))
+    head = f"<script>{script.read_text(encoding='utf-8')}</script>"
     return gradio.mount_gradio_app(
         app, page(answers), "/", server_name=HOST, footer_links=[], run_history=False, mcp_server=False, ssr_mode=False,
-        theme=theme(), css=asset("demo.css"), head=head, max_file_size=1,
+        theme=theme(), css=style.read_text(encoding="utf-8") + asset("demo.css"), head=head, max_file_size=1,
     )  # fmt: skip
 
 

@@ -169,21 +169,25 @@ def finished_runs(runs: Path) -> list[Path]:
 
 
 class Usable(NamedTuple):
-    """A finished run that can be given new pictures, not yet loaded."""
+    """A finished run, not yet loaded."""
 
     folder: Path
     job: Job
     model: nn.Module  # without weights, on the device "meta": it tells what kind of model this is
 
 
-def usable_runs(runs: Path) -> tuple[list[Usable], list[str]]:
-    """The finished runs that can be given new pictures, newest first; and why the others cannot. Loads no weights."""
+def usable_runs(runs: Path, *, new_pictures: bool = True) -> tuple[list[Usable], list[str]]:
+    """The finished runs that can be used, newest first; and why the others cannot. Loads no weights.
+
+    With `new_pictures`, models of imported features cannot: nothing encodes a picture for them.
+    """
     usable, refused = [], []
     for folder in finished_runs(runs):
         try:
             with torch.device("meta"):
                 described, *_, model = _built(folder)
-            _check_encoder(described.job)
+            if new_pictures:
+                _check_encoder(described.job)
         except CapbenchError as error:
             refused.append(str(error))
         else:

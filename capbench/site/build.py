@@ -6,21 +6,27 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from capbench.base.errors import CapbenchError
 from capbench.leaderboard import absent
+
+if TYPE_CHECKING:
+    from capbench.site.gallery.finding import Gallery
 
 MARK = ".capbench-site"  # in every folder that a site was built in
 FOR_SERVERS = ("404.html", "sitemap.xml", "sitemap.xml.gz")  # MkDocs makes them, and a folder has no use for them
 EPOCH = "0"  # the date of every build: same records, same bytes
 
+Galleries = Callable[[], "Sequence[Gallery]"]  # called once all is well: models are asked for minutes
 
-def build(leaderboards: Path, out: Path) -> Path:
-    """Build the site of a leaderboards folder in `out`; return its first page.
+
+def build(leaderboards: Path, out: Path, galleries: Galleries = list) -> Path:
+    """Build the site of a leaderboards folder, and of galleries, in `out`; return its first page.
 
     A site that is there already is replaced when the new one is whole. Raises CapbenchError without MkDocs, for a
     folder without records, and for an `out` that is something else than a site.
@@ -29,7 +35,7 @@ def build(leaderboards: Path, out: Path) -> Path:
         raise CapbenchError(f"{out} is there already and is no site of capbench; choose another folder with --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _built(leaderboards, out.parent) as made:
+        with _built(leaderboards, galleries, out.parent) as made:
             if out.exists():
                 out.rename(made.parent / "before")  # removed with the folder that both are in
             made.rename(out)
@@ -38,20 +44,20 @@ def build(leaderboards: Path, out: Path) -> Path:
     return out / "index.html"
 
 
-def stale(leaderboards: Path, out: Path) -> list[Path]:
-    """The files of a site that are missing, differ from what the records give, or should not be there.
+def stale(leaderboards: Path, out: Path, galleries: Galleries = list) -> list[Path]:
+    """The files of a site that are missing, differ from what records and runs give, or should not be there.
 
     Raises CapbenchError as `build` does, and for an `out` that is no site.
     """
     if not (out / MARK).is_file():
         raise CapbenchError(f"{out} is no site of capbench; build one with `capbench site --out {out}`")
-    with _built(leaderboards) as made:
+    with _built(leaderboards, galleries) as made:
         paths = sorted(_paths(made) | _paths(out))
         return [path for path in paths if _bytes(made / path) != _bytes(out / path)]
 
 
 @contextmanager
-def _built(leaderboards: Path, beside: Path | None = None) -> Iterator[Path]:
+def _built(leaderboards: Path, galleries: Galleries, beside: Path | None = None) -> Iterator[Path]:
     """A folder with the site, gone afterwards unless it was moved."""
     if find_spec("material") is None or find_spec("mkdocstrings") is None:
         raise CapbenchError("the site is made by MkDocs, which is not installed; pip install 'capbench[site]'")
@@ -65,7 +71,7 @@ def _built(leaderboards: Path, beside: Path | None = None) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(prefix=".capbench-site-", dir=beside and beside.resolve()) as folder:
         sources, made = Path(folder) / "documents", Path(folder) / "site"
-        files = documents(leaderboards)
+        files = documents(leaderboards, galleries())
         for path, content in files.items():
             (sources / path).parent.mkdir(parents=True, exist_ok=True)
             (sources / path).write_bytes(content)

@@ -11,6 +11,10 @@ from capbench.leaderboard import reliability, systems
 from capbench.runs.paper import papers
 from capbench.site import api
 
+# What every page loads; the looks of pictures come with galleries alone.
+STYLES = ("assets/site.css", "assets/look.css", "assets/gallery.css")
+SCRIPTS = ("assets/site.js", "assets/look.js", "assets/gallery.js")
+
 
 def configuration(files: set[str], sources: Path, made: Path) -> dict[str, Any]:
     """What MkDocs is told."""
@@ -29,6 +33,7 @@ def configuration(files: set[str], sources: Path, made: Path) -> dict[str, Any]:
             *_entries({f"leaderboards/{page}": title for page, title in others.items()}, files),
             {"How to read": "leaderboards/README.md"},
         ]},
+        {"Galleries": "galleries/index.md" if "galleries/index.md" in files else ""},
         {"Papers": _entries(guides, files)},
         {"Library": [{title: path} for path, title, _ in api.pages()]},
         {"Project": _entries({"CONTRIBUTING.md": "Contributing", "CHANGELOG.md": "Changes"}, files)},
@@ -39,11 +44,11 @@ def configuration(files: set[str], sources: Path, made: Path) -> dict[str, Any]:
         "site_dir": str(made),
         "use_directory_urls": False,
         "nav": [entry for entry in nav if all(entry.values())],
-        "not_in_nav": "/records/\n/leaderboards/",
+        "not_in_nav": "/records/\n/leaderboards/\n/galleries/",
         "theme": _theme(),
         "extra": {"generator": False, "polyfills": ["assets/iframe-worker.js"]},  # in place of one from elsewhere
-        "extra_css": ["assets/site.css"],
-        "extra_javascript": ["assets/site.js"],
+        "extra_css": [path for path in STYLES if path in files],
+        "extra_javascript": [path for path in SCRIPTS if path in files],
         "markdown_extensions": ["admonition", "md_in_html", "pymdownx.superfences", "pymdownx.highlight", "toc"],
         "plugins": ["search", {"mkdocstrings": {"handlers": {"python": _docstrings()}}}, "offline"],
     }

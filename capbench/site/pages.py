@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -28,6 +28,9 @@ from capbench.site.links import relinked, unfolded
 from capbench.site.numbers import sections
 from capbench.site.seeds import confidences, settings
 
+if TYPE_CHECKING:
+    from capbench.site.gallery.finding import Gallery
+
 Files = dict[str, bytes]  # by path below the site's folder of documents
 
 BOARDS, RECORDS = "leaderboards", "records"
@@ -39,8 +42,11 @@ _ELSEWHERE_ON_THE_PAGE = {
 }
 
 
-def documents(folder: Path) -> Files:
-    """Every page and file before MkDocs: of the records in `folder`, of the docstrings, and of a checkout's texts."""
+def documents(folder: Path, galleries: Sequence[Gallery] = ()) -> Files:
+    """Every page and file before MkDocs.
+
+    They are those of the records in `folder`, of the docstrings, of a checkout's texts, and of galleries.
+    """
     found = leaderboard.contents(papers(), folder)
     records = found.results.latest.records
     pages = {f"{BOARDS}/results/{record.file}": record_page(record) for record in records}
@@ -56,8 +62,19 @@ def documents(folder: Path) -> Files:
     for path in [path for path in files if path.endswith(".md")]:
         files[path] = unfolded(relinked(files[path].decode(), path, known)).encode()
     library = {path: text for path, _, text in api.pages()}
-    made = library | dict(_tables(found)) | dict(_records(records))
-    return files | {path: text.encode() for path, text in made.items()}
+    shown = {gallery.record.file: gallery.name for gallery in galleries if gallery.record}
+    made = library | dict(_tables(found, bool(galleries))) | dict(_records(records, shown))
+    files |= {path: text.encode() for path, text in made.items()}
+    return files | dict(_galleries(galleries, {record.file: record_page(record) for record in records}))
+
+
+def _galleries(galleries: Sequence[Gallery], records: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    if galleries:  # without them, nothing imports torch
+        from capbench.site.gallery.pages import files
+        from capbench.tools.markup import ASSETS as LOOKS
+
+        yield from ((f"assets/{path.name}", path.read_bytes()) for path in LOOKS.iterdir())
+        yield from files(galleries, _templates(), records)
 
 
 def record_page(record: Result) -> str:
@@ -90,7 +107,7 @@ def _texts() -> Iterator[tuple[str, bytes]]:
             yield name, (REPOSITORY / name).read_bytes()
 
 
-def _tables(found: leaderboard.Contents) -> Iterator[tuple[str, str]]:
+def _tables(found: leaderboard.Contents, galleries: bool) -> Iterator[tuple[str, str]]:
     made = _templates()
     records = found.results.latest.records
     yield (
@@ -100,6 +117,7 @@ def _tables(found: leaderboard.Contents) -> Iterator[tuple[str, str]]:
             records=len(records),
             systems=any(r.paper == SYSTEMS for r in records),
             faults=survived(found.reliability) if found.reliability else "",
+            galleries=galleries,
         ),
     )
     yield "numbers.md", made.get_template("numbers.md.j2").render(sections=sections(found.boards))
@@ -120,10 +138,13 @@ def _card(board: Board) -> dict[str, Any]:
     }
 
 
-def _records(records: Sequence[Result]) -> Iterator[tuple[str, str]]:
+def _records(records: Sequence[Result], galleries: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     template, known = _templates().get_template("record.md.j2"), papers()
     for record in records:
-        yield record_page(record), template.render(_fields(record, known.get(record.paper)))
+        yield (
+            record_page(record),
+            template.render(_fields(record, known.get(record.paper)), gallery=galleries.get(record.file)),
+        )
 
 
 def _fields(record: Result, paper: Paper | None) -> dict[str, Any]:

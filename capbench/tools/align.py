@@ -18,7 +18,7 @@ from capbench.data.batches import padded
 from capbench.data.images import decode
 from capbench.kernels.chain import viterbi_decode
 from capbench.metrics.alignment import label_spans
-from capbench.runs.loaded import Trained, find_run
+from capbench.runs.loaded import Sentence, Trained, find_run
 from capbench.tools.drawing import GAP, MARGIN, font, resampling, save_drawing, wrapped
 
 WHOLE = 0  # the region that is the whole image
@@ -84,7 +84,6 @@ def aligner(run: Path | None, folder: Path) -> Trained:
     return find_run(run, folder, Aligner, "alignment model", "capbench run karpathy")
 
 
-@torch.no_grad()
 def align(
     trained: Trained, picture: Path, caption: str, beta: float | None = None, store: Path | None = None
 ) -> Aligned:
@@ -95,13 +94,26 @@ def align(
     known word, a negative `beta`, and an undecodable picture. Source: Karpathy & Fei-Fei, CVPR 2015, equations 10-12.
     """
     sentence = trained.read(caption)
+    regions = torch.from_numpy(np.array(trained.features([picture], store=store)))
+    boxes = trained.boxes([picture], store=store)[0].numpy()
+    return align_words(trained, picture, sentence, regions, boxes, beta)
+
+
+@torch.no_grad()
+def align_words(
+    trained: Trained,
+    picture: Path,
+    sentence: Sentence,
+    regions: Float[Tensor, "1 region feature"],
+    boxes: Float[np.ndarray, "region 4"],
+    beta: float | None = None,
+) -> Aligned:
+    """As `align`, for a picture whose regions are known already."""
     model = cast(Aligner, trained.model)
     ids, lengths = padded([sentence.numbers[1:-1]])
-    regions = torch.from_numpy(np.array(trained.features([picture], store=store)))
     scores = (model.embed_words(ids, lengths)[0] @ model.embed_regions(regions)[0].T).float()
     beta = trained.recipe.beta if beta is None else beta
     labels, _ = viterbi_decode(scores[None], lengths, beta)
-    boxes = trained.boxes([picture], store=store)[0].numpy()
     return Aligned(picture, sentence.words, boxes, scores.numpy(), labels[0].numpy(), beta, sentence.unknown)
 
 
@@ -165,7 +177,12 @@ def draw_alignment(aligned: Aligned, out: Path) -> None:
 def region_colours(aligned: Aligned) -> dict[int, Colour]:
     """A colour for every region that has a word: grey for the whole picture, else hues far apart, legible on white."""
     used = sorted(set(aligned.labels.tolist()) - {WHOLE})
-    return {WHOLE: GREY, **{region: _colour(place / len(used)) for place, region in enumerate(used)}}
+    return {WHOLE: GREY, **dict(zip(used, distinct_colours(len(used)), strict=True))}
+
+
+def distinct_colours(count: int) -> list[Colour]:
+    """Colours whose hues are far apart, legible on white and under white."""
+    return [_colour(place / count) for place in range(count)]
 
 
 def _colour(hue: float) -> Colour:

@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -115,7 +115,8 @@ def draw_attention(captioned: Captioned, out: Path) -> None:
     """
     if not captioned.attention:
         raise CapbenchError(f"there is no attention to draw for {captioned.picture}; choose a run of show-attend-tell")
-    picture, attention = as_seen(captioned, PANEL), captioned.attention[0]
+    picture = as_seen(decode(captioned.picture), captioned.view, PANEL)
+    attention = captioned.attention[0]
     highest = float(attention.max())
     panels = [(f"log p = {captioned.log_probs[0]:.1f}", picture)]
     for word, weights in zip([*captioned.captions[0].split(), "(end)"], attention, strict=False):
@@ -124,10 +125,9 @@ def draw_attention(captioned: Captioned, out: Path) -> None:
     save_drawing(stacked_rows([*rows, _scale(rows[0].width, highest)]), out)
 
 
-def as_seen(captioned: Captioned, side: int) -> Image.Image:
-    """What the model saw of a picture, with a longer side of `side` pixels. Raises CapbenchError as `decode` does."""
-    pixels = decode(captioned.picture)
-    if captioned.view in ("1C", "RC"):
+def as_seen(pixels: UInt8[np.ndarray, "height width 3"], view: str, side: int) -> Image.Image:
+    """What a model of this view sees of a picture, with a longer side of `side` pixels."""
+    if view in ("1C", "RC"):
         pixels = one_crop(pixels, 224).permute(1, 2, 0).numpy()
     return fitted(pixels, side)
 

@@ -55,7 +55,7 @@ def images_of_sentence(trained: Trained, sentence: str, pictures: Seen, top: int
     Raises CapbenchError for a sentence without a known word and for a `top` below 1.
     """
     query = trained.read(sentence)
-    scores = _similarities(trained, pictures, _embedded(trained, [query.numbers]))[:, 0]
+    scores = similarities(trained, pictures, embedded(trained, [query.numbers]))[:, 0]
     return Ranked([(pictures.paths[i], float(scores[i])) for i in _best(scores, top)], [], query.unknown)
 
 
@@ -85,12 +85,12 @@ def candidates(trained: Trained, lines: Iterable[str], place: str) -> Candidates
     known = {line: numbers for line, numbers in encoded.items() if set(numbers[1:-1]) - {UNKNOWN}}
     if not known:
         raise CapbenchError(f"{place} holds no caption with a word that {trained.job} knows; write one a line")
-    return Candidates(tuple(known), _embedded(trained, list(known.values())), tuple(dict.fromkeys(unknown)))
+    return Candidates(tuple(known), embedded(trained, list(known.values())), tuple(dict.fromkeys(unknown)))
 
 
 def captions_of_image(trained: Trained, picture: Seen, captions: Candidates, top: int) -> Ranked:
     """The `top` captions that are most similar to a picture. Raises CapbenchError for a `top` below 1."""
-    scores = _similarities(trained, picture, captions.embedded)[0]
+    scores = similarities(trained, picture, captions.embedded)[0]
     return Ranked([], [(captions.lines[i], float(scores[i])) for i in _best(scores, top)], captions.unknown)
 
 
@@ -101,14 +101,16 @@ def _best(scores: Float[Tensor, " candidate"], top: int) -> list[int]:
 
 
 @torch.no_grad()
-def _embedded(trained: Trained, captions: Sequence[list[int]]) -> Float[Tensor, "caption dim"]:
+def embedded(trained: Trained, captions: Sequence[list[int]]) -> Float[Tensor, "caption dim"]:
+    """Captions, given as numbers from START to END, in the space of the model."""
     chunks = (padded(captions[start : start + AT_ONCE]) for start in range(0, len(captions), AT_ONCE))
     return torch.cat([cast(JointEmbedding, trained.model).embed_captions(*chunk) for chunk in chunks])
 
 
 @torch.no_grad()
-def _similarities(
+def similarities(
     trained: Trained, pictures: Seen, captions: Float[Tensor, "caption dim"]
 ) -> Float[Tensor, "image caption"]:
+    """How similar each picture is to each of some captions that are embedded."""
     model = cast(JointEmbedding, trained.model)
     return model.similarity(model.embed_images(pictures.features()), captions)

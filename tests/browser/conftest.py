@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 from tests.made_up import made_up_leaderboards
+from tests.tiny_runs import few_scenes, tiny_runs
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
@@ -89,6 +90,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("site")
     return build(made_up_leaderboards(folder / "leaderboards"), folder / "site").parent
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site with galleries of tiny runs, two of them of one kind."""
+    from capbench.site.build import build
+    from capbench.site.gallery.finding import galleries
+
+    folder = tmp_path_factory.mktemp("shown")
+    runs = tiny_runs(folder, with_regions=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAPBENCH_CACHE", str(folder / "cache"))
+        patch.setattr("capbench.site.gallery.unseen.load_dataset", lambda name: few_scenes())
+        found = galleries(runs, folder, 4, pytest.fail)
+        return build(made_up_leaderboards(folder / "leaderboards"), folder / "site", lambda: found).parent
 
 
 @pytest.fixture(scope="session")

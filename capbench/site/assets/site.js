@@ -98,7 +98,7 @@
     apply();
   }
 
-  document.querySelectorAll("form.filters").forEach(filterable);
+  document.querySelectorAll("form[data-tables]").forEach(filterable);
   document.querySelectorAll("table.sortable").forEach(sortable);
   // Of the pages that are markdown, the tables with a column of numbers, unless rows belong to the one above them.
   document.querySelectorAll(".md-typeset table:not([class])").forEach((table) => {

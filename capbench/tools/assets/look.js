@@ -1,4 +1,7 @@
-// The answers come and go, so one listener on the document serves them all.
+// A picture that lights up word by word, and boxes that are joined with their words. Such parts come and go, so one
+// listener on the document serves them all.
+"use strict";
+
 (() => {
   const STEP = 800; // milliseconds of a word
 
@@ -46,8 +49,8 @@
   };
 
   document.addEventListener("click", (event) => {
-    const button = event.target.closest(".answer button");
-    if (!button) return;
+    const button = event.target.closest("button");
+    if (!button?.closest(".looked, .captions")) return;
     const figure = button.closest(".looked");
     if (button.matches(".play")) figure.timer ? stop(figure) : start(figure);
     else if (button.dataset.light) {
@@ -57,13 +60,16 @@
   });
 
   // A region, its words and its row of the table light up together.
+  let joining = null;
   const join = (event) => {
-    for (const answer of document.querySelectorAll(".aligned")) {
-      const part = answer.contains(event.target) ? event.target.closest("[data-region]") : null;
-      answer.classList.toggle("joining", Boolean(part));
-      for (const one of answer.querySelectorAll("[data-region]"))
-        one.classList.toggle("joined", Boolean(part) && one.dataset.region === part.dataset.region);
+    const part = event.target.closest(".aligned [data-region]");
+    const aligned = part?.closest(".aligned") ?? null;
+    for (const each of new Set([joining, aligned])) {
+      each?.classList.toggle("joining", each === aligned);
+      for (const one of each?.querySelectorAll("[data-region]") ?? [])
+        one.classList.toggle("joined", each === aligned && one.dataset.region === part.dataset.region);
     }
+    joining = aligned;
   };
   for (const name of ["mouseover", "focusin", "focusout", "click"]) document.addEventListener(name, join);
 })();

@@ -1,0 +1,114 @@
+"""The test pictures of a run's data, as its model sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from capbench.base.errors import CapbenchError
+from capbench.data.captions import CaptionDataset, Images, Split
+from capbench.data.datasets import load_dataset
+from capbench.data.images import ImageFolder
+from capbench.data.scenes import SceneImages
+from capbench.runs.loaded import Trained
+from capbench.tools.pictures import Seen
+from capbench.vision.features import features
+from capbench.vision.imported import imported_features
+from capbench.vision.networks import IMPORTED
+from capbench.vision.regions import Boxes
+
+MOST = 1000  # test pictures that are looked through: the first ones of a larger split
+
+
+@dataclass(frozen=True, eq=False)
+class Unseen:
+    """The test pictures of a data set and their captions."""
+
+    whole: CaptionDataset
+    split: Split  # of `whole`
+
+    @classmethod
+    def of(cls, name: str) -> Unseen:
+        """Those of a data set. Raises CapbenchError where it, or one of these pictures, is not at hand."""
+        whole = load_dataset(name)
+        split = whole.split("test")
+        test = cls(whole, split if len(split.image_index) <= MOST else split.first(MOST))
+        test.part.images.check()
+        return test
+
+    @cached_property
+    def part(self) -> CaptionDataset:
+        """The test pictures as a data set of their own: their features need no other picture."""
+        whole, images, captions = self.whole, self.split.image_index.tolist(), self.split.caption_index.tolist()
+        return replace(
+            whole,
+            images=_only(whole.images, [whole.image_names[i] for i in images], images),
+            image_names=tuple(whole.image_names[i] for i in images),
+            image_ids=tuple(whole.image_ids[i] for i in images),
+            split_of_image=("test",) * len(images),
+            captions=self.split.captions,
+            tokens=self.split.tokens,
+            caption_ids=tuple(whole.caption_ids[i] for i in captions),
+            image_of_caption=self.split.image_of_caption,
+            phrases=None if whole.phrases is None else tuple(whole.phrases[i] for i in captions),
+        )
+
+    @cached_property
+    def captions_of(self) -> list[list[int]]:
+        """The captions of each picture."""
+        captions: list[list[int]] = [[] for _ in self.part.image_names]
+        for caption, image in enumerate(self.part.image_of_caption.tolist()):
+            captions[image].append(caption)
+        return captions
+
+    @cached_property
+    def pixels(self) -> str:
+        """The fingerprint of the pictures."""
+        return self.part.images.fingerprint
+
+
+def _only(images: Images, names: list[str], index: list[int]) -> Images:
+    if isinstance(images, ImageFolder):
+        return ImageFolder(images.root, names)
+    if isinstance(images, SceneImages):
+        return SceneImages([images.scenes[i] for i in index])
+    raise CapbenchError(f"pictures of the type {type(images).__name__} have no gallery")
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """A model, the test pictures, and what it sees of them."""
+
+    trained: Trained
+    test: Unseen
+    array: Float[np.ndarray, "image ... dim"]
+    boxes: Boxes | None  # of the regions that it sees
+
+    @classmethod
+    def at(cls, trained: Trained, test: Unseen) -> Looked:
+        """The features of the test pictures, from the store. Raises CapbenchError for weights that are not at hand."""
+        recipe, job = trained.recipe, trained.job
+        if job.encoder.startswith(IMPORTED):
+            stored = imported_features(test.whole, job.encoder, recipe.output)
+            rows = test.split.image_index
+            boxes = stored.boxes and replace(
+                stored.boxes, array=stored.boxes.array[rows], count=stored.boxes.count[rows]
+            )
+            return cls(trained, test, stored.array[rows], boxes)
+        stored = features(test.part, trained.encoder, recipe.view, recipe.region_provider)
+        return cls(trained, test, stored.array, stored.boxes)
+
+    def seen(self, images: list[int]) -> Seen:
+        """Some of the pictures, as the tools take them."""
+        names = tuple(Path(self.test.part.image_names[i]) for i in images)
+        return Seen(names, self.array, tuple(images), ())
+
+    def regions(self, image: int) -> Float[Tensor, "region dim"]:
+        """The regions of a picture."""
+        return torch.from_numpy(np.array(self.array[image]))
