@@ -122,9 +122,7 @@ def _checked(
             raise _refused(archive, member.name, f"needs a folder in the place of the file {above!r}")
     limit = max(SMALL, RATIO * archive.stat().st_size)
     if (total := sum(member.size for member in members)) > limit:
-        raise CapbenchError(
-            f"{archive} is refused: it would grow to {total:,} bytes, more than {RATIO} times its size"
-        )
+        raise CapbenchError(f"{archive} is refused: it would grow to {total:,} bytes, more than {RATIO} times its size")
     sizes = {member.name: member.size for member in members if member.kind == FILE}
     places = {name: (path, size) for name, size in sizes.items() if (path := place(name)) is not None}
     taken: dict[str, str] = {}
