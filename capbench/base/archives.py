@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import check_space
@@ -170,10 +170,10 @@ def _entries(archive: Path) -> Iterator[Iterable[_Entry]]:
             return
         plain: IO[bytes] = stack.enter_context(archive.open("rb"))
         if plain.read(2) == b"\x1f\x8b":
-            plain = stack.enter_context(gzip.open(archive))
+            plain = cast(IO[bytes], stack.enter_context(gzip.open(archive)))
         plain.seek(0)
         bounded = _Bounded(plain, max(SMALL, RATIO * archive.stat().st_size))
-        tar = stack.enter_context(tarfile.open(fileobj=bounded, mode="r:"))
+        tar = stack.enter_context(tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:"))
         yield _tar_entries(tar, bounded)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import httpx2
@@ -142,7 +143,11 @@ def _fetch(address: str, remote: Remote, part: _Part) -> None:
 
 
 def _client() -> httpx2.Client:
-    return httpx2.Client(timeout=TIMEOUT, headers={"Accept-Encoding": "identity", "User-Agent": "capbench"})
+    headers = {"Accept-Encoding": "identity", "User-Agent": "capbench"}
+    return httpx2.Client(timeout=TIMEOUT, headers=headers, verify=_certificates())
+
+
+_certificates = cache(httpx2.create_ssl_context)  # the system's, read once
 
 
 def _receive(client: httpx2.Client, address: str, remote: Remote, part: _Part) -> str:
@@ -185,7 +190,8 @@ def _answer(client: httpx2.Client, address: str, headers: dict[str, str]) -> Ite
                 return
             following = url.join(answer.headers["Location"])
             if following.scheme not in ("https", url.scheme):
-                raise _FaultError(f"the server redirects to {following}, which is refused", final=True)
+                place = answer.headers["Location"][:200]
+                raise _FaultError(f"the server redirects to {place}, which is refused", final=True)
             url = following
         finally:
             answer.close()

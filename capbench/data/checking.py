@@ -46,8 +46,8 @@ class Check:
 def check(name: str, sample: int | None = None, progress: Report | bool | None = None) -> Check:
     """Look at a data set by name, or at one of the user's own: names, counts, fingerprint, and that images decode.
 
-    All images are decoded, or `sample` of them, the same ones each time. Raises CapbenchError for a missing or malformed
-    split file, and for the scenes, which have no files.
+    All images are decoded, or `sample` of them, the same ones each time. Raises CapbenchError for a missing or
+    malformed split file, and for the scenes, which have no files.
     """
     own = find(name)
     with warnings.catch_warnings():

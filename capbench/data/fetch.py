@@ -123,9 +123,9 @@ def _unpack_photographs(name: str, data: Path) -> str:
     path = next((folder / file for file in request.archives if (folder / file).is_file()), None)
     if path is None:
         raise CapbenchError(
-            f"the photographs of {name} are not downloaded: their authors give them to those who ask at {request.form}. "
-            f"Put {request.archives[0]}, which they send, into {folder} and run this again; or put the photographs "
-            f"themselves into {folder / 'images'}"
+            f"the photographs of {name} are not downloaded: their authors give them to those who ask at "
+            f"{request.form}. Put {request.archives[0]}, which they send, into {folder} and run this again; or put the "
+            f"photographs themselves into {folder / 'images'}"
         )
     names = set(load_captions(name, data).image_names)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from capbench.base.downloads import Remote
+from capbench.data.datasets import SPLIT_FILES
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def split_file(name: str) -> Archive:
     """Karpathy's archive, for the split file of one data set."""
     remote = Remote(
         (
-            "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
+            SPLIT_FILES,
             "https://huggingface.co/datasets/gpantaz/karpathy_split/resolve/main/caption_datasets.zip",
         ),
         "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817",
