@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import shutil
 import stat
@@ -168,10 +169,11 @@ def _entries(archive: Path) -> Iterator[Iterable[_Entry]]:
             zipped = stack.enter_context(zipfile.ZipFile(archive))
             yield [(_of_zip(archive, info), partial(zipped.open, info)) for info in zipped.infolist()]
             return
-        plain: IO[bytes] = stack.enter_context(archive.open("rb"))
-        if plain.read(2) == b"\x1f\x8b":
-            plain = cast(IO[bytes], stack.enter_context(gzip.open(archive)))
+        plain: io.BufferedIOBase = stack.enter_context(archive.open("rb"))
+        packed = plain.read(2) == b"\x1f\x8b"
         plain.seek(0)
+        if packed:
+            plain = stack.enter_context(gzip.GzipFile(fileobj=plain))
         bounded = _Bounded(plain, max(SMALL, RATIO * archive.stat().st_size))
         tar = stack.enter_context(tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:"))
         yield _tar_entries(tar, bounded)
@@ -216,7 +218,7 @@ def _plain_name(name: str) -> str:
 class _Bounded:
     """A stream that ends with an error where a bomb would go on, and hands out no more than that at once."""
 
-    def __init__(self, stream: IO[bytes], limit: int) -> None:
+    def __init__(self, stream: io.BufferedIOBase, limit: int) -> None:
         self.stream = stream
         self.limit = limit
 

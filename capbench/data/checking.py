@@ -49,12 +49,13 @@ def check(name: str, sample: int | None = None, progress: Report | bool | None =
     All images are decoded, or `sample` of them, the same ones each time. Raises CapbenchError for a missing or
     malformed split file, and for the scenes, which have no files.
     """
+    if name == "scenes":
+        raise CapbenchError("scenes are drawn on the spot: there are no files to check")
     own = find(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a departure is among the findings
         dataset = read_own(own, pictures=False) if own else load_captions("coco" if name == WITHOUT_RESTVAL else name)
-    if not isinstance(dataset.images, ImageFolder):
-        raise CapbenchError(f"{name} is drawn on the spot: there are no files to check")
+    assert isinstance(dataset.images, ImageFolder)
     root, names = dataset.images.root, dataset.images.names
     missing = [image for image in names if not (root / image).is_file()]
     there = sorted(set(names) - set(missing))

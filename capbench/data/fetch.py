@@ -80,7 +80,8 @@ def _bring(archive: Archive, folder: Path) -> str:
     _note(folder, archive.file, {"addresses": remote.addresses, "bytes": remote.size, "sha256": remote.sha256})
     if not brought:
         path.unlink()
-    return f"{', '.join(wanted)}: {count:,} files of {archive.file}, SHA-256 {remote.sha256} as published"
+    stays = f"; {path} is no longer needed" if brought else ""
+    return f"{', '.join(wanted)}: {count:,} files of {archive.file}, SHA-256 {remote.sha256} as published{stays}"
 
 
 def _check_brought(archive: Archive, path: Path) -> None:
