@@ -23,7 +23,7 @@ class Request(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def head(self, status: int = 200, **headers: object) -> None:
+    def head(self, status: int = 200, /, **headers: object) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
@@ -72,7 +72,7 @@ def whole(body: bytes, **headers: object) -> Answer:
     """The file in one piece, whatever range is asked for."""
 
     def answer(request: Request) -> None:
-        request.head(**({"Content_Length": len(body), "ETag": tag(body)} | headers))
+        request.head(200, **({"Content_Length": len(body), "ETag": tag(body)} | headers))
         request.wfile.write(body)
 
     return answer

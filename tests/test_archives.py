@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 
@@ -36,7 +37,7 @@ def special(path: Path, name: str, mode: int) -> Path:
     return path
 
 
-def tarred(path: Path, *members: tuple[str, bytes, str], mode: str = "w:gz", link: str = "a.jpg") -> Path:
+def tarred(path: Path, *members: tuple[str, bytes, str], mode: Literal["w", "w:gz"] = "w:gz", link: str = "a.jpg") -> Path:
     """Members are (name, type, size): a type of tarfile's, with its content."""
     with tarfile.open(path, mode) as archive:
         for name, kind, content in members:

@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import tarfile
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,7 +38,7 @@ def jpeg(number: int = 0) -> bytes:
     return file.getvalue()
 
 
-def split_file(name: str, images: list[tuple[str | None, str, str]]) -> bytes:
+def split_file(name: str, images: Sequence[tuple[str | None, str, str]]) -> bytes:
     """Karpathy's format: images as (filepath, filename, split)."""
     entries = []
     for number, (folder, file, split) in enumerate(images):
@@ -217,7 +218,9 @@ def test_a_signal_ends_a_fetch_with_75_and_the_same_command_goes_on(small, tmp_p
     def stop(request):
         packed = PACKED["annotations_trainval2014.zip"]
         well(packed, 100)(request)
+        time.sleep(0.3)  # the bytes arrive before the signal
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
 
     small.answers = [library, stop]
     assert run(monkeypatch, "datasets", "fetch", "coco") == 75
@@ -299,7 +302,7 @@ def test_a_check_finds_what_is_missing_damaged_unnamed_and_not_published(small, 
     assert found.extra == ("val2014/another.jpg",)
     assert (found.decoded, found.differing, found.whole) == (3, "", False)
     assert check("coco", sample=2).decoded == 2
-    monkeypatch.setitem(datasets.SOURCES["coco"].counts, "test", 5)  # type: ignore[arg-type]
+    monkeypatch.setitem(datasets.SOURCES["coco"].counts, "test", 5)
     assert check("coco").differing == "test: 1, published 5"
     assert run(monkeypatch, "datasets", "check", "coco") == 1
     said = capsys.readouterr().out
