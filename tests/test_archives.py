@@ -37,13 +37,15 @@ def special(path: Path, name: str, mode: int) -> Path:
     return path
 
 
-def tarred(path: Path, *members: tuple[str, bytes, str], mode: Literal["w", "w:gz"] = "w:gz", link: str = "a.jpg") -> Path:
-    """Members are (name, type, size): a type of tarfile's, with its content."""
+def tarred(
+    path: Path, *members: tuple[str, bytes, str], mode: Literal["w", "w:gz"] = "w:gz", link: str = "a.jpg"
+) -> Path:
+    """Members are (name, type, content), the type one of tarfile's."""
     with tarfile.open(path, mode) as archive:
         for name, kind, content in members:
             info = tarfile.TarInfo(name)
             info.type, info.size = kind, len(content)
-            info.linkname = link if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+            info.linkname = "a.jpg" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
             archive.addfile(info, io.BytesIO(content.encode()))
     return path
 
@@ -120,7 +122,7 @@ HOSTILE = {
     "compression": (lambda p: zipped(p, {"a.jpg": JPEG}, zipfile.ZIP_BZIP2), "unusual compression 12"),
     "overlapping bomb": (overlapping, "would grow to 250,000,000 bytes, more than 200 times"),
     "tar parent": (lambda p: tarred(p, ("a.jpg", FILE, "x"), ("../b.jpg", FILE, "x")), "'../b.jpg' leads out"),
-    "tar absolute": (lambda p: tarred(p, ("/tmp/b.jpg".replace("tmp", "etc"), FILE, "x")), "leads out"),
+    "tar absolute": (lambda p: tarred(p, ("/etc/b.jpg", FILE, "x")), "leads out"),
     "tar link": (lambda p: tarred(p, ("a.jpg", FILE, "x"), ("b", LINK, ""), ("b/c", FILE, "x")), "'b' is a link"),
     "tar hard link": (lambda p: tarred(p, ("a.jpg", FILE, "x"), ("b", tarfile.LNKTYPE, "")), "'b' is a link"),
     "tar pipe": (lambda p: tarred(p, ("pipe", tarfile.FIFOTYPE, "")), "'pipe' is a device or of another unusual kind"),

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ from capbench.base import downloads
 from capbench.base.downloads import Remote
 from capbench.base.errors import CapbenchError
 from capbench.cli import main
+from capbench.cli.options import Fetched
 from capbench.data import datasets, fetch, published
 from capbench.data.captions import CaptionDataset
 from capbench.data.checking import check
@@ -319,6 +321,10 @@ def test_a_data_set_of_ones_own_is_checked_and_the_scenes_have_no_files(tmp_path
     assert (found.missing, found.decoded, found.differing) == (("b.jpg",), 1, "")
     with pytest.raises(CapbenchError, match="scenes are drawn on the spot"):
         check("scenes")
+
+
+def test_the_choices_of_the_command_are_those_of_the_table():
+    assert set(get_args(Fetched)) == set(ARCHIVES)
 
 
 def test_the_table_of_what_is_published_has_whole_hashes_sizes_and_https_first():

@@ -15,6 +15,7 @@ from capbench.cli.options import (
     Dataset,
     Encoder,
     FeatureFormat,
+    Fetched,
     RegionProvider,
     Split,
     Tokenizer,
@@ -41,10 +42,10 @@ def datasets() -> None:
         say(f"  {place}")
 
 
-def fetch(name: Literal["coco", "flickr8k", "flickr30k", "glove"], /, *, to: Path | None = None) -> None:
+def fetch(name: Fetched, /, *, to: Path | None = None) -> None:
     """Download what may be downloaded, check it, and put it where `--dataset` finds it; say whom to ask for the rest.
 
-    COCO comes whole (20 GB; 27 GB while it is unpacked), and GloVe. Flickr8K and Flickr30K come with their split file;
+    COCO comes whole (21 GB, and 35 GB while it is unpacked), and so does GloVe. Flickr8K and Flickr30K come with their split file;
     their photographs are given by the authors to those who ask, and are unpacked from the archive that they send. An
     archive that lies in the data set's folder already is checked and used instead of a download, so that a machine
     without a network needs only a copy. Ctrl-C keeps what has come, and the same command goes on from there.

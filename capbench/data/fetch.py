@@ -58,6 +58,13 @@ def _absent(archive: Archive, folder: Path) -> list[str]:
     return [place for place in archive.places.values() if not (folder / place).exists()]
 
 
+def _to_come(archive: Archive, folder: Path) -> int:
+    """The bytes of an archive that are still to be downloaded."""
+    part = folder / f"{archive.file}.part"
+    come = archive.remote.size if (folder / archive.file).is_file() else part.stat().st_size if part.is_file() else 0
+    return archive.remote.size - come
+
+
 def _bring(archive: Archive, folder: Path) -> str:
     """The files of one archive; what was done."""
     wanted, path = _absent(archive, folder), folder / archive.file
@@ -109,7 +116,8 @@ def _settle(
         if wrong := fault(fresh):
             raise CapbenchError(f"{path} {wrong}; get the archive from its publisher")
         count = len(_files(fresh))
-        os.sync()  # the files before their names
+        if hasattr(os, "sync"):
+            os.sync()  # the files before their names
         for target in wanted:
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
             if (folder / target).exists():
