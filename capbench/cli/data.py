@@ -45,9 +45,9 @@ def datasets() -> None:
 def fetch(name: Fetched, /, *, to: Path | None = None) -> None:
     """Download what may be downloaded, check it, and put it where `--dataset` finds it; say whom to ask for the rest.
 
-    COCO comes whole (21 GB, and 35 GB while it is unpacked), and so does GloVe. Flickr8K and Flickr30K come with their split file;
-    their photographs are given by the authors to those who ask, and are unpacked from the archive that they send. An
-    archive that lies in the data set's folder already is checked and used instead of a download, so that a machine
+    COCO comes whole (21 GB, and 35 GB while it is unpacked), and so does GloVe. Flickr8K and Flickr30K come with their
+    split file; their photographs are given by the authors to those who ask, and are unpacked from the archive that they
+    send. An archive that lies in the data set's folder already is checked and used instead of a download: a machine
     without a network needs only a copy. Ctrl-C keeps what has come, and the same command goes on from there.
 
     Parameters

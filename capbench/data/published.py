@@ -1,10 +1,9 @@
 """Where the data sets and GloVe come from: addresses, sizes and hashes of archives, and who is asked for the rest.
 
 Sizes and SHA-256 of COCO and of the split files are those of tensorflow/datasets
-(tensorflow_datasets/url_checksums/coco_captions.txt); LAVIS names the MD5 of the same images
-(lavis/datasets/download_scripts/download_coco.py). GloVe's SHA-256 stands in torchtext
-(torchtext/experimental/vectors.py) and numpy-tutorials (content/tutorial-nlp-from-scratch.md), its size in Keras'
-example of pretrained word embeddings. Numbers of files are those of the data sets' papers.
+(tensorflow_datasets/url_checksums/coco_captions.txt). GloVe's SHA-256 stands in pytorch/text
+(torchtext/experimental/vectors.py), its size in keras-team/keras-io (examples/nlp/md/pretrained_word_embeddings.md).
+Numbers of files are those that COCO's authors give. No hash of the photographs of Flickr8K and Flickr30K is published.
 """
 
 from __future__ import annotations
