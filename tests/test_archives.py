@@ -130,6 +130,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.fault("hostile archive")
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_archive_is_refused_before_anything_is_written(kind, tmp_path):
     make, said = HOSTILE[kind]
@@ -154,6 +155,7 @@ def test_two_members_for_one_place_are_refused(tmp_path):
         pytest.fail("it was unpacked")
 
 
+@pytest.mark.fault("archive that is a bomb")
 def test_a_bomb_is_stopped_by_what_it_really_unpacks(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "SMALL", 1 << 20)
     bomb = tmp_path / "bomb.tar.gz"
@@ -215,6 +217,7 @@ DAMAGED = {
 }
 
 
+@pytest.mark.fault("damaged archive")
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_archive_is_named_and_leaves_nothing(kind, tmp_path):
     path, here = tmp_path / "a.bin", tmp_path / "here"
@@ -226,6 +229,7 @@ def test_a_damaged_archive_is_named_and_leaves_nothing(kind, tmp_path):
     assert names(here) == []
 
 
+@pytest.mark.fault("kill -9 while unpacking")
 def test_what_a_killed_process_had_unpacked_is_replaced(tmp_path):
     path = zipped(tmp_path / "a.zip", {"a.jpg": JPEG})
     (tmp_path / ".a.zip.unpacked").mkdir()

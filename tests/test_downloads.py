@@ -53,12 +53,14 @@ def test_a_whole_file_gets_its_name_and_its_progress_is_shown(tmp_path, capsys):
     assert server.ranges == [None]
 
 
+@pytest.mark.fault("download cut off")
 def test_a_cut_connection_is_continued_where_it_broke(tmp_path):
     with serving(well(BODY, 100_000), well(BODY, 200_000), well(BODY)) as server:
         assert download(remote(server), tmp_path / "a.zip").read_bytes() == BODY
     assert server.ranges == [None, "bytes=100000-", "bytes=200000-"]
 
 
+@pytest.mark.fault("server that cannot continue a download")
 @pytest.mark.parametrize(
     "answers",
     [
@@ -78,6 +80,7 @@ def test_what_cannot_be_continued_begins_anew(tmp_path, answers):
     assert left(tmp_path) == ["a.zip"]
 
 
+@pytest.mark.fault("file that changes during a download")
 def test_pieces_of_two_files_are_seen_and_fetched_once_more(tmp_path):
     def careless(request):  # continues another file without a look at If-Range
         request.head(206, Content_Length=len(BODY) - 1000, Content_Range=f"bytes 1000-{len(BODY) - 1}/{len(BODY)}")
@@ -88,6 +91,7 @@ def test_pieces_of_two_files_are_seen_and_fetched_once_more(tmp_path):
     assert server.ranges == [None, "bytes=1000-", None]
 
 
+@pytest.mark.fault("wrong answer of a server")
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -136,6 +140,7 @@ def test_the_tries_are_bounded_but_a_server_that_brings_something_is_tried_furth
         assert download(remote(server), tmp_path / "a.zip").read_bytes() == BODY
 
 
+@pytest.mark.fault("redirect to another scheme")
 def test_a_redirect_from_https_to_http_is_refused_and_one_to_https_is_followed(tmp_path, monkeypatch):
     def answer(request: httpx2.Request) -> httpx2.Response:
         if request.url.path == "/back":
@@ -150,6 +155,7 @@ def test_a_redirect_from_https_to_http_is_refused_and_one_to_https_is_followed(t
     assert download(Remote(("http://host/a.zip",), HASH), tmp_path / "a.zip").read_bytes() == BODY
 
 
+@pytest.mark.fault("silent or slow server")
 def test_a_server_that_says_nothing_or_sends_too_slowly_is_left_after_a_while(tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "TRIES", 1)
     monkeypatch.setattr(downloads, "TIMEOUT", 0.1)
@@ -162,6 +168,7 @@ def test_a_server_that_says_nothing_or_sends_too_slowly_is_left_after_a_while(tm
     assert (tmp_path / "a.zip.part").stat().st_size > 0
 
 
+@pytest.mark.fault("disk full in a download")
 def test_a_disk_without_room_is_seen_before_and_a_full_one_keeps_what_came(tmp_path):
     huge = 10**16
     with (
@@ -181,6 +188,7 @@ def test_a_disk_without_room_is_seen_before_and_a_full_one_keeps_what_came(tmp_p
     assert server.ranges == [None, "bytes=200000-"]
 
 
+@pytest.mark.fault("two downloads of one file")
 def test_two_downloads_of_one_file_ask_once(tmp_path):
     with serving(well(BODY, pause=0.01, piece=50_000)) as server:
         threads = [threading.Thread(target=download, args=(remote(server), tmp_path / "a.zip")) for _ in range(2)]
@@ -201,6 +209,7 @@ def test_the_proxy_of_the_environment_is_asked(tmp_path, monkeypatch):
     assert proxy.asked == [(address, None)]
 
 
+@pytest.mark.fault("no network")
 def test_without_a_network_it_is_said_what_is_missing(tmp_path):
     with serving(well(BODY)) as server:
         pass  # nobody listens there any more
@@ -219,6 +228,7 @@ def test_what_was_whole_when_it_was_stopped_is_not_asked_for_again(tmp_path):
     assert left(tmp_path) == ["a.zip", "b.zip"]
 
 
+@pytest.mark.fault("kill -9 or SIGTERM in a download")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_download_that_was_killed_or_stopped_goes_on_from_what_had_come(number, tmp_path):
     program = f"""
@@ -245,6 +255,7 @@ except StoppedError: sys.exit(75)
     assert left(tmp_path) == ["a.zip"]
 
 
+@pytest.mark.fault("signal while a server is awaited")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_a_download_while_it_waits_for_an_answer(number, tmp_path):
     def stop(request):
@@ -257,6 +268,7 @@ def test_a_signal_ends_a_download_while_it_waits_for_an_answer(number, tmp_path)
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.fault("damaged note of a partial download")
 def test_a_damaged_note_of_the_part_begins_anew(tmp_path):
     (tmp_path / "a.zip.part").write_bytes(OTHER[:100])
     (tmp_path / "a.zip.part.json").write_text("{")

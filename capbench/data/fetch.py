@@ -12,7 +12,7 @@ from capbench.base.archives import unpacked
 from capbench.base.downloads import LOCK_SECONDS, download
 from capbench.base.errors import CapbenchError, listed, unknown
 from capbench.base.files import atomic_write, check_space, check_writable, locked, sha256
-from capbench.base.signals import stopped_at_once
+from capbench.base.signals import stop_at_once
 from capbench.data.datasets import load_captions, load_dataset, splits_line
 from capbench.data.published import ARCHIVES, REQUESTS, Archive
 
@@ -112,7 +112,7 @@ def _settle(
     fault: Callable[[Path], str],
 ) -> int:
     """Unpack an archive and, without a `fault`, move `wanted`, files or folders, into `folder`; how many files."""
-    with stopped_at_once(), unpacked(path, folder, place) as fresh:
+    with stop_at_once(), unpacked(path, folder, place) as fresh:
         if wrong := fault(fresh):
             raise CapbenchError(f"{path} {wrong}; get the archive from its publisher")
         count = len(_files(fresh))
