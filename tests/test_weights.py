@@ -4,9 +4,6 @@ import hashlib
 import os
 import pickle
 import re
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from capbench.base import downloads
 from capbench.base.errors import CapbenchError
 from capbench.vision import weights
 from capbench.vision.weights import (
@@ -24,6 +22,7 @@ from capbench.vision.weights import (
     load_weights,
     published_address,
 )
+from tests.servers import serving, status, whole
 
 
 @pytest.fixture
@@ -38,102 +37,41 @@ def stored(tmp_path, layer):
     return path
 
 
-@contextmanager
-def serving(*answers):
-    """A server on this machine that gives the answers (status, headers, body) in turn; the last one again."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            status, headers, body = answers[min(len(asked), len(answers) - 1)]
-            asked.append(self.path)
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 BODY = os.urandom(5000)
 FILE = f"net-{hashlib.sha256(BODY).hexdigest()[:8]}.pth"
-WHOLE = (200, {"Content-Length": str(len(BODY))}, BODY)
-SHORT = (200, {"Content-Length": str(len(BODY))}, BODY[:1000])
-SHORT_UNSAID = (200, dict[str, str](), BODY[:1000])
-PAGE = (200, {"Content-Type": "text/html"}, b"<html>please sign in</html>")
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    monkeypatch.setattr(downloads, "PAUSE", 0.001)
 
 
 def test_a_download_with_the_right_hash_is_kept(tmp_path):
-    with serving(WHOLE) as (address, _):
-        path = download(f"{address}/{FILE}", tmp_path / "sub" / FILE)
+    with serving(whole(BODY)) as server:
+        path = download(f"{server.address}/{FILE}", tmp_path / "sub" / FILE)
     assert path.read_bytes() == BODY
-
-
-def test_a_download_is_written_in_pieces_and_shows_its_progress(tmp_path, monkeypatch, capsys):
-    """Only one piece is in memory at a time: each is written before the next is read."""
-    monkeypatch.setattr(weights, "CHUNK", 1000)
-    sizes = []
-    read = weights._read
-
-    def noting(answer):
-        sizes.append(len(chunk := read(answer)))
-        return chunk
-
-    monkeypatch.setattr(weights, "_read", noting)
-    with serving(WHOLE) as (address, _):
-        assert download(f"{address}/{FILE}", tmp_path / FILE).read_bytes() == BODY
-    assert sizes == [1000] * 5 + [0]
-    assert FILE in capsys.readouterr().err
-
-
-def test_a_full_disk_is_named_and_is_no_fault_of_the_server(tmp_path, monkeypatch):
-    def full(address, file, expected):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(weights, "_fetch", full)
-    with pytest.raises(CapbenchError, match=r"cannot write .*No space left"):
-        download(f"http://127.0.0.1:9/{FILE}", tmp_path / FILE)
-
-
-def test_a_download_that_breaks_off_is_started_again(tmp_path):
-    with serving(SHORT, SHORT, WHOLE) as (address, asked):
-        path = download(f"{address}/{FILE}", tmp_path / FILE)
-    assert path.read_bytes() == BODY
-    assert len(asked) == 3
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (SHORT, "no whole answer|1,000 of 5,000 bytes"),
-        (SHORT_UNSAID, "1,000 bytes with SHA-256"),
-        (PAGE, "the answer is text/html"),
-        ((404, {}, b"not here"), "the server answers 404"),
-        ((503, {}, b"later"), "the server answers 503"),
+        (whole(BODY[:1000], Content_Length=len(BODY)), "no whole answer"),
+        (lambda request: (request.head(), request.wfile.write(BODY[:1000])), "1,000 bytes with SHA-256"),
+        (whole(b"<html>please sign in</html>", Content_Type="text/html"), "the answer is text/html"),
+        (status(404), "the server answers 404"),
+        (status(503), "the server answers 503"),
     ],
 )
 def test_a_wrong_answer_is_never_accepted_and_the_place_of_the_file_is_said(tmp_path, monkeypatch, answer, said):
     monkeypatch.setenv("CAPBENCH_WEIGHTS", str(tmp_path / "given"))
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    with serving(answer) as (address, _), pytest.raises(CapbenchError, match=said) as caught:
-        find_weights("net", f"{address}/{FILE}")
+    with serving(answer) as server, pytest.raises(CapbenchError, match=said) as caught:
+        find_weights("net", f"{server.address}/{FILE}")
     message = str(caught.value)
-    assert f"{address}/{FILE}" in message
+    assert f"{server.address}/{FILE}" in message
     assert f"Put {FILE}, or net.safetensors, into {tmp_path / 'given'}" in message
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list(tmp_path.rglob(FILE))
 
 
 @pytest.mark.fault("no network")
@@ -141,10 +79,10 @@ def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypa
     monkeypatch.delenv("CAPBENCH_WEIGHTS", raising=False)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    with serving(WHOLE) as (address, _):
+    with serving(whole(BODY)) as server:
         pass  # nobody listens there any more
     with pytest.raises(CapbenchError, match=f"no whole answer.*Put {FILE}.*into {re.escape(str(tmp_path))}"):
-        find_weights("net", f"{address}/{FILE}")
+        find_weights("net", f"{server.address}/{FILE}")
 
 
 def test_weights_that_are_there_are_found_without_a_network(tmp_path, monkeypatch):
@@ -166,9 +104,9 @@ def test_weights_that_are_there_are_found_without_a_network(tmp_path, monkeypatc
 def test_nothing_is_downloaded_where_the_hub_is_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused = pytest.raises(CapbenchError, match="nothing is downloaded while HF_HUB_OFFLINE is set")
-    with serving(WHOLE) as (address, asked), refused:
-        download(f"{address}/{FILE}", tmp_path / FILE)
-    assert asked == []
+    with serving(whole(BODY)) as server, refused:
+        download(f"{server.address}/{FILE}", tmp_path / FILE)
+    assert server.asked == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,9 +114,9 @@ def test_a_second_look_finds_the_download(tmp_path, monkeypatch):
     monkeypatch.delenv("CAPBENCH_WEIGHTS", raising=False)
     monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    with serving(WHOLE) as (address, asked):
-        paths = {find_weights("net", f"{address}/{FILE}") for _ in range(2)}
-    assert len(paths) == len(asked) == 1
+    with serving(whole(BODY)) as server:
+        paths = {find_weights("net", f"{server.address}/{FILE}") for _ in range(2)}
+    assert len(paths) == len(server.asked) == 1
 
 
 def test_a_name_without_a_hash_is_not_downloaded(tmp_path):

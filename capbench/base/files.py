@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,17 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise CapbenchError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Raises CapbenchError if `folder`, or the next one above that is there, has no room for `needed` bytes."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise CapbenchError(
+            f"{what} needs {needed / 1e9:,.2f} GB and {folder} has {free / 1e9:,.2f} GB free: make room, or choose "
+            "another folder"
+        )
 
 
 @contextmanager

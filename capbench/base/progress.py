@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 Report = Callable[[int, int], None]
 
@@ -26,6 +34,15 @@ def reporter(progress: Report | bool | None, what: str) -> Iterator[Report]:
         yield lambda done, total: bar.update(
             task, completed=done, total=total, speed=_rounded(done / (time.perf_counter() - start))
         )
+
+
+@contextmanager
+def byte_bar(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Draws a bar of bytes, their rate and the time left; gives the function to call with each number of new bytes."""
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}", markup=False), *columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, completed=done)
+        yield lambda new: bar.advance(task, new)
 
 
 def _rounded(speed: float) -> str:

@@ -6,7 +6,7 @@ from cyclopts import App, Group, Parameter
 
 from capbench import __version__
 from capbench.cli.compare import compare
-from capbench.cli.data import add_dataset, datasets, export, features, import_hugging_face, remove
+from capbench.cli.data import add_dataset, check, datasets, export, features, fetch, import_hugging_face, remove
 from capbench.cli.demo import demo
 from capbench.cli.doctor import doctor
 from capbench.cli.importing import import_released
@@ -22,7 +22,8 @@ from capbench.cli.tools import align, caption, probe, search
 EXIT_CODES = """Exit codes:
 
 - 0: done
-- 1: a check failed: stale pages, a metric that is worse (`--fail-if-worse`), a machine that lacks something
+- 1: a check failed: stale pages, a metric that is worse (`--fail-if-worse`), a machine that lacks something, a data set
+  with a fault
 - 2: refused; one line names the fault
 - 75: stopped by a signal and saved; the same command resumes
 - 130: interrupted, nothing to save
@@ -52,6 +53,8 @@ app.command(score)
 app.command(import_released, name="import", group=OWN)
 
 data = App(name="datasets", default_command=datasets, group=OWN)
+data.command(fetch)
+data.command(check)
 data.command(add_dataset, name="add")
 data.command(remove)
 data.command(export)

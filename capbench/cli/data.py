@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from capbench.cli.options import (
     Dataset,
     Encoder,
     FeatureFormat,
+    Fetched,
     RegionProvider,
     Split,
     Tokenizer,
@@ -38,6 +40,66 @@ def datasets() -> None:
         if images != "-":
             say(f"  {images} images, {captions} captions: {splits}")
         say(f"  {place}")
+
+
+def fetch(name: Fetched, /, *, to: Path | None = None) -> None:
+    """Download what may be downloaded, check it, and put it where `--dataset` finds it; say whom to ask for the rest.
+
+    COCO comes whole (21 GB, and 35 GB while it is unpacked), and so does GloVe. Flickr8K and Flickr30K come with their
+    split file; their photographs are given by the authors to those who ask, and are unpacked from the archive that they
+    send. An archive that lies in the data set's folder already is checked and used instead of a download: a machine
+    without a network needs only a copy. Ctrl-C keeps what has come, and the same command goes on from there.
+
+    Parameters
+    ----------
+    name
+        The data set; `glove` for the word vectors.
+    to
+        The folder of the data sets: this one gets coco/, flickr8k/, ... CAPBENCH_DATA if not given.
+    """
+    from capbench.base.cache import path_from
+    from capbench.data.fetch import fetch as bring
+
+    standard = path_from("CAPBENCH_DATA")
+    folder = to or standard
+    if folder is None:
+        raise CapbenchError("nothing says where the data sets are to lie: give --to FOLDER, or set CAPBENCH_DATA")
+    for line in bring(name, folder):
+        say(line)
+    if standard is None or folder.resolve() != standard.resolve():
+        say(f"for the other commands: export CAPBENCH_DATA={shlex.quote(str(folder.resolve()))}")
+
+
+def check(dataset: Dataset, /, *, sample: Count | None = None) -> None:
+    """Check a data set: images that are missing, cannot be decoded or are not named, counts, and the fingerprint.
+
+    Exits with 1 if an image is missing or cannot be decoded, or if a known data set is not the published one.
+
+    Parameters
+    ----------
+    dataset
+        A known data set, one that `capbench datasets add` has registered, or the path of a folder.
+    sample
+        Decode this many images, the same ones each time; all if not given.
+    """
+    from capbench.base.errors import listed
+    from capbench.data.checking import check as look
+    from capbench.data.datasets import summary
+
+    found = look(dataset, sample, progress=True)
+    for line in summary(found.dataset):
+        say(line)
+    say(f"fingerprint {found.fingerprint}")
+    say(f"{found.decoded:,} images decoded, {len(found.undecodable):,} cannot be")
+    for fault in found.undecodable:
+        say(fault)
+    for images, words in ((found.missing, "are missing"), (found.extra, "are there that no caption describes")):
+        if images:
+            say(f"{len(images):,} images {words}: {listed(images)}")
+    if found.differing:
+        say(f"it is not the published data set: {found.differing}")
+    if not found.whole:
+        sys.exit(1)
 
 
 def add_dataset(name: str, folder: Path, /, *, tokenizer: Tokenizer | None = None) -> None:

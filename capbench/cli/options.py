@@ -28,6 +28,7 @@ RegionProvider = Literal[
     "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn",
     "retinanet_resnet50_fpn_v2",
 ]  # fmt: skip
+Fetched = Literal["coco", "flickr8k", "flickr30k", "glove"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 

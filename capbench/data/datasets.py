@@ -193,4 +193,5 @@ def _family(name: str) -> str:
 
 def _advice(name: str, folder: Path) -> str:
     source = SOURCES[_family(name)]
-    return f"put {source.split_file} and images/ into {folder} (split file: {SPLIT_FILES}; {source.origin})"
+    place = f"put {source.split_file} and images/ into {folder} (split file: {SPLIT_FILES}; {source.origin})"
+    return f"{place}, or begin with: capbench datasets fetch {_family(name)}"

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
-import os
 import re
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, cast
 
 import torch
-from rich.console import Console
-from rich.progress import wrap_file
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from capbench.base import downloads
 from capbench.base.cache import cache_folder, path_from
+from capbench.base.downloads import Remote
 from capbench.base.errors import CapbenchError
-from capbench.base.files import atomic_write, sha256
-
-TRIES = 3
-TIMEOUT = 30.0  # seconds without an answer
-CHUNK = 1 << 20  # bytes read at a time
+from capbench.base.files import sha256
 
 
 def published_address(name: str) -> str:
@@ -97,73 +86,14 @@ def hash_in_name(file: str) -> str | None:
 
 
 def download(address: str, path: Path) -> Path:
-    """Stream `address` into `path` with a progress bar and return it; no file appears unless it is whole and right.
+    """`address` as the file `path`, checked by the hash in its name; see `capbench.base.downloads.download`.
 
-    A broken download starts again, up to `TRIES` times. Raises CapbenchError naming the address and what arrived when
-    there is no answer or the hash in the file name does not match, and where HF_HUB_OFFLINE forbids downloads.
+    Raises CapbenchError naming the address and what arrived.
     """
     expected = hash_in_name(path.name)
     if expected is None:
         raise CapbenchError(f"{path.name} carries no hash in its name, so a download cannot be checked")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise CapbenchError(f"{path.name} is not at hand, and nothing is downloaded while HF_HUB_OFFLINE is set")
-    for tries_left in reversed(range(TRIES)):
-        try:
-            atomic_write(path, lambda file: _fetch(address, file, expected))
-            break
-        except _BadAnswerError as error:
-            if error.final or not tries_left:
-                raise CapbenchError(
-                    f"cannot download {address}: {error}. Any mirror's {path.name} whose SHA-256 begins with "
-                    f"{expected} is as good"
-                ) from error
-    return path
-
-
-class _BadAnswerError(Exception):
-    """What is wrong with an answer; after a `final` one there is no other try."""
-
-    def __init__(self, fault: str, final: bool = False) -> None:
-        super().__init__(fault)
-        self.final = final
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    """Turns the network's errors into _BadAnswerError."""
-    try:
-        yield
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise _BadAnswerError(f"the server answers {error.code} {error.reason}", final=error.code < 500) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _BadAnswerError(f"no whole answer ({getattr(error, 'reason', error)})") from error
-
-
-def _fetch(address: str, file: IO[bytes], expected: str) -> None:
-    """Write the answer into `file`. Raises _BadAnswerError unless it is whole and its hash starts with `expected`."""
-    digest, size = hashlib.sha256(), 0
-    with _answering():
-        answer = cast(http.client.HTTPResponse, urllib.request.urlopen(address, timeout=TIMEOUT))
-    with answer:
-        total = int(answer.headers.get("Content-Length") or 0)
-        with wrap_file(answer, total, description=address.rsplit("/", 1)[1], console=Console(stderr=True)) as shown:
-            while chunk := _read(shown):
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-    if size < total:
-        raise _BadAnswerError(f"{size:,} of {total:,} bytes came")
-    if not digest.hexdigest().startswith(expected):
-        kind, start = answer.headers.get_content_type(), digest.hexdigest()[:16]
-        raise _BadAnswerError(
-            f"the answer is {kind}, {size:,} bytes with SHA-256 {start} instead of {expected}...", final=True
-        )
-
-
-def _read(answer: BinaryIO) -> bytes:
-    with _answering():
-        return answer.read(CHUNK)
+    return downloads.download(Remote((address,), expected), path)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
