@@ -210,7 +210,12 @@ def check_protocol(protocol: str, images: int) -> None:
 
 
 def check_owners(images: int, image_of_caption: Tensor) -> None:
-    """Raises CapbenchError for a caption of no image, and for images without a caption."""
+    """Raises CapbenchError for a caption of no image, and for images without a caption.
+
+    >>> import torch
+    >>> from capbench.metrics.retrieval import check_owners
+    >>> check_owners(2, torch.tensor([1, 0, 1]))
+    """
     if len(image_of_caption) and not 0 <= int(image_of_caption.min()) <= int(image_of_caption.max()) < images:
         raise CapbenchError(f"image_of_caption must lie in 0..{images - 1}, the rows of the {images} images")
     alone = torch.nonzero(torch.bincount(image_of_caption, minlength=images) == 0).flatten()

@@ -41,7 +41,16 @@ def embedding_ranks(
 
 
 def ranks_of(contest: Contest, at_once: int | None = None) -> tuple[Int[Tensor, " image"], Int[Tensor, " caption"]]:
-    """The same from a contest, or from a share of one: then of each caption the images of the share that are ahead."""
+    """The same from a contest, or from a share of one: then of each caption the images of the share that are ahead.
+
+    >>> import torch
+    >>> from capbench.kernels.ranks import ranks_of
+    >>> from capbench.kernels.ranks.exact import Contest
+    >>> contest = Contest.of(torch.eye(2), torch.tensor([[0.6, 0.8], [0.8, 0.6]]), torch.tensor([0, 1]), order=False)
+    >>> by_image, by_caption = ranks_of(contest.share(slice(1, 2)))
+    >>> by_image.tolist(), by_caption.tolist()
+    ([1], [1, 0])
+    """
     if runs_triton(contest.images) and runs_triton(contest.captions):
         from capbench.kernels.ranks import triton
 
