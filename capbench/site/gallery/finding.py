@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256 as digest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ from capbench.runs.job import Description, Job, description
 from capbench.runs.loaded import Usable, load_run, usable_runs
 from capbench.site.gallery import asking
 from capbench.site.gallery.shown import VERSION, Shown, keep, kept
+from capbench.site.gallery.thumbnails import file_name
 from capbench.site.gallery.unseen import Looked, Unseen
 from capbench.tools.align import Aligner
 from capbench.tools.search import JointEmbedding
@@ -101,7 +100,15 @@ def _gallery(run: Usable, unseen: Callable[[str], Unseen], places: tuple[Path, .
     if shown is None:
         shown = kind.ask(Looked.at(load_run(run.folder), test), arrays, pictures)
         keep(key, shown)
-    return Gallery(_name(run.folder), kind, run.job, described.identity["recipe"]["view"], record, test, shown)
+    return Gallery(
+        file_name(f"{run.folder.parent.name}-{run.folder.name}"),
+        kind,
+        run.job,
+        described.identity["recipe"]["view"],
+        record,
+        test,
+        shown,
+    )
 
 
 def _kind(run: Usable, described: Description) -> Kind:
@@ -125,10 +132,3 @@ def _record(described: Description, places: tuple[Path, ...]) -> tuple[Result | 
             except CapbenchError:
                 continue
     return None, {}
-
-
-def _name(folder: Path) -> str:
-    """The name of a run's files: that of its folder, with a digest where letters of it had to go."""
-    whole = f"{folder.parent.name}-{folder.name}"
-    name = re.sub(r"[^A-Za-z0-9_.=-]+", "_", whole)
-    return name if name == whole else f"{name}-{digest(whole.encode()).hexdigest()[:8]}"

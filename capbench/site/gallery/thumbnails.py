@@ -46,7 +46,7 @@ def file_name(text: str) -> str:
     """Text as a file's name, with a digest where letters of it had to go, so that two texts have two names.
 
     >>> file_name("scenes"), file_name("my pictures")
-    ('scenes', 'my_pictures-2a6ee1f4')
+    ('scenes', 'my_pictures-583ce862')
     """
     name = re.sub(r"[^A-Za-z0-9_.=-]+", "_", text)
     return name if name == text else f"{name}-{sha256(text.encode()).hexdigest()[:8]}"
