@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import stat
 import tarfile
 import zipfile
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Literal
 
@@ -18,7 +18,7 @@ from capbench.base import archives
 from capbench.base.archives import unpacked
 from capbench.base.errors import CapbenchError
 
-JPEG = os.urandom(3000)
+JPEG = Random(0).randbytes(3000)
 
 
 def zipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:

@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import httpx2
 import pytest
@@ -22,8 +23,8 @@ from capbench.base.errors import CapbenchError, StoppedError
 from tests.servers import Server, serving, silent, status, well, whole
 
 ROOT = Path(__file__).parents[1]
-BODY = b"PK" + os.urandom(300_000)
-OTHER = b"PK" + os.urandom(300_000)
+BODY = b"PK" + Random(0).randbytes(300_000)
+OTHER = b"PK" + Random(1).randbytes(300_000)
 HASH = hashlib.sha256(BODY).hexdigest()
 
 

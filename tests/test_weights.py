@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import re
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def stored(tmp_path, layer):
     return path
 
 
-BODY = os.urandom(5000)
+BODY = Random(0).randbytes(5000)
 FILE = f"net-{hashlib.sha256(BODY).hexdigest()[:8]}.pth"
 
 
