@@ -33,7 +33,18 @@ SMALLEST = 5.0  # seconds for making a case smaller
 TOKENS = (
     *(b"null", b"true", b"NaN", b"-Infinity", b"-1", b"0", b"1e999", b"9" * 30, b"9" * 5000, b"1.5", b"[]", b"{}"),
     *(b'""', b'"', b"[", b"{", b"[" * 2000, b"\\ud800", b"\\u0000", b"\\u202e", b"\x00", b"\xff", b"\xef\xbb\xbf"),
-    *(b"\xed\xa0\x80", b"../", b"/etc/passwd", b"\r", b"\n", b"\t", b",", b" ", b"\xe2\x80\xa8", "\u0130\U0001f600".encode()),
+    *(
+        b"\xed\xa0\x80",
+        b"../",
+        b"/etc/passwd",
+        b"\r",
+        b"\n",
+        b"\t",
+        b",",
+        b" ",
+        b"\xe2\x80\xa8",
+        "\u0130\U0001f600".encode(),
+    ),
     *(b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"\x93NUMPY\x01\x00", b"'|O'", b"'<U99999999'", b"(99999999999,)"),
     *(b"\xff\xd8", b"\xff\xc0\x00\x11\x08\xff\xff\xff\xff", b"IHDR\xff\xff\xff\xff", b"cos\nsystem\n", b"\x80\x02"),
     *(b"F64", b'"data_offsets":[0,99999999999]', b'"shape":[99999999,99999999]', b'"shape":[0]'),
@@ -128,9 +139,8 @@ class Bench:
     def try_one(self, random: np.random.Generator) -> None:
         """Mutate the file, read it, and keep what breaks the contract."""
         content = mutated(self.content, random)
-        if fault := self.fault(content):
-            if fault not in self.tally.broken.values():
-                self.tally.broken[self._smaller(content, fault)] = fault
+        if (fault := self.fault(content)) and fault not in self.tally.broken.values():
+            self.tally.broken[self._smaller(content, fault)] = fault
 
     def fault(self, content: bytes) -> str | None:
         """How reading the content breaks the contract; None if it does not."""
@@ -197,6 +207,7 @@ def _watched() -> Iterator[list[str]]:
     if not hasattr(sys, "_fuzzing_hears"):
         sys.addaudithook(_hear)
         sys._fuzzing_hears = True  # type: ignore[attr-defined]
+    sys.dont_write_bytecode = True  # of a module that only a refusal imports
     _written.append([])
     try:
         yield _written[-1]

@@ -38,11 +38,12 @@ from tests.processes import begin
 DISK_FULL = "disk full"
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2")
 DONE, REFUSED, STOPPED, KILLED = 0, 2, 75, -signal.SIGKILL
-ENDS = {"SIGKILL": {DONE, KILLED}, DISK_FULL: {DONE, REFUSED}} | dict.fromkeys(SIGNALS, {DONE, STOPPED})
+ENDS = {"SIGKILL": {DONE, KILLED}, DISK_FULL: {DONE, REFUSED}} | {name: {DONE, STOPPED} for name in SIGNALS}
 SECONDS = 120.0  # that one start may take
 
 _SMALL = ("embedding_dim=16", "word_dim=8", "training.epochs=3", "training.batch_size=32")
 _FEW = {"seed": 5, "train": 60, "val": 15, "test": 20}
+_PRELOADED = ("tests.soaking", "capbench.cli.run", "capbench.cli.reporting", "reproductions.vsepp.experiment")
 _PLACES = {  # the words for a moment, by the path of its file
     r"checkpoint-": "a checkpoint",
     r"best\.": "the best snapshot",
@@ -95,7 +96,7 @@ class Ended:
 
 def attempt(folder: Path, seed: int = 0, fault: Fault | None = None) -> Ended:
     """Start the small run of a seed in `folder`, or resume it, and let it meet a fault."""
-    process, heard = begin(partial(_start, seed=seed, fault=fault), folder)
+    process, heard = begin(partial(_start, seed=seed, fault=fault), folder, preloaded=_PRELOADED)
     moments: list[str] = []
     with suppress(EOFError):
         moments.append(heard.recv())

@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 
 from capbench.evidence.reliability import Row
-from tests.soaking import DISK_FULL, SIGNALS, Counts, Ended, Fault, age, attempt, outcome, random_faults, remains, survive
+from tests.soaking import (
+    DISK_FULL,
+    SIGNALS,
+    Counts,
+    Ended,
+    Fault,
+    age,
+    attempt,
+    outcome,
+    random_faults,
+    remains,
+    survive,
+)
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs the signals and files of Linux")
 EACH = 4  # faults that one run meets at most
