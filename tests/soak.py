@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, Queue
@@ -65,7 +66,8 @@ class Soak:
 
     def differs(self, number: int) -> bool:
         """Whether a run that met faults left anything else than one that is made here and now."""
-        run_here(self.alone, number)
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            run_here(self.alone, number)
         try:
             return outcome(self.shared, number) != outcome(self.alone, number)
         finally:

@@ -39,6 +39,7 @@ DISK_FULL = "disk full"
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2")
 DONE, REFUSED, STOPPED, KILLED = 0, 2, 75, -signal.SIGKILL
 ENDS = {"SIGKILL": {DONE, KILLED}, DISK_FULL: {DONE, REFUSED}} | {name: {DONE, STOPPED} for name in SIGNALS}
+OVER = "the end of the process"  # what comes after that meets a run no more
 SECONDS = 120.0  # that one start may take
 
 _SMALL = ("embedding_dim=16", "word_dim=8", "training.epochs=3", "training.batch_size=32")
@@ -102,12 +103,13 @@ def attempt(folder: Path, seed: int = 0, fault: Fault | None = None) -> Ended:
         moments.append(heard.recv())
         if fault is not None and fault.seconds is not None:
             moments += _told_within(heard, fault.seconds)
-            os.kill(process.pid or 0, getattr(signal, fault.kind))
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, getattr(signal, fault.kind))  # type: ignore[arg-type] # it has been started
         moments += _told_within(heard, SECONDS)
         pytest.fail(f"a start goes on after {SECONDS:g} s, in {moments[-1]}")
     process.join()
     heard.close()
-    return Ended(process.exitcode or 0, moments)
+    return Ended(DONE if OVER in moments else process.exitcode or 0, moments)
 
 
 def _told_within(heard: Connection, seconds: float) -> Iterator[str]:
@@ -117,7 +119,13 @@ def _told_within(heard: Connection, seconds: float) -> Iterator[str]:
         yield heard.recv()
 
 
-def survive(folder: Path, faults: Iterator[Fault], counts: Counts, seed: int = 0) -> None:
+def survive(
+    folder: Path,
+    faults: Iterator[Fault],
+    counts: Counts,
+    seed: int = 0,
+    after_each: Callable[[Path], object] | None = None,
+) -> None:
     """Start a run again and again, each time with another fault, until it ends; each start must end as it may."""
     while True:
         fault = next(faults, None)
@@ -127,6 +135,8 @@ def survive(folder: Path, faults: Iterator[Fault], counts: Counts, seed: int = 0
             return
         assert fault is not None
         counts.add(fault.kind, ended.place)
+        if after_each is not None:
+            after_each(folder)
 
 
 def outcome(folder: Path, seed: int = 0) -> dict[str, Any]:
@@ -172,7 +182,11 @@ def run_here(folder: Path, seed: int) -> None:
     os.environ["CAPBENCH_CACHE"] = str(folder / "cache")
     materials.load_dataset = lambda name: scenes(**_FEW)  # type: ignore[assignment]
     sys.argv = words(seed)
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
 
 
 def _start(folder: Path, told: Connection, seed: int, fault: Fault | None) -> None:
@@ -183,6 +197,7 @@ def _start(folder: Path, told: Connection, seed: int, fault: Fault | None) -> No
     os.environ["XDG_CONFIG_HOME"] = str(folder / "configuration")
     _watch(_Moments(told, fault))
     run_here(folder, seed)
+    told.send(OVER)
 
 
 class _Moments:
