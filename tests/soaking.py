@@ -106,6 +106,7 @@ def attempt(folder: Path, seed: int = 0, fault: Fault | None = None) -> Ended:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, getattr(signal, fault.kind))  # type: ignore[arg-type] # it has been started
         moments += _told_within(heard, SECONDS)
+        process.kill()
         pytest.fail(f"a start goes on after {SECONDS:g} s, in {moments[-1]}")
     process.join()
     heard.close()
