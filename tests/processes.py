@@ -34,9 +34,7 @@ class Ended(NamedTuple):
     raised: str  # the exception's name and text; empty without one
 
 
-def begin(
-    work: Callable[..., None], *arguments: Any, preloaded: Sequence[str] = ()
-) -> tuple[BaseProcess, Connection]:
+def begin(work: Callable[..., None], *arguments: Any, preloaded: Sequence[str] = ()) -> tuple[BaseProcess, Connection]:
     """A process that does `work`, a function of a module, with these arguments; and what it sends.
 
     The first process of all decides which modules are imported beforehand.
