@@ -102,6 +102,20 @@ def reliability(session: nox.Session) -> None:
     run(session, "pytest", *PARALLEL, "-m", "fault", record, *session.posargs, **ONE_THREAD)
 
 
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Give each parser of files from outside broken ones (`-- --minutes 10`); what is wrong is kept in fuzz-cases/."""
+    record = "--record=leaderboards/reliability/fuzzing.json"
+    run(session, "python", "-m", "tests.fuzzing", record, *session.posargs, **ONE_THREAD)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Kill and signal small runs, two at a time, and compare each with its undisturbed twin (`-- --minutes 60`)."""
+    record = "--record=leaderboards/reliability/soak.json"
+    run(session, "python", "-m", "tests.soak", record, *session.posargs, **ONE_THREAD)
+
+
 @nox.session(name="tests-browser")
 def tests_browser(session: nox.Session) -> None:
     """Open the site in Chromium: the one in CHROMIUM or on the PATH, else playwright's own, which is installed."""

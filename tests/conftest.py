@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 install_import_hook(["capbench", "reproductions"], "beartype.beartype")
 
 from capbench.kernels._triton import interpreted  # noqa: E402 - the hook comes first
-from tests.faults import pytest_addoption, pytest_configure, pytest_itemcollected  # noqa: E402, F401
+from tests.faults import counted, pytest_addoption, pytest_configure, pytest_itemcollected  # noqa: E402, F401
 
 # Test files whose results depend on the processor's instructions: marked `numerical`, and run again by
 # `nox -s tests-portable` with lesser instructions.

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -34,10 +34,13 @@ class Ended(NamedTuple):
     raised: str  # the exception's name and text; empty without one
 
 
-def begin(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
-    """A process that does `work`, a function of a module, with these arguments; and what it sends."""
+def begin(work: Callable[..., None], *arguments: Any, preloaded: Sequence[str] = ()) -> tuple[BaseProcess, Connection]:
+    """A process that does `work`, a function of a module, with these arguments; and what it sends.
+
+    The first process of all decides which modules are imported beforehand.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["capbench.runs.harness", "capbench.captioners.experiment"])
+    context.set_forkserver_preload(["capbench.runs.harness", "capbench.captioners.experiment", *preloaded])
     heard, told = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(*arguments, told))
     process.start()

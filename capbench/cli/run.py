@@ -90,8 +90,8 @@ def run(
     jobs = plan(owner, recorded_name(dataset), preset, encoder, seeds, seed, assignments or ())
     materials.check(dataset, {job.encoder for job in jobs})  # refused before anything is written
     session = Session(places.runs / owner.name / "session.json", jobs)
-    with processes.joined():
-        with Bars(owner, len(jobs), shown=processes.main()) as bars, closing(tracking), stop_at_once():
+    with processes.joined(), stop_at_once():
+        with Bars(owner, len(jobs), shown=processes.main()) as bars, closing(tracking):
 
             def report(job: Job, state: TrainingState, batches: int) -> None:
                 if processes.main():

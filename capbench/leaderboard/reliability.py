@@ -30,7 +30,8 @@ def render(records: Sequence[ReliabilityRecord]) -> dict[str, bytes]:
             several = sum(title in other.sections for other in records) > 1
             blocks.append(f"## {escape(title.capitalize())}" + (f", {escape(record.device)}" if several else ""))
             blocks += _section(title, rows)
-    again = f"To cause the faults on this machine too:\n\n{code_block(['nox -s reliability leaderboards'])}"
+    commands = code_block(["nox -s reliability fuzz soak leaderboards"])
+    again = f"To do all this on another machine, in an hour and a half:\n\n{commands}"
     blocks.append(details("Records", table(["record", "started", "commit", "machine"], map(_origin, records), "llll")))
     blocks.append(details("How to make this page", again))
     return {PAGE: ("\n\n".join(blocks) + "\n").encode()}
