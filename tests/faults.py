@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -49,7 +50,7 @@ class Outcomes:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, words in report.user_properties:
             if name == "counted" and report.when == "call":
-                section, rows = words  # type: ignore[misc]
+                section, rows = cast(tuple[str, list[Row]], words)
                 self.counted.setdefault(section, []).extend(rows)
             if name == "fault" and (report.when == "call" or report.outcome != "passed"):
                 tests = self.faults.setdefault(str(words), {})

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -143,8 +143,13 @@ def vectors(path: Path) -> None:
 
 
 def binary_vectors(path: Path) -> None:
-    rows = (word.encode() + b" " + np.float32([1, 2, 3]).tobytes() + b"\n" for word in VOCABULARY.words)
+    rows = (word.encode() + b" " + np.array([1, 2, 3], np.float32).tobytes() + b"\n" for word in VOCABULARY.words)
     path.write_bytes(b"3 3\n" + b"".join(rows))
+
+
+def embeddings(path: Path) -> None:
+    images, captions, image_ids, caption_ids = ARRAYS.values()
+    np.savez(path, images=images, captions=captions, image_ids=image_ids, caption_ids=caption_ids)
 
 
 def regions(path: Path) -> None:
@@ -199,7 +204,7 @@ PARSERS = (
         checkpoint.load,
     ),
     Parser("similarity (.npy)", written("s.npy", lambda path: np.save(path, ARRAY)), read_similarity),
-    Parser("embeddings (.npz)", written("e.npz", lambda path: np.savez(path, **ARRAYS)), read_embeddings),
+    Parser("embeddings (.npz)", written("e.npz", embeddings), read_embeddings),
     Parser(
         "embeddings (.safetensors)", written("e.safetensors", lambda path: save_file(ARRAYS, path)), read_embeddings
     ),
@@ -233,5 +238,5 @@ PARSERS = (
     Parser("SCAN (arrays)", scan("dev_ims.npy"), lambda path: all_rows(open_scan(DATASET, path.parent))),
     Parser("SCAN (captions)", scan("dev_caps.txt"), lambda path: all_rows(open_scan(DATASET, path.parent))),
     Parser("SCAN (ids)", scan("dev_ids.txt"), lambda path: all_rows(open_scan(DATASET, path.parent))),
-    Parser("regions", written("regions.json", regions), lambda path: list(read_regions(path, Pictures()))),
+    Parser("regions", written("regions.json", regions), lambda path: list(read_regions(path, cast(Any, Pictures())))),
 )

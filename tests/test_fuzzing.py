@@ -68,5 +68,5 @@ def test_mutations_of_one_seed_are_the_same_and_differ_from_the_content():
 def test_the_rows_of_a_record_count_what_was_read_and_refused(tmp_path):
     bench = Bench(Parser("clean", _plain, lambda path: path.read_bytes()), tmp_path / "files")
     (row,) = fuzz([bench], 0.002, 0)
-    assert row["executions"] == row["read"] > 0
+    assert row["executions"] == row["read"] != 0
     assert (row["parser"], row["refused"], row["contract broken"]) == ("clean", 0, 0)
