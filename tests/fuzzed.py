@@ -40,7 +40,9 @@ from tests.made_up import made_up_record
 
 ROOT = Path(__file__).parents[1]
 DATASET = test_imported.dataset_of()
-REGIONS = test_imported.regions()
+REGIONS = (
+    np.random.default_rng(0).normal(size=(test_imported.IMAGES, test_imported.BOXES, test_imported.DIM)).astype("f4")
+)
 VOCABULARY = Vocabulary(("dog", "cat", "man"), (9, 8, 7))
 ARRAY = np.linspace(-1, 1, 12).reshape(3, 4).astype(np.float32)
 _IDS = np.array([1, 2, 3])

@@ -228,6 +228,16 @@ def test_what_a_killed_write_leaves_is_removed_at_the_next_start_unless_another_
     assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
 
 
+def test_a_file_that_is_written_again_removes_what_killed_writers_of_it_left_and_of_no_other(tmp_path):
+    names = [f".page[1].md.abc{TEMPORARY}", f".page1.md.abc{TEMPORARY}", f".page[1].md.new{TEMPORARY}"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+    for name in names[:2]:
+        os.utime(tmp_path / name, (0, 0))
+    atomic_write(tmp_path / "page[1].md", b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "page[1].md"])
+
+
 RUN = """
 import sys
 import pytest

@@ -55,7 +55,7 @@ def _plain(folder: Path) -> Path:
 
 def test_a_parser_that_takes_much_memory_is_noticed(tmp_path):
     bench = Bench(Parser("clean", _plain, lambda path: path.read_bytes()), tmp_path / "files")
-    bench.parser = Parser("glutton", _plain, lambda path: bytes(2**31))
+    bench.parser = Parser("glutton", _plain, lambda path: bytes(2**32))
     assert bench.fault(b"x") == "MemoryError in its caller"
 
 

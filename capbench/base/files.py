@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ def atomic_write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> 
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_remains(path.parent, of=path.name)
         with tempfile.NamedTemporaryFile(
             dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY, delete=False
         ) as file:
@@ -51,9 +53,13 @@ def atomic_write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> 
             temporary.unlink(missing_ok=True)
 
 
-def remove_remains(folder: Path, age: float = OTHERS_AT_WORK) -> None:
-    """Remove what processes that were killed left of a write: hidden files of at least this age in seconds."""
-    for pattern in (f".*{TEMPORARY}", ".*.claim"):
+def remove_remains(folder: Path, age: float = OTHERS_AT_WORK, of: str | None = None) -> None:
+    """Remove what processes that were killed left of a write: hidden files of at least this age in seconds.
+
+    Those of all files, or `of` the file of one name, which `atomic_write` removes when it writes that file again.
+    """
+    name = "*" if of is None else glob.escape(of)
+    for pattern in (f".{name}.*{TEMPORARY}", f".{name}.claim"):
         for path in folder.glob(pattern):
             with suppress(OSError):  # another process removes it
                 if path.stat().st_mtime <= time.time() - age:
