@@ -252,7 +252,7 @@ def test_what_cannot_be_registered_or_removed_is_refused_and_changes_nothing(her
 
 def test_a_list_of_registered_data_sets_that_cannot_be_locked_is_refused(here):
     (here.parent / "configuration" / "capbench" / "datasets.lock").mkdir(parents=True)
-    with pytest.raises(CapbenchError, match=r"cannot write .*datasets\.lock: .*; make its folder writable"):
+    with pytest.raises(CapbenchError, match=r"cannot write .*datasets\.lock: .*; make it and its folder writable"):
         register("mine", Path("birds"))
     assert registered() == {}
 
