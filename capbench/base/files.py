@@ -7,8 +7,12 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
 import time
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +24,10 @@ from capbench.base.errors import CapbenchError
 
 TEMPORARY = ".tmp"
 OTHERS_AT_WORK = 3600.0  # seconds after which no process still writes a temporary file
+NO_ARRAYS = (  # all that numpy, zipfile and zlib raise for a file that holds no arrays, or broken ones
+    OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError, OverflowError, struct.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 FOR_ALL = 0o666  # the mode of locks: in a shared folder every user must be able to open them
 
 

@@ -7,26 +7,20 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 
 from capbench.base.errors import CapbenchError
+from capbench.base.files import NO_ARRAYS
 
 LARGEST = 1 << 29  # bytes of all arrays of a record; the ranks of five million captions take 40 MB
 MOST_DIMENSIONS = 3  # captions are [image, n_best, word]
 RANKS = ("image_to_caption", "caption_to_image")
 IMAGE_OF_QUERY = "image_of_caption"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# All that zipfile, zlib and numpy raise for files that are no bundles.
-_FAULTS = (
-    OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, NotImplementedError,
-    KeyError, SyntaxError, OverflowError,
-)  # fmt: skip
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -63,7 +57,7 @@ def unpack(content: bytes) -> dict[str, np.ndarray]:
             if (size := sum(entry.file_size for entry in entries)) > LARGEST:
                 raise CapbenchError(f"it claims {size:,} bytes of arrays, and {LARGEST:,} is the most")
             arrays = {entry.filename.removesuffix(".npy"): _read(bundle, entry) for entry in entries}
-    except _FAULTS as error:
+    except NO_ARRAYS as error:
         raise CapbenchError(str(error) or type(error).__name__) from error
     _check(arrays)
     return arrays

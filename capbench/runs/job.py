@@ -124,6 +124,8 @@ def description(folder: Path) -> Description:
     """Read what `describe` wrote, or what a version with schema 1 did. Raises CapbenchError when it is unreadable."""
     try:
         document = json.loads((folder / DESCRIPTION).read_text())
+        if not isinstance(document, dict):
+            raise ValueError("it holds no JSON object")
         if document.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
             raise CapbenchError(f"{folder / DESCRIPTION} was written by a newer version of capbench")
         if "schema_version" not in document:
@@ -131,7 +133,7 @@ def description(folder: Path) -> Description:
         records, finished = tuple(document["records"]), document["finished"]
         described = Description(document["identity"], document["feature_dim"], records, finished)
         Job(**described.identity["job"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CapbenchError(f"{folder} is not a finished run (no readable {DESCRIPTION}): {error}") from error
     return described
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
-from capbench.base.files import read_bytes
+from capbench.base.files import NO_ARRAYS, read_bytes
 from capbench.data.checked_json import Checked, parse_json
 from capbench.scoring.ids import Key
 
 ENDINGS = (".npy", ".npz", ".safetensors")
 _PACKED, _DENSE = 2**30, 100  # bytes that any archive may unpack to, and per packed byte where it is more
 _KINDS = "fiu"  # of numbers: floating-point and integers
-_DAMAGED = (  # what the readers of files raise; RuntimeError for an archive with a password
-    OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, SafetensorError,
-)  # fmt: skip
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray | Tensor]:
@@ -46,7 +42,7 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray | Tensor]:
             return _of_archive(path, names)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name in names}  # noqa: SIM118
-    except _DAMAGED as error:
+    except (*NO_ARRAYS, SafetensorError) as error:
         pickled = any(words in str(error) for words in ("Object arrays", "Python objects", "allow_pickle"))
         fault = "it is pickled; save plain numbers with numpy.save" if pickled else f"{error}; save or fetch it again"
         raise CapbenchError(f"cannot read {path}: {fault}") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError, StoppedError
-from capbench.base.files import atomic_write, check_writable, fingerprint
+from capbench.base.files import NO_ARRAYS, atomic_write, check_writable, fingerprint
 from capbench.base.progress import Report, reporter
 from capbench.base.signals import STOP_SIGNALS, stop_requests
 from capbench.kernels._arguments import check_unit_length, embeddings
@@ -149,7 +148,7 @@ def _read(path: Path, collection: Collection, new: _State) -> _State:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             same = str(file["collection"]) == collection.fingerprint
             return _State(**{name: file[name] for name in vars(new)}) if same else new
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except NO_ARRAYS:
         return new
 
 

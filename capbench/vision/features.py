@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from capbench.base.cache import cache_folder
 from capbench.base.errors import CapbenchError, StoppedError, listed
-from capbench.base.files import check_writable, fingerprint, locked, sha256
+from capbench.base.files import NO_ARRAYS, check_writable, fingerprint, locked, sha256
 from capbench.base.progress import Report, reporter
 from capbench.data.images import Pictures
 from capbench.vision.encoders import Encoder, Output
@@ -151,7 +151,7 @@ def _open(folder: Path, set_aside: bool = False) -> Features | None:
         if intact:
             return Features(array, path, folder.name, tuple(meta["skipped"]))
         reason = "their checksum or shape differs"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*NO_ARRAYS, TypeError) as error:
         reason = str(error)
     if set_aside:
         names = (folder.with_name(f"{folder.name}.corrupt-{n}") for n in itertools.count(1))

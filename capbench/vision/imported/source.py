@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from capbench.base.errors import CapbenchError
+from capbench.base.files import NO_ARRAYS
 
 File = IO[bytes] | zipfile.ZipExtFile
 MOST_BYTES = 2**26  # of one image: 64 MiB are 100 boxes of 160,000 numbers
@@ -65,7 +66,7 @@ def array_header(file: File, place: str, size: int) -> Array:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, EOFError) as error:
+    except NO_ARRAYS as error:
         raise CapbenchError(f"{place} is no array in numpy's format ({error}); fetch it again") from error
     if dtype.str[1:] not in FLOATS:
         raise CapbenchError(f"{place} holds {dtype}; features are floats of 16, 32 or 64 bits")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from capbench.base.cache import cache_folder
 from capbench.base.errors import CapbenchError
-from capbench.base.files import check_writable, fingerprint, locked, sha256
+from capbench.base.files import NO_ARRAYS, check_writable, fingerprint, locked, sha256
 from capbench.base.progress import Report, reporter
 from capbench.data.captions import CaptionDataset
 from capbench.data.datasets import WITHOUT_RESTVAL, load_captions
@@ -192,7 +192,7 @@ def _open(place: Path, dataset: CaptionDataset) -> tuple[dict[str, Any], NDArray
             and len(array) == len(dataset.image_names)
         )
         reason = "" if intact else "a checksum differs"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*NO_ARRAYS, TypeError) as error:
         reason = str(error)
     if reason:
         raise CapbenchError(f"the features in {place} are damaged ({reason}); delete the folder and import them again")
