@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from capbench.base.json_records import JsonRecord, read_record
 from capbench.data.coco_captions import read_coco_captions
 from capbench.data.images import decode
 from capbench.data.karpathy_split import read_karpathy_split
+from capbench.data.scenes import scenes
 from capbench.data.tables import COLUMNS, read_table
 from capbench.data.vocabulary import Vocabulary
 from capbench.data.word_vectors import word_vectors
@@ -40,6 +41,7 @@ from tests.made_up import made_up_record
 
 ROOT = Path(__file__).parents[1]
 DATASET = test_imported.dataset_of()
+DRAWN = scenes(train=2, val=0, test=0)
 REGIONS = (
     np.random.default_rng(0).normal(size=(test_imported.IMAGES, test_imported.BOXES, test_imported.DIM)).astype("f4")
 )
@@ -155,17 +157,9 @@ def embeddings(path: Path) -> None:
 
 
 def regions(path: Path) -> None:
-    path.write_text(json.dumps({name: [[1, 2, 20, 30], {"x": 1, "y": 2, "w": 5, "h": 6}] for name in _NAMES}))
-
-
-_NAMES = ("0.jpg", "1.jpg")
-
-
-class Pictures:
-    """Two pictures that need no file."""
-
-    name, image_names = "two", _NAMES
-    images: Sequence[np.ndarray] = (np.zeros((40, 50, 3), np.uint8),) * 2
+    path.write_text(
+        json.dumps({name: [[1, 2, 20, 30], {"x": 1, "y": 2, "w": 5, "h": 6}] for name in DRAWN.image_names})
+    )
 
 
 ARRAYS = {"images": ARRAY, "captions": np.repeat(ARRAY, 5, 0), "image_ids": _IDS, "caption_ids": np.arange(15)}
@@ -240,5 +234,5 @@ PARSERS = (
     Parser("SCAN (arrays)", scan("dev_ims.npy"), lambda path: all_rows(open_scan(DATASET, path.parent))),
     Parser("SCAN (captions)", scan("dev_caps.txt"), lambda path: all_rows(open_scan(DATASET, path.parent))),
     Parser("SCAN (ids)", scan("dev_ids.txt"), lambda path: all_rows(open_scan(DATASET, path.parent))),
-    Parser("regions", written("regions.json", regions), lambda path: list(read_regions(path, cast(Any, Pictures())))),
+    Parser("regions", written("regions.json", regions), lambda path: list(read_regions(path, DRAWN))),
 )
