@@ -54,6 +54,7 @@ _PLACES = {  # the words for a moment, by the path of its file
     r"leaderboards": "the page",
 }
 _OF_ONE_RUN = {"started", "wall_seconds", "energy_joules", "energy_of", "peak_memory_bytes", "arrays", "file", "curve"}
+_OF_THE_CODE = {"commit", "dirty"}  # which may change in the hour of a soak
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def outcome(folder: Path, seed: int = 0) -> dict[str, Any]:
     tensors, state = checkpoint.load(description.parent / checkpoint.SNAPSHOT)
     vocabulary = hashlib.sha256((description.parent / "vocabulary.json").read_bytes()).hexdigest()
     own = {"arrays": arrays, "curve": curve, "model": hash_tensors(tensors), "state": state, "vocabulary": vocabulary}
-    return result.model_dump(exclude=_OF_ONE_RUN) | own
+    return result.model_dump(exclude=_OF_ONE_RUN | _OF_THE_CODE) | own
 
 
 def remains(folder: Path) -> list[str]:
