@@ -386,6 +386,7 @@ def test_a_signal_to_one_process_of_a_command_lets_all_exit_with_75(tmp_path):
     started = members(tmp_path, *command(tmp_path, "training.epochs=100000"))
     deadline = time.monotonic() + LIMIT
     while not list(tmp_path.glob("runs/*/*/checkpoint-*")) and time.monotonic() < deadline:
+        assert [process.poll() for process in started] == [None, None], ends(started)
         time.sleep(0.1)
     started[1].send_signal(signal.SIGUSR2)
     ended = ends(started)
