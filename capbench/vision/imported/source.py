@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from capbench.base.errors import CapbenchError
-from capbench.base.files import NO_ARRAYS
 
 File = IO[bytes] | zipfile.ZipExtFile
+_NO_HEADER = (ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what numpy raises; not of a damaged archive
 MOST_BYTES = 2**26  # of one image: 64 MiB are 100 boxes of 160,000 numbers
 FLOATS = {"f2", "f4", "f8"}
 
@@ -66,7 +67,7 @@ def array_header(file: File, place: str, size: int) -> Array:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except NO_ARRAYS as error:
+    except _NO_HEADER as error:
         raise CapbenchError(f"{place} is no array in numpy's format ({error}); fetch it again") from error
     if dtype.str[1:] not in FLOATS:
         raise CapbenchError(f"{place} holds {dtype}; features are floats of 16, 32 or 64 bits")
