@@ -255,9 +255,9 @@ def test_a_recorded_caption_that_differs_is_shown_too(made, runs):
     gallery = one(made, CAPTIONS, "show_attend")
     arrays = load_arrays(gallery.record, runs / "records")
     trained = trained_of(gallery, runs)
-    changed = arrays | {"captions": np.full_like(arrays["captions"], 4)}
+    changed = arrays | {"captions": np.full_like(arrays["captions"], 9)}
     shown = asking.written(Looked.at(trained, gallery.test), changed, PICTURES)
-    word = trained.vocabulary.decode([4])[0]
+    word = trained.vocabulary.decode([9])[0]
     for entry in shown.common:
         assert isinstance(entry, Written)
         assert entry.recorded == " ".join([word] * 20)
