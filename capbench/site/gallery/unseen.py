@@ -92,9 +92,9 @@ class Looked:
 
     @classmethod
     def at(cls, trained: Trained, test: Unseen, learnt_from: str = "") -> Looked:
-        """The features of the test pictures: a part of those that it learnt from where these are in the store, else new.
+        """The features of the test pictures: of those that it learnt from where these are in the store, else new ones.
 
-        `learnt_from` is their fingerprint. Raises CapbenchError for weights that are not at hand.
+        `learnt_from` is the fingerprint of the former. Raises CapbenchError for weights that are not at hand.
         """
         recipe, job, rows = trained.recipe, trained.job, test.split.image_index
         if job.encoder.startswith(IMPORTED):
