@@ -17,6 +17,7 @@ from capbench.cli.app import app
 from capbench.data.scenes import scenes
 from capbench.evidence.records import add_records, load_arrays, load_results
 from capbench.metrics.retrieval import match_ranks
+from capbench.runs.job import description
 from capbench.runs.loaded import load_run
 from capbench.site.gallery import asking, finding, thumbnails, unseen
 from capbench.site.gallery.finding import ALIGNMENT, CAPTIONS, REGIONS, SEARCH, Gallery, galleries
@@ -255,9 +256,9 @@ def test_a_recorded_caption_that_differs_is_shown_too(made, runs):
     gallery = one(made, CAPTIONS, "show_attend")
     arrays = load_arrays(gallery.record, runs / "records")
     trained = trained_of(gallery, runs)
-    changed = arrays | {"captions": np.full_like(arrays["captions"], 4)}
+    changed = arrays | {"captions": np.full_like(arrays["captions"], 9)}
     shown = asking.written(Looked.at(trained, gallery.test), changed, PICTURES)
-    word = trained.vocabulary.decode([4])[0]
+    word = trained.vocabulary.decode([9])[0]
     for entry in shown.common:
         assert isinstance(entry, Written)
         assert entry.recorded == " ".join([word] * 20)
@@ -276,3 +277,17 @@ def test_the_alignment_is_that_of_the_tool(made, runs):
     )
     assert entry.labels == tuple(expected.labels.tolist())
     assert np.array(entry.scores) == pytest.approx(expected.scores, abs=6e-4)
+
+
+def test_the_features_that_a_run_learnt_from_are_taken_from_the_store(made, runs, monkeypatch):
+    for kind in (SEARCH, ALIGNMENT):
+        gallery = one(made, kind)
+        trained = trained_of(gallery, runs)
+        new = Looked.at(trained, gallery.test)
+        with monkeypatch.context() as patch:
+            patch.setenv("CAPBENCH_CACHE", str(runs.parent / "cache"))  # where they were trained
+            patch.setattr(unseen, "features", lambda *_: pytest.fail("pictures are encoded again"))
+            learnt_from = description(runs / gallery.job.paper / gallery.job.name).identity["features"]
+            known = Looked.at(trained, gallery.test, learnt_from)
+        assert known.array == pytest.approx(new.array, abs=1e-4)
+        assert known.boxes is None or known.boxes.array == pytest.approx(new.boxes and new.boxes.array)

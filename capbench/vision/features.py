@@ -99,6 +99,11 @@ def features(
     return replace(stored, boxes=boxes)
 
 
+def stored_features(name: str, store: Path | None = None) -> Features | None:
+    """Features by their fingerprint, without the boxes of regions; None where they are not in the store or damaged."""
+    return _open((store or cache_folder()) / "features" / name)
+
+
 def _check(output: Output, view: str, region_provider: str | None) -> None:
     wanted, given, known = "region_provider", region_provider, PROVIDERS
     if output != "regions":

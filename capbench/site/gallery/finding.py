@@ -98,7 +98,8 @@ def _gallery(run: Usable, unseen: Callable[[str], Unseen], places: tuple[Path, .
     ])  # fmt: skip
     shown = kept(key)
     if shown is None:
-        shown = kind.ask(Looked.at(load_run(run.folder), test), arrays, pictures)
+        looked = Looked.at(load_run(run.folder), test, described.identity["features"])
+        shown = kind.ask(looked, arrays, pictures)
         keep(key, shown)
     return Gallery(
         file_name(f"{run.folder.parent.name}-{run.folder.name}"),

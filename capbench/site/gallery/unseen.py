@@ -18,10 +18,10 @@ from capbench.data.images import ImageFolder
 from capbench.data.scenes import SceneImages
 from capbench.runs.loaded import Trained
 from capbench.tools.pictures import Seen
-from capbench.vision.features import features
+from capbench.vision.features import features, stored_features
 from capbench.vision.imported import imported_features
 from capbench.vision.networks import IMPORTED
-from capbench.vision.regions import Boxes
+from capbench.vision.regions import Boxes, region_boxes
 
 MOST = 1000  # test pictures that are looked through: the first ones of a larger split
 
@@ -91,18 +91,23 @@ class Looked:
     boxes: Boxes | None  # of the regions that it sees
 
     @classmethod
-    def at(cls, trained: Trained, test: Unseen) -> Looked:
-        """The features of the test pictures, from the store. Raises CapbenchError for weights that are not at hand."""
-        recipe, job = trained.recipe, trained.job
+    def at(cls, trained: Trained, test: Unseen, learnt_from: str = "") -> Looked:
+        """The features of the test pictures: of those that it learnt from where these are in the store, else new ones.
+
+        `learnt_from` is the fingerprint of the former. Raises CapbenchError for weights that are not at hand.
+        """
+        recipe, job, rows = trained.recipe, trained.job, test.split.image_index
         if job.encoder.startswith(IMPORTED):
-            stored = imported_features(test.whole, job.encoder, recipe.output)
-            rows = test.split.image_index
-            boxes = stored.boxes and replace(
-                stored.boxes, array=stored.boxes.array[rows], count=stored.boxes.count[rows]
-            )
-            return cls(trained, test, stored.array[rows], boxes)
-        stored = features(test.part, trained.encoder, recipe.view, recipe.region_provider)
-        return cls(trained, test, stored.array, stored.boxes)
+            imported = imported_features(test.whole, job.encoder, recipe.output)
+            boxes = imported.boxes
+            boxes = boxes and replace(boxes, array=boxes.array[rows], count=boxes.count[rows])
+            return cls(trained, test, imported.array[rows], boxes)
+        known = stored_features(learnt_from) if learnt_from and not trained.encoder_weights else None
+        if known is not None:
+            boxes = None if recipe.region_provider is None else region_boxes(test.part, recipe.region_provider)
+            return cls(trained, test, known.array[rows], boxes)
+        new = features(test.part, trained.encoder, recipe.view, recipe.region_provider)
+        return cls(trained, test, new.array, new.boxes)
 
     def seen(self, images: list[int]) -> Seen:
         """Some of the pictures, as the tools take them."""
