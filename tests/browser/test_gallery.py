@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_two_runs_stand_side_by_side_and_the_choice_is_kept_in_the_address(visit
     page = visit(page_of(shown, "soft-ours")).page
     page.get_by_role("link", name="Beside another run").click()
     left, right = (page.get_by_label(side) for side in ("left", "right"))
-    assert "soft-ours" in left.input_value()
+    expect(left).to_have_value(re.compile("soft-ours"))
     assert left.input_value() != right.input_value()
     said = page.locator(".pair .said")
     expect(said).to_have_count(8)
