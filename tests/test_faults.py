@@ -185,6 +185,16 @@ def test_a_lock_is_open_to_all_users_and_one_that_is_not_says_what_to_do(shared)
     assert "CAPBENCH_CACHE" in said
 
 
+def test_a_process_that_waits_for_another_one_says_so(shared, monkeypatch, capsys):
+    monkeypatch.setattr("capbench.base.files.SILENT", 0.05)
+    path = shared / "features.lock"
+    with locked(path, 1.0):
+        for seconds in (0.05, 0.2):
+            assert "another process has held" in refusal(lambda seconds=seconds: locked(path, seconds).__enter__())
+    said = capsys.readouterr().err
+    assert said == f"waiting for another process, which holds {path}\n"  # only the longer one
+
+
 def work_without_a_home(folder: Path, told: Connection) -> None:
     for name in ("HOME", "CAPBENCH_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         os.environ.pop(name, None)

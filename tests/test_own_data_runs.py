@@ -94,7 +94,7 @@ def test_a_model_trained_on_a_folder_is_recorded_under_its_name_and_the_command_
 def test_a_tolerant_run_leaves_out_images_that_cannot_be_decoded_and_records_which(here, capsys):
     draw(here / "birds")
     (here / "birds" / "images" / "2.png").write_bytes(b"<html>no picture</html>")
-    words = ["run", "vsepp", "--dataset", "birds", "--preset", "vsepp-ours", "--encoder", "scenes", "--seed", "0"]
+    words = ["run", "vsepp", "--preset", "vsepp-ours", "--dataset", "birds", "--encoder", "scenes", "--seed", "0"]
     with pytest.raises(CapbenchError, match=r"2\.png holds HTML or XML and no picture"):
         run(*words)
     assert not (here / "runs" / "vsepp").exists()
@@ -102,6 +102,8 @@ def test_a_tolerant_run_leaves_out_images_that_cannot_be_decoded_and_records_whi
         run(*words, "--tolerant")
     (result,) = load_results(Path("runs/records"))
     assert "1 images left out, not decodable: 2.png" in result.notes[0]
+    assert result.notes[-1] == "left out, not decodable: 2.png"
+    assert result.command.endswith(" --dataset ./birds --encoder scenes --seed 0 --tolerant")
     whole = load_dataset("birds")
     assert result.dataset_fingerprint != whole.fingerprint
     trained = load_run(finished_runs(Path("runs"))[0])

@@ -75,6 +75,13 @@ def whole(folder: Path) -> dict[str, float]:
     return metrics(folder / "whole")[0]
 
 
+def test_a_tolerant_sweep_is_made_of_tolerant_runs():
+    (task,) = sweep.tasks(plan(paper("vsepp"), "squares", ["vsepp-ours"], seeds=1))
+    places = Places(Path("runs"))
+    (strict,) = sweep.command(task, "squares", places, Path("pages"), tolerant=False)
+    assert sweep.command(task, "squares", places, Path("pages"), tolerant=True) == [[*strict, "--tolerant"]]
+
+
 def test_runs_that_start_from_one_run_share_a_task():
     members = plan(paper("show-and-tell"), "scenes", ["nic", "nic-ours", "nic-ensemble-ours"], seeds=6)
     found = [[f"{job.preset} {job.seed}" for job in task.jobs] for task in sweep.tasks(members)]

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import time
 import tokenize
@@ -28,6 +29,7 @@ NO_ARRAYS = (  # all that numpy, zipfile and zlib raise for a file that holds no
     OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError, OverflowError, struct.error,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+SILENT = 2.0  # seconds of waiting for a lock that need no word
 FOR_ALL = 0o666  # the mode of locks: in a shared folder every user must be able to open them
 
 
@@ -108,14 +110,14 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 @contextmanager
 def locked(path: Path, seconds: float, advice: str = "wait for it or end it") -> Iterator[None]:
-    """Hold a lock between processes. The system frees the lock of a process that died.
+    """Hold a lock between processes. The system frees the lock of a process that died. A long wait is said.
 
     Raises CapbenchError with the advice if another process holds it for longer than `seconds`, and if it cannot be
     opened.
     """
     lock = FileLock(path, mode=FOR_ALL)
     try:
-        lock.acquire(timeout=seconds)
+        _acquire(lock, path, seconds)
     except Timeout as error:
         raise CapbenchError(
             f"another process has held {path} for {seconds:g} s; {advice}, and if there is none, delete the file"
@@ -127,6 +129,16 @@ def locked(path: Path, seconds: float, advice: str = "wait for it or end it") ->
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, path: Path, seconds: float) -> None:
+    try:
+        lock.acquire(timeout=min(SILENT, seconds))
+    except Timeout:
+        if seconds <= SILENT:
+            raise
+        print(f"waiting for another process, which holds {printable(path)}", file=sys.stderr, flush=True)
+        lock.acquire(timeout=seconds - SILENT)
 
 
 def sha256(path: Path) -> str:

@@ -40,6 +40,7 @@ def sweep(
     cpus: Count = 4,
     gpus: int = 0,
     slurm: Annotated[list[str] | None, OneOrMore] = None,
+    tolerant: bool = False,
     status: bool = False,
     runs: Path = Path("runs"),
     leaderboards: Path = Path("leaderboards"),
@@ -77,6 +78,8 @@ def sweep(
         The GPUs of a job on Slurm or Ray.
     slurm
         More of Slurm's parameters, by submitit's names: partition=gpu account=vision.
+    tolerant
+        Leave out images that cannot be decoded, as of `capbench run`.
     status
         Print what each run is at, and start nothing. Exits with 1 unless all are done.
     runs
@@ -101,7 +104,7 @@ def sweep(
     busy = ("done", "running", "queued")
     missing = [job for job in jobs if _state(job, places, submitted) not in busy]
     tasks = sweeping.tasks(missing)
-    words = [sweeping.command(task, jobs[task.jobs[0]], places, leaderboards) for task in tasks]
+    words = [sweeping.command(task, jobs[task.jobs[0]], places, leaderboards, tolerant) for task in tasks]
     resources = Resources(minutes, cpus, gpus, tuple(slurm or ()))
     if cluster == "slurm":
         ids = submit(words, folder, resources, parallel or 32) if tasks else []

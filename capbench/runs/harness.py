@@ -169,8 +169,9 @@ def _result(
     made_by: Mapping[str, Any],
 ) -> Result:
     damaged = [f"resumed past a damaged checkpoint: {name}" for name in state.fallbacks]
-    skipped = [f"left out, not decodable: {name}" for name in inputs.features.skipped]
+    skipped = [f"left out, not decodable: {name}" for name in inputs.left_out]
     scored = inputs.dataset.split("test")
+    command = replace(job, dataset=inputs.dataset.place or job.dataset).command_of(processes.size())
     return Result(
         **asdict(job),
         **split_fields(scored),
@@ -185,7 +186,7 @@ def _result(
         features_fingerprint=inputs.features.fingerprint,
         vocabulary_size=len(inputs.vocabulary),
         processes=processes.size(),
-        command=replace(job, dataset=inputs.dataset.place or job.dataset).command_of(processes.size()),
+        command=f"{command} --tolerant" if skipped else command,
         notes=[protocol_line(scored), *evaluation.notes, *damaged, *skipped, *filter(None, [inputs.features.imported])],
         **made_by,
     )

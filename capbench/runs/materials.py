@@ -58,7 +58,7 @@ class Materials:
 
         Raises CapbenchError for missing data, an unknown encoder, and a recipe that imported features cannot serve.
         """
-        dataset = self._trainable(job.dataset, job.encoder)
+        whole = dataset = self._trainable(job.dataset, job.encoder)
         if job.encoder.startswith(IMPORTED):
             encoder, stored = None, self._imported(dataset, job, recipe)
             if stored.boxes is None:
@@ -66,7 +66,8 @@ class Materials:
         else:
             dataset, encoder, stored = self._computed(dataset, job, recipe)
         vocabulary = Vocabulary.build(dataset.split("train").tokens, recipe.min_count, dataset.tokenizer)
-        return Inputs(dataset, encoder, stored, vocabulary)
+        left_out = tuple(sorted(set(whole.image_names) - set(dataset.image_names)))
+        return Inputs(dataset, encoder, stored, vocabulary, left_out=left_out)
 
     def _trainable(self, name: str, encoder: str) -> CaptionDataset:
         """The data set of jobs with an encoder. Raises CapbenchError where it is missing or cannot be trained on."""

@@ -54,10 +54,10 @@ def tasks(jobs: Sequence[Job]) -> list[Task]:
     return sorted(together, key=lambda task: jobs.index(task.jobs[0]))
 
 
-def command(task: Task, dataset: str, places: Places, leaderboards: Path) -> list[list[str]]:
+def command(task: Task, dataset: str, places: Places, leaderboards: Path, tolerant: bool) -> list[list[str]]:
     """The words of `capbench run` for each job of a task, on a data set by its name or its folder."""
-    where = ["--runs", str(places.runs), "--leaderboards", str(leaderboards)]
-    return [[*replace(job, dataset=dataset).words, *where] for job in task.jobs]
+    more = ["--runs", str(places.runs), "--leaderboards", str(leaderboards), *(["--tolerant"] if tolerant else [])]
+    return [[*replace(job, dataset=dataset).words, *more] for job in task.jobs]
 
 
 def _involved(job: Job) -> set[Job]:

@@ -87,6 +87,7 @@ class Inputs:
     init: tuple[Mapping[str, Tensor], ...] = ()  # snapshots of `init_from`, one or `ensemble_size`, by parameter name
     skips_unknown: bool = False  # whether captions lose the words outside the vocabulary; else each becomes UNKNOWN
     scratch: Path | None = None  # a folder for unfinished work, kept until the run is recorded
+    left_out: tuple[str, ...] = ()  # names of the images that could not be decoded, and are not in `dataset`
     _encoded: dict[str, list[list[int]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def encoded(self, split: str) -> list[list[int]]:
