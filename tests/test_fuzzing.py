@@ -14,9 +14,12 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="l
 MUTATIONS = 40
 
 _HEADER = b"\x93NUMPY\x01\x00\x0a\x00{'a': (1, \n"  # a bracket that nothing closes
+_LONG_HEADER = b"\x93NUMPY\x02\x00\xff\xff\xff\xff"  # 4 GB, by its own account
 FOUND: dict[str, tuple[bytes, ...]] = {  # by parser, what it once neither read nor refused
     "run.json": (b"[]", b"[" * 9999, b'{"identity": {"job": []}}', b'{"job": 1}'),
-    **dict.fromkeys(("similarity (.npy)", "ids (.npy)", "SCAN (arrays)"), (_HEADER,)),
+    "SCAN (ids)": (b"9" * 5000,),  # more digits than Python makes a number of
+    "ids (.txt)": (b"9" * 5000,),
+    **dict.fromkeys(("similarity (.npy)", "ids (.npy)", "SCAN (arrays)"), (_HEADER, _LONG_HEADER)),
 }
 
 

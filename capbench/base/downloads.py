@@ -202,9 +202,9 @@ def _position(answer: httpx2.Response, part: _Part, continuing: bool) -> tuple[i
     """Where in the file the answer begins, and the file's length (0 if it is not said)."""
     if answer.status_code == 200:
         length = answer.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdecimal() else 0
+        return 0, int(length) if length.isdecimal() and len(length) < 19 else 0
     if continuing and answer.status_code in (206, 416):
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        match = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", answer.headers.get("Content-Range", ""))
         if answer.status_code == 206 and match and int(match[1]) == part.length:
             return part.length, int(match[2])
         part.discard()

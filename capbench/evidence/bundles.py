@@ -15,6 +15,7 @@ import numpy as np
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import NO_ARRAYS
+from capbench.base.npy import npy_header
 
 LARGEST = 1 << 29  # bytes of all arrays of a record; the ranks of five million captions take 40 MB
 MOST_DIMENSIONS = 3  # captions are [image, n_best, word]
@@ -67,21 +68,13 @@ def _read(bundle: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     if entry.flag_bits & 1 or entry.compress_type not in _METHODS:
         raise ValueError(f"{entry.filename!r} is encrypted, or compressed by another method than deflate")
     with bundle.open(entry) as member:
-        shape, dtype = _header(member)
+        shape, _, dtype = npy_header(member)  # numpy's types ask for more of a file than it uses
         if dtype.kind not in "iufb" or len(shape) > MOST_DIMENSIONS:
             raise ValueError(f"{entry.filename!r} holds {dtype} of {len(shape)} dimensions; records hold numbers")
         if math.prod(shape) * dtype.itemsize + member.tell() != entry.file_size:
             raise ValueError(f"{entry.filename!r} claims the shape {shape} and has {entry.file_size:,} bytes")
     with bundle.open(entry) as member:
         return np.asarray(np.lib.format.read_array(cast(Any, member), allow_pickle=False))
-
-
-def _header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """The shape and type that an open entry claims; numpy's types ask for more of a file than it uses."""
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(member)
-    return shape, dtype
 
 
 def _check(arrays: Mapping[str, np.ndarray]) -> None:

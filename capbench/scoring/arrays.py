@@ -15,6 +15,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import NO_ARRAYS, read_bytes
+from capbench.base.npy import load_npy, npy_header
 from capbench.data.checked_json import Checked, parse_json
 from capbench.scoring.ids import Key
 
@@ -34,10 +35,9 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray | Tensor]:
         raise CapbenchError(f"there is no file {path}")
     try:
         if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="c", allow_pickle=False)  # torch takes no read-only memory
-            if not isinstance(array, np.ndarray):
+            if zipfile.is_zipfile(path):
                 raise CapbenchError(f"{path} is an archive of arrays; rename it to end in .npz")
-            return {names[0]: array}
+            return {names[0]: load_npy(path, mmap_mode="c")}  # torch takes no read-only memory
         if path.suffix == ".npz":
             return _of_archive(path, names)
         with safe_open(path, framework="pt") as file:
@@ -137,9 +137,7 @@ def _of_archive(path: Path, names: Sequence[str]) -> dict[str, np.ndarray | Tens
 
 def _size(file: Any) -> int:
     """The bytes of an array by its header."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, _, dtype = npy_header(file)
     return math.prod(shape) * dtype.itemsize
 
 

@@ -65,7 +65,7 @@ class Side:
     def refuse_ambiguous(self, source: str, keys: Iterable[Key]) -> None:
         """Raises CapbenchError for a number in text that is the id of one image and the file name of another."""
         for key in keys:
-            if not isinstance(key, str) or not key.isascii() or not key.isdigit() or str(int(key)) != key:
+            if not isinstance(key, str) or not re.fullmatch(r"0|[1-9][0-9]{0,17}", key):
                 continue
             numbered, named = self.place(int(key)), self.place(key)
             if numbered not in (UNKNOWN, named):

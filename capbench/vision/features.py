@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from capbench.base.cache import cache_folder
 from capbench.base.errors import CapbenchError, StoppedError, listed
 from capbench.base.files import NO_ARRAYS, check_writable, fingerprint, locked, sha256
+from capbench.base.npy import load_npy
 from capbench.base.progress import Report, reporter
 from capbench.data.images import Pictures
 from capbench.vision.encoders import Encoder, Output
@@ -146,7 +147,7 @@ def _open(folder: Path, set_aside: bool = False) -> Features | None:
     path = folder / "features.npy"
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = load_npy(path, mmap_mode="r")
         intact = (
             list(array.shape) == meta["shape"]
             and array.dtype == np.float32

@@ -24,7 +24,7 @@ def plain(name: object) -> str:
     """
     text = (name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)).strip()
     text = re.sub(r"\.(jpe?g|png|bmp|gif|webp)$", "", PurePosixPath(text).name, flags=re.IGNORECASE)
-    return str(int(text)) if text.isascii() and text.isdigit() else text
+    return text.lstrip("0") or "0" if text.isascii() and text.isdigit() else text
 
 
 def numberings(dataset: CaptionDataset) -> dict[str, Mapping[str, int]]:

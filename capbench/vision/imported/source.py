@@ -12,10 +12,10 @@ from typing import IO
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from capbench.base.errors import CapbenchError
+from capbench.base.npy import npy_header
 
 File = IO[bytes] | zipfile.ZipExtFile
 _NO_HEADER = (ValueError, EOFError, SyntaxError, tokenize.TokenError)  # what numpy raises; not of a damaged archive
@@ -64,9 +64,7 @@ def array_header(file: File, place: str, size: int) -> Array:
     Raises CapbenchError naming `place` for another format or type, and for a size that the header does not announce.
     """
     try:
-        version = npy.read_magic(file)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = npy_header(file)
     except _NO_HEADER as error:
         raise CapbenchError(f"{place} is no array in numpy's format ({error}); fetch it again") from error
     if dtype.str[1:] not in FLOATS:

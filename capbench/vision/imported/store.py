@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from capbench.base.cache import cache_folder
 from capbench.base.errors import CapbenchError
 from capbench.base.files import NO_ARRAYS, check_writable, fingerprint, locked, sha256
+from capbench.base.npy import load_npy
 from capbench.base.progress import Report, reporter
 from capbench.data.captions import CaptionDataset
 from capbench.data.datasets import WITHOUT_RESTVAL, load_captions
@@ -101,7 +102,7 @@ def imported_features(dataset: CaptionDataset, encoder: str, output: Output, sto
         )
     boxes = None
     if meta["boxes"] and output == "regions":
-        kept = np.load(place / "boxes.npy", allow_pickle=False)
+        kept = load_npy(place / "boxes.npy")
         whole = np.broadcast_to(np.array(WHOLE, np.float32), (len(kept), 1, 4))
         counts = np.full(len(kept), array.shape[1], np.int64)
         boxes = Boxes(np.concatenate([whole, kept], 1), encoder, counts)
@@ -184,7 +185,7 @@ def _open(place: Path, dataset: CaptionDataset) -> tuple[dict[str, Any], NDArray
     path, boxes = place / "features.npy", place / "boxes.npy"
     try:
         meta: dict[str, Any] = json.loads((place / "meta.json").read_text())
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = load_npy(path, mmap_mode="r")
         intact = (
             sha256(path) == meta["sha256"]
             and (not meta["boxes"] or sha256(boxes) == meta["boxes"])
