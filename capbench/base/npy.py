@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -11,7 +12,7 @@ from numpy.lib import format as npy
 LONGEST = 2**16  # bytes of a header; numpy's own are padded to 64, or a little more
 
 
-def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def npy_header(file: IO[bytes] | zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """The shape, whether it is stored column by column, and the type of the array that an open file begins with.
 
     The file is left where the values begin. Raises what numpy raises for another format, and ValueError for a header
