@@ -219,6 +219,46 @@ def test_a_target_with_several_runs_counts_once_by_the_best_of_them(tmp_path):
     assert "1 matched or better, 0 close, 0 short, 0 not run" in text(fake(tmp_path / "p", reported()), results)
 
 
+def test_a_short_number_stands_beside_what_it_is_with_another_encoder_recipe_rule_or_beam(tmp_path):
+    captioner = {"image_to_caption_r1": 40.0, "bleu4": 20.0, "bleu4_as_written": 26.0, "bleu4_no_bp": 21.0}
+    beams = {"bleu4_beam1": 19.0, "bleu4_beam3": 24.0}
+    runs = [
+        record(metrics=captioner | beams),
+        record(metrics={"bleu4": 25.0}, encoder="vgg19"),
+        record(metrics={"bleu4": 22.5}, preset="sum"),
+        record(metrics={"bleu4": 99.0}, preset="sum", encoder="vgg19"),  # differs in both
+        record(metrics={"bleu4": 99.0}, protocol="1K"),
+    ]
+    numbers = [reported(metric="bleu4", value="25"), reported(value="39"), reported(metric="meteor", value="20")]
+    other = reported(metric="bleu4", value="25", role="baseline", preset="", compare_with=("sum",), system="Other")
+    results = saved(tmp_path, *runs)
+    folded = section(text(fake(tmp_path / "p", *numbers, other), results), "Short numbers, and what moves them")
+    lines = [line for line in folded.replace("\u00a0", " ").splitlines() if line.startswith("|")][2:]
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines] == [
+        ["BLEU-4 (Table 1, row 1.1)", "*Other*", "*25*"],
+        ["", "ours: `sum`, mobilenet_v2, 1C", "22.5 ▼"],
+        ["", "↳ `hard`, mobilenet_v2, 1C", "20.0 ▼"],
+        ["", "↳ `sum`, vgg19, 1C", "99.0 ="],
+    ]  # `hard` reaches 25 with vgg19
+    alone = section(
+        text(fake(tmp_path / "q", *numbers), saved(tmp_path / "q", *runs[:1], runs[2])),
+        "Short numbers, and what moves them",
+    )
+    lines = [line for line in alone.replace("\u00a0", " ").splitlines() if line.startswith("|")][2:]
+    assert [line.split("|")[2:-1] for line in lines] == [
+        [" *Hard (vgg19)* ", " *25* "],
+        [" ours: `hard`, mobilenet_v2, 1C ", " 20.0 ▼ "],
+        [" ↳ `sum`, mobilenet_v2, 1C ", " 22.5 ▼ "],
+        [" ↳ scored coco-caption, without brevity penalty ", " 21.0 ▼ "],
+        [" ↳ scored as written ", " 26.0 = "],
+        [" ↳ beam 3, the best on test of 1, 3 ", " 24.0 ≈ "],
+    ]
+
+
+def test_without_a_short_number_nothing_is_said_of_any(tmp_path):
+    assert "Short numbers" not in text(fake(tmp_path / "p", reported(value="20.0")), saved(tmp_path, *three_seeds()))
+
+
 def test_a_target_is_compared_with_its_own_preset_and_with_the_others_it_names(tmp_path):
     number = reported(preset="unborn", compare_with=("hard",))
     assert number.presets == ("unborn", "hard")

@@ -11,7 +11,7 @@ from capbench.base import plugins
 from capbench.base.grouping import grouped
 from capbench.evidence.records import Result
 from capbench.evidence.verdicts import Reported, Verdict
-from capbench.leaderboard import cells, legend, provenance, reported
+from capbench.leaderboard import cells, legend, provenance, reported, short
 from capbench.leaderboard.board import Board, verdicts
 from capbench.leaderboard.cells import Seeds
 from capbench.leaderboard.commands import missing
@@ -70,6 +70,7 @@ def page(board: Board, pictures: Sequence[Picture], local: Board | None = None, 
         *_folded("All metrics, with intervals", _full_tables(board, real, seeds)),
         *_folded("The paper's own tables", _own_tables(board, own)),
         *_folded("Other systems, as baselines", reported.tables(board, others)),
+        *_folded("Short numbers, and what moves them", short.section(board)),
         *_folded("Missing runs", [code_block(commands)] if commands else []),
         *_folded("Scenes, drawn by capbench, which no paper reports", _full_tables(board, embedded, seeds)),
         *_folded("More pictures", _pictures([p for p in pictures if p not in order[:1]])),

@@ -31,6 +31,7 @@ POSITIVES = {  # protocols with all positives, and their measures; see `capbench
     "eccv": ("ECCV", ("r1", "r_precision", "map_at_r")),
     "cxc": ("CxC", ("r1", "r5", "r10", "r_precision", "map_at_r")),
 }
+_RULES = ("", "_no_bp", "_as_written", "_as_written_no_bp")  # how the keys of metrics end that differ in their rule
 _MEASURES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r_precision": "R-Precision", "map_at_r": "mAP@R"}
 _IMAGE_OF_QUERY = {  # the array that holds each query's image, by the array of the queries
     "caption_to_image": "image_of_caption",
@@ -112,6 +113,16 @@ def rule(key: str, tokenizer: str = "") -> str:
     """
     words = metric(key).rule
     return f"{words}, tokeniser {tokenizer}" if tokenizer and words.startswith(COCO) else words
+
+
+def otherwise_scored(key: str) -> list[Metric]:
+    """The metrics that score the same captions in the same way but by another rule.
+
+    >>> [entry.key for entry in otherwise_scored("meteor")], [entry.key for entry in otherwise_scored("rsum")]
+    (['meteor_as_written'], [])
+    """
+    forms = [f"{key.removesuffix('_no_bp').removesuffix('_as_written')}{end}" for end in _RULES]
+    return [METRICS[form] for form in forms if form != key and form in METRICS and METRICS[form].rule]
 
 
 def columns(keys: Iterable[str], lesser: bool = False) -> list[Metric]:
