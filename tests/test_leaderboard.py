@@ -686,6 +686,21 @@ def test_check_names_what_is_missing_changed_or_left_over_and_write_mends_it(tmp
     assert (tmp_path / "NOTES.md").read_text() == "written by hand"
 
 
+@pytest.mark.fault("kill -9 while a page or a plot is written")
+def test_what_a_killed_writer_left_is_removed_though_no_page_has_changed(tmp_path):
+    papers = {"fake": fake(tmp_path / "p", reported())}
+    saved(tmp_path, record())
+    leaderboard.write(papers, tmp_path)
+    remains = [tmp_path / ".fake.md.a1b2c3d4.tmp", tmp_path / "plots" / ".fake-gone-curves.svg.a1b2c3d4.tmp"]
+    at_work = tmp_path / "plots" / ".fake-curves.svg.b1b2c3d4.tmp"
+    for path in (*remains, at_work):
+        path.write_bytes(b"half")
+    for path in remains:
+        os.utime(path, (0, 0))
+    leaderboard.write(papers, tmp_path)
+    assert [path for path in (*remains, at_work) if path.exists()] == [at_work]
+
+
 def test_a_new_record_makes_the_pages_stale(tmp_path):
     papers = {"fake": fake(tmp_path / "p")}
     saved(tmp_path, record())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capbench.base.errors import CapbenchError
-from capbench.base.files import atomic_write
+from capbench.base.files import atomic_write, remove_remains
 from capbench.evidence.probes import ProbeRecord, load_probes
 from capbench.evidence.reliability import ReliabilityRecord, load_reliability
 from capbench.evidence.results import Results
@@ -144,7 +144,9 @@ def _records(folder: Path) -> tuple[Results, list[TimingRecord], list[ProbeRecor
 
 
 def _written(files: Mapping[str, bytes], folder: Path) -> list[Path]:
-    """Write what differs; the paths of the pages."""
+    """Write what differs, and remove what killed writers have left; the paths of the pages."""
+    for place in {(folder / name).parent for name in files}:
+        remove_remains(place)
     for path in _stale(files, folder):
         atomic_write(path, files[path.relative_to(folder).as_posix()])
     return [folder / name for name in files if name.endswith(".md")]
