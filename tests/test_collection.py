@@ -115,6 +115,39 @@ def test_a_damaged_state_is_made_again(tmp_path):
     assert as_lists(rank_collection(collection, 1, out)) == of_one_pass(collection)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_files_that_change_while_they_are_ranked_are_noticed_and_nothing_is_kept(tmp_path, processes):
+    collection, out = saved(tmp_path), tmp_path / "ranks.npz"
+
+    def replace(done, total):
+        np.save(tmp_path / "new.npy", np.load(collection.images)[::-1])
+        os.replace(tmp_path / "new.npy", collection.images)
+
+    with pytest.raises(CapbenchError, match=r"images\.npy.* has changed while they were ranked; run the same command"):
+        rank_collection(collection, processes, out, replace)
+    assert not out.exists()
+    assert as_lists(rank_collection(collection, 1, out)) == of_one_pass(collection)
+
+
+def test_nan_is_refused_in_a_process_too(tmp_path):
+    collection = saved(tmp_path)
+    images = np.load(collection.images)
+    images[70] = np.nan
+    np.save(collection.images, images)
+    for processes in (1, 2):
+        with pytest.raises(CapbenchError, match="NaN"):
+            rank_collection(collection, processes)
+
+
+def test_owners_may_be_of_any_integers_and_an_output_is_no_folder(tmp_path):
+    collection = saved(tmp_path)
+    expected = of_one_pass(collection)
+    np.save(collection.owners, np.load(collection.owners).astype(np.uint32))
+    assert as_lists(rank_collection(collection)) == expected
+    with pytest.raises(CapbenchError, match="is a folder; name a file"):
+        rank_collection(collection, out=tmp_path)
+
+
 def dies(share):
     os.abort()
 
@@ -128,7 +161,13 @@ def test_a_process_that_dies_is_an_error_and_no_wait(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("images", np.ones((2, DIM), np.float32), "image_of_caption must lie in 0..1"),
+        (
+            "images",
+            np.ones((2, DIM), np.float32),
+            r"owners\.npy: image_of_caption must lie in 0..1.*its row \d+ is \d+",
+        ),
+        ("images", np.ones((0, DIM), np.float32), "needs images: none is given"),
+        ("images", np.ones((IMAGES, DIM), ">f4"), "images.npy has the byte order of other machines"),
         ("images", np.full((IMAGES, DIM), 2, np.float32), "row 0 of images has length"),
         ("images", np.ones((IMAGES, DIM), np.int64), "images is int64"),
         ("captions", np.ones((CAPTIONS, 3), np.float32), r"captions is float32 \[900, 3\]"),

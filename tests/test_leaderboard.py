@@ -131,6 +131,7 @@ def section(shown: str, heading: str) -> str:
 
 
 WHOLE = "flickr8k, test split, protocol whole"
+SHORT = "Short numbers, and what moves them"
 SCENES = "Scenes, drawn by capbench, which no paper reports"
 
 
@@ -232,7 +233,7 @@ def test_a_short_number_stands_beside_what_it_is_with_another_encoder_recipe_rul
     numbers = [reported(metric="bleu4", value="25"), reported(value="39"), reported(metric="meteor", value="20")]
     other = reported(metric="bleu4", value="25", role="baseline", preset="", compare_with=("sum",), system="Other")
     results = saved(tmp_path, *runs)
-    folded = section(text(fake(tmp_path / "p", *numbers, other), results), "Short numbers, and what moves them")
+    folded = section(text(fake(tmp_path / "p", *numbers, other), results), SHORT)
     lines = [line for line in folded.replace("\u00a0", " ").splitlines() if line.startswith("|")][2:]
     assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines] == [
         ["BLEU-4 (Table 1, row 1.1)", "*Other*", "*25*"],
@@ -251,7 +252,29 @@ def test_a_short_number_stands_beside_what_it_is_with_another_encoder_recipe_rul
         [" ↳ `sum`, mobilenet_v2, 1C ", " 22.5 ▼ "],
         [" ↳ scored coco-caption, without brevity penalty ", " 21.0 ▼ "],
         [" ↳ scored as written ", " 26.0 = "],
-        [" ↳ beam 3, the best on test of 1, 3 ", " 24.0 ≈ "],
+        [" ↳ with the beam that is best on test ", " 24.0 ≈ (3) "],
+    ]
+
+
+def test_short_numbers_of_several_columns_stand_in_the_order_of_their_heading(tmp_path):
+    scores = {
+        **{f"{way}_{name}": value for way in ("image_to_caption", "caption_to_image")
+           for name, value in (("r10", 30.0), ("median_rank", 20.0))},
+        "bleu1": 50.0, "bleu1_beam1": 55.0, "bleu1_beam5": 54.0, "bleu4": 10.0, "bleu4_beam1": 11.0,
+           "bleu4_beam5": 12.0, "bleu1_no_bp": 51.0, "bleu4_no_bp": 13.0, "meteor": 9.0,
+    }  # fmt: skip
+    numbers = [reported(metric=key, value=str(90 + place if "rank" not in key else 1 + place))
+               for place, key in enumerate(scores) if "beam" not in key and "bp" not in key]  # fmt: skip
+    shown = section(text(fake(tmp_path / "p", *numbers), saved(tmp_path, record(metrics=scores))), SHORT)
+    lines = [line.split("|")[1:-1] for line in shown.replace("\u00a0", " ").splitlines() if line.startswith("|")][2:]
+    assert lines[0][0] == (
+        " image to text R@10; median rank i→c/c→i; text to image R@10; BLEU-1/4; METEOR (Table 1, row 1.1) "
+    )
+    assert lines[0][2] == " *90 / 2 / 4 / 92 / 94 / 97 / 102* "
+    assert [line[1:] for line in lines[1:]] == [
+        [" ours: `hard`, mobilenet_v2, 1C ", " 30.0 ▼ / 20.0 ▼ / 20.0 ▼ / 30.0 ▼ / 50.0 ▼ / 10.0 ▼ / 9.0 ▼ "],
+        [" ↳ scored coco-caption, without brevity penalty ", " – / – / – / – / 51.0 ▼ / 13.0 ▼ / – "],
+        [" ↳ with the beam that is best on test ", " – / – / – / – / 55.0 ▼ (1) / 12.0 ▼ (5) / – "],
     ]
 
 

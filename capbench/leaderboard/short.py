@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,8 +9,9 @@ from capbench.base.grouping import grouped
 from capbench.evidence.verdicts import BEST_TO_WORST, Reported, Verdict, verdict
 from capbench.leaderboard import cells
 from capbench.leaderboard.board import Board
-from capbench.leaderboard.markdown import Notes, escape, table
+from capbench.leaderboard.markdown import DASH, Notes, escape, table
 from capbench.leaderboard.pooled import Runs, by_metric
+from capbench.leaderboard.reported import systems
 from capbench.metrics.registry import BEAMS, columns, families, metric, otherwise_scored
 
 EXPLAINED = (
@@ -25,8 +25,16 @@ EXPLAINED = (
 class _Short:
     """Numbers of one system of which the same runs fall short."""
 
-    numbers: Sequence[Reported]
+    numbers: Sequence[Reported]  # in the order of the columns of `heading`
     runs: Runs
+
+    @property
+    def keys(self) -> list[str]:
+        return [number.metric for number in self.numbers]
+
+    @property
+    def heading(self) -> str:
+        return "; ".join(heading for heading, _ in families(columns(self.keys, lesser=True)))
 
 
 def section(board: Board) -> Iterator[str]:
@@ -44,25 +52,38 @@ def section(board: Board) -> Iterator[str]:
 def _short(board: Board) -> Iterator[_Short]:
     """What the page counts as short: of the paper's own numbers those that no run of ours reaches."""
     reached = {match.reported for match in board.matches if match.verdict.status in BEST_TO_WORST[:-1]}
-    short = [match for match in board.matches if match.runs is not None and match.verdict.status == "short"]
-    matches = [match for match in short if match.reported.role != "target" or match.reported not in reached]
-    by_system = grouped(matches, lambda match: (match.reported.system, match.reported.table, match.runs))
-    for (_, _, runs), group in by_system.items():
-        assert runs is not None
-        numbers = {match.reported.metric: match.reported for match in group}
-        yield _Short([numbers[entry.key] for entry in columns(numbers, lesser=True)], runs)
+    for row in systems(board):
+        short = [match for match in row.matches if match.runs is not None and match.verdict.status == "short"]
+        counted = [match for match in short if match.reported.role != "target" or match.reported not in reached]
+        for runs, matches in grouped(counted, lambda match: match.runs).items():
+            assert runs is not None
+            numbers = {match.reported.metric: match.reported for match in matches}
+            shown = families(columns(numbers, lesser=True))
+            yield _Short([numbers[entry.key] for _, members in shown for entry in members], runs)
 
 
 def _lines(board: Board, short: _Short, notes: Notes) -> Iterator[list[str]]:
-    first, ours, keys = short.numbers[0], short.runs, [number.metric for number in short.numbers]
-    heading = "; ".join(escape(heading) for heading, _ in families(columns(keys, lesser=True)))
+    def line(words: str, runs: Runs, keys: Sequence[str | None], after: Sequence[str] | None = None) -> list[str]:
+        shown = zip(keys, short.numbers, after or [""] * len(keys), strict=True)
+        return ["", words, " / ".join(_value(runs, key, number) + more for key, number, more in shown)]
+
+    first, ours, keys = short.numbers[0], short.runs, short.keys
     reported = " / ".join(escape(number.value) for number in short.numbers)
-    yield [f"{heading} ({escape(first.table)})", f"*{escape(first.system)}*", f"*{reported}*"]
-    yield ["", f"ours: {cells.preset(ours, board.paper, notes)}, {cells.model(ours)}", _values(ours, keys, short)]
+    yield [f"{escape(short.heading)} ({escape(first.table)})", f"*{escape(first.system)}*", f"*{reported}*"]
+    yield line(f"ours: {cells.preset(ours, board.paper, notes)}, {cells.model(ours)}", ours, keys)
     for other in _others(board, ours, keys):
-        yield ["", f"↳ {cells.preset(other, board.paper, notes)}, {cells.model(other)}", _values(other, keys, short)]
-    for words, others in _alternatives(ours, keys):
-        yield ["", f"↳ {words}", _values(ours, others, short)]
+        yield line(f"↳ {cells.preset(other, board.paper, notes)}, {cells.model(other)}", other, keys)
+    of_rule = grouped((entry for key in keys for entry in otherwise_scored(key)), lambda entry: entry.rule)
+    for rule, entries in of_rule.items():
+        forms = [next((entry.key for entry in entries if entry in otherwise_scored(key)), None) for key in keys]
+        if ours.metrics.intersection(filter(None, forms)):
+            yield line(f"↳ scored {escape(rule)}", ours, forms)
+    best = [_best_beam(ours, key) for key in keys]
+    if any(best):
+        of_beam = [f"{key}_beam{width}" if width else None for key, width in zip(keys, best, strict=True)]
+        yield line(
+            "↳ with the beam that is best on test", ours, of_beam, [f" ({width})" * bool(width) for width in best]
+        )
 
 
 def _others(board: Board, ours: Runs, keys: Sequence[str]) -> Iterator[Runs]:
@@ -70,40 +91,24 @@ def _others(board: Board, ours: Runs, keys: Sequence[str]) -> Iterator[Runs]:
     model = next(group for group in by_metric(board.paper, board.runs).values() if ours in group)
     for other in model:
         same = [getattr(ours.first, name) == getattr(other.first, name) for name in ("variant", "encoder")]
-        of_data = (other.data, other.first.split, other.first.protocol) == (ours.data, *_where(ours))
-        if other is not ours and any(same) and of_data and other.metrics.issuperset(keys):
+        if other is not ours and any(same) and _data(other) == _data(ours) and other.metrics.intersection(keys):
             yield other
 
 
-def _where(runs: Runs) -> tuple[str, str]:
-    return runs.first.split, runs.first.protocol
+def _data(runs: Runs) -> tuple[str, str, str]:
+    return runs.data, runs.first.split, runs.first.protocol
 
 
-def _alternatives(ours: Runs, keys: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """The same captions by another rule, and those of the best beam: in words, and the keys of their metrics."""
-    by_rule = grouped((entry for key in keys for entry in otherwise_scored(key)), lambda entry: entry.rule)
-    for rule, entries in by_rule.items():
-        if len(entries) == len(keys) and all(entry.key in ours.metrics for entry in entries):
-            yield f"scored {escape(rule)}", [entry.key for entry in entries]
-    of_width = {width: [f"{key}_beam{width}" for key in keys] for width in BEAMS}
-    tried = {width: others for width, others in of_width.items() if ours.metrics.issuperset(others)}
-    if tried:
-        best = max(tried, key=lambda width: _mean(ours, tried[width][0]))
-        yield f"beam {best}, the best on test of {', '.join(map(str, tried))}", tried[best]
+def _best_beam(runs: Runs, key: str) -> int:
+    """The width with the best value of a metric; 0 where it was not tried."""
+    tried = {width: runs.estimate(f"{key}_beam{width}") for width in BEAMS}
+    return max((width for width, found in tried.items() if found), key=lambda width: tried[width].mean, default=0)  # type: ignore[union-attr]
 
 
-def _values(runs: Runs, keys: Sequence[str], short: _Short) -> str:
-    """The means of metrics, each with the sign of its verdict against the number in its place."""
-    return " / ".join(_value(runs, key, number) for key, number in zip(keys, short.numbers, strict=True))
-
-
-def _mean(runs: Runs, key: str) -> float:
-    estimate = runs.estimate(key)
-    return estimate.mean if estimate else math.nan
-
-
-def _value(runs: Runs, key: str, number: Reported) -> str:
-    estimate = runs.estimate(key)
-    assert estimate is not None
+def _value(runs: Runs, key: str | None, number: Reported) -> str:
+    """The mean of a metric, with the sign of its verdict against a number; a dash where there is none."""
+    estimate = runs.estimate(key) if key else None
+    if key is None or estimate is None:
+        return DASH
     judged: Verdict = verdict(replace(number, metric=key), estimate.values, estimate.interval)
     return f"{estimate.mean:.{metric(key).digits}f}\u00a0{cells.SIGNS[judged.status]}"

@@ -216,8 +216,13 @@ def check_owners(images: int, image_of_caption: Tensor) -> None:
     >>> from capbench.metrics.retrieval import check_owners
     >>> check_owners(2, torch.tensor([1, 0, 1]))
     """
-    if len(image_of_caption) and not 0 <= int(image_of_caption.min()) <= int(image_of_caption.max()) < images:
-        raise CapbenchError(f"image_of_caption must lie in 0..{images - 1}, the rows of the {images} images")
+    wrong = torch.nonzero((image_of_caption < 0) | (image_of_caption >= images)).flatten()
+    if len(wrong):
+        row = int(wrong[0])
+        allowed = (
+            f"must lie in 0..{images - 1}, the rows of the {images} images" if images else "needs images: none is given"
+        )
+        raise CapbenchError(f"image_of_caption {allowed}, and its row {row} is {int(image_of_caption[row])}")
     alone = torch.nonzero(torch.bincount(image_of_caption, minlength=images) == 0).flatten()
     if len(alone):
         some = ", ".join(map(str, alone[:10].tolist()))

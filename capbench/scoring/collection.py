@@ -48,13 +48,14 @@ class Collection:
     owners: Path  # the row of each caption's image
     similarity: str = "cosine"  # or "dot", or "order"
 
+    @property
+    def paths(self) -> tuple[Path, Path, Path]:
+        return self.images, self.captions, self.owners
+
     def mapped(self) -> tuple[Float[Tensor, "image dim"], Float[Tensor, "caption dim"], Int[Tensor, " caption"]]:
-        """The three arrays, none of them read yet. Raises CapbenchError for files that are no such arrays."""
-        for path in (self.images, self.captions, self.owners):
-            if path.suffix != ".npy":
-                raise CapbenchError(f"{path} cannot be mapped into memory; save it as .npy with numpy.save")
-        images, captions, owners = (read_arrays(path, "")[""] for path in (self.images, self.captions, self.owners))
-        return embeddings(images, captions, owners)
+        """The arrays of embeddings, not read yet, and the owners. Raises CapbenchError for files that are none."""
+        images, captions, owners = map(_mapped, (self.images, self.captions, self.owners))
+        return embeddings(images, captions, owners.astype(np.int64) if owners.dtype.kind in "iu" else owners)
 
     def check(self) -> tuple[int, int]:
         """The numbers of images and captions.
@@ -63,7 +64,10 @@ class Collection:
         for vectors whose length is not 1.
         """
         images, captions, owners = self.mapped()
-        check_owners(len(images), owners)
+        try:
+            check_owners(len(images), owners)
+        except CapbenchError as error:
+            raise CapbenchError(f"{self.owners}: {error}") from error
         if self.similarity == "cosine":
             check_unit_length(images=images, captions=captions)
         return len(images), len(captions)
@@ -71,23 +75,33 @@ class Collection:
     @property
     def fingerprint(self) -> str:
         """Of the names, sizes and times of the files: their contents are not read."""
-        paths = {name: str(value) for name, value in asdict(self).items()}
-        stats = [path.stat() for path in (self.images, self.captions, self.owners)]
-        return fingerprint([paths, SHARE, [[stat.st_size, stat.st_mtime_ns] for stat in stats]])
+        named = {name: str(value) for name, value in asdict(self).items()}
+        stats = [path.stat() for path in self.paths]
+        return fingerprint([named, SHARE, [[stat.st_size, stat.st_mtime_ns] for stat in stats]])
+
+
+def _mapped(path: Path) -> np.ndarray:
+    if path.suffix != ".npy":
+        raise CapbenchError(f"{path} cannot be mapped into memory; save it as .npy with numpy.save")
+    array = np.asarray(read_arrays(path, "")[""])
+    if not array.dtype.isnative:
+        raise CapbenchError(f"{path} has the byte order of other machines; save array.astype(array.dtype.name)")
+    return array
 
 
 @dataclass(eq=False)
 class _State:
     """What is counted so far."""
 
+    collection: np.ndarray  # the fingerprint of the files, when they were opened
     done: Bool[np.ndarray, " share"]
     by_image: Int[np.ndarray, " image"]
     by_caption: Int[np.ndarray, " caption"]
 
     @classmethod
-    def new(cls, images: int, captions: int) -> _State:
+    def new(cls, fingerprint: str, images: int, captions: int) -> _State:
         done = np.zeros(-(-images // SHARE), np.bool_)
-        return cls(done, np.zeros(images, np.int64), np.zeros(captions, np.int64))
+        return cls(np.array(fingerprint), done, np.zeros(images, np.int64), np.zeros(captions, np.int64))
 
     @property
     def todo(self) -> list[slice]:
@@ -100,9 +114,14 @@ class _State:
         self.by_caption += by_caption
         self.done[share.start // SHARE] = True
 
-    def save(self, path: Path, collection: Collection) -> None:
-        named = partial(np.savez, collection=collection.fingerprint, done=self.done)
-        atomic_write(path, partial(named, by_image=self.by_image, by_caption=self.by_caption))
+    def check(self, collection: Collection) -> None:
+        """Raises CapbenchError where the files are no longer those that were opened."""
+        if collection.fingerprint != str(self.collection):
+            files = f"{collection.images}, {collection.captions} or {collection.owners}"
+            raise CapbenchError(f"{files} has changed while they were ranked; run the same command again")
+
+    def save(self, path: Path) -> None:
+        atomic_write(path, partial(np.savez, **vars(self)))
 
 
 def rank_collection(
@@ -118,12 +137,15 @@ def rank_collection(
     """
     if processes < 1:
         raise CapbenchError(f"{processes} processes rank nothing; give 1 or more")
+    if out is not None and out.is_dir():
+        raise CapbenchError(f"{out} is a folder; name a file for the ranks")
+    opened = collection.fingerprint if all(path.is_file() for path in collection.paths) else ""
     images, captions = collection.check()
-    state, path = _State.new(images, captions), None
+    state, path = _State.new(opened, images, captions), None
     if out is not None:
         check_writable(out.parent)
         path = out.with_name(f".{out.name}.part")
-        state = _read(path, collection, state)
+        state = _read(path, state)
     with stop_requests() as stopped, reporter(progress, "images ranked") as report:
         saved = time.monotonic()
         for part in _parts(collection, state.todo, processes):
@@ -131,22 +153,24 @@ def rank_collection(
             report(min(SHARE * int(state.done.sum()), images), images)
             stop = stopped() and not state.done.all()
             if path is not None and (stop or time.monotonic() - saved > SECONDS):
-                state.save(path, collection)
+                state.check(collection)
+                state.save(path)
                 saved = time.monotonic()
             if stop:
                 kept = f"the same command continues after {state.done.sum()} of {len(state.done)} shares"
                 raise StoppedError(f"stopped; {kept if path else 'nothing is kept without --out'}")
+    state.check(collection)
     if out is not None and path is not None:
         atomic_write(out, partial(np.savez, image_to_caption=state.by_image, caption_to_image=state.by_caption))
         path.unlink(missing_ok=True)
     return Ranks(torch.from_numpy(state.by_image), torch.from_numpy(state.by_caption))
 
 
-def _read(path: Path, collection: Collection, new: _State) -> _State:
+def _read(path: Path, new: _State) -> _State:
     """The state of a call before; `new` where there is none, or one of other files, or a damaged one."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            same = str(file["collection"]) == collection.fingerprint
+            same = str(file["collection"]) == str(new.collection)
             return _State(**{name: file[name] for name in vars(new)}) if same else new
     except NO_ARRAYS:
         return new
@@ -170,7 +194,8 @@ def _parts(collection: Collection, shares: list[slice], processes: int) -> Itera
             pool.shutdown(cancel_futures=True)
 
 
-_opened: list[Contest] = []  # that of a process of the pool
+_collection: list[Collection] = []  # that of a process of the pool
+_opened: list[Contest] = []  # its contest, once a share is asked for
 
 
 def _open(collection: Collection, threads: int) -> None:
@@ -179,7 +204,7 @@ def _open(collection: Collection, threads: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    _opened.append(_contest(collection))
+    _collection.append(collection)
 
 
 def _end_with_parent() -> None:
@@ -190,6 +215,8 @@ def _end_with_parent() -> None:
 
 
 def _counted_there(share: slice) -> Part:
+    if not _opened:
+        _opened.append(_contest(_collection[0]))  # not when the process starts, where an error has no way to the parent
     return _counted(_opened[0], share)
 
 
