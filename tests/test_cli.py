@@ -255,6 +255,28 @@ def test_work_that_was_stopped_and_saved_exits_with_75(monkeypatch, capsys):
     assert ended.value.code == 75
     assert capsys.readouterr().err == "stopped and saved; the same command resumes\n"
 
+    def keep_nothing(*_, **__):
+        raise StoppedError("stopped; nothing is kept without --out")
+
+    monkeypatch.setattr("capbench.cli.app.app", keep_nothing)
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "stopped; nothing is kept without --out\n"
+
+
+@pytest.mark.fault("file or folder that may not be looked at")
+def test_a_file_that_the_system_refuses_is_one_line_that_names_it(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "/data/flickr8k/images")
+
+    monkeypatch.setattr("capbench.cli.app.app", refuse)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("capbench: /data/flickr8k/images: Permission denied; see that it is there")
+    assert said.count("\n") == 1
+
 
 @pytest.mark.fault("Ctrl-C while a library is imported")
 @pytest.mark.parametrize("module", ["cyclopts", "torch"])

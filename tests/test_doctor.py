@@ -53,6 +53,23 @@ def asked(*words: str) -> tuple[int, str]:
     return 0, out.getvalue()
 
 
+def test_what_may_not_be_read_is_named_and_nobody_is_told_to_install_again(monkeypatch):
+    def refuse():
+        raise PermissionError(13, "Permission denied", "/data/flickr8k")
+
+    def lack():
+        raise ImportError("libjpeg.so.8: cannot open shared object file")
+
+    monkeypatch.setattr(doctor, "_CHECKS", {"data": refuse, "torch": lack})
+    data, torch = examine()
+    assert (data.state, data.mend) == ("wrong", "make /data/flickr8k readable")
+    assert "Permission denied: '/data/flickr8k'" in data.found
+    assert (torch.found, torch.mend) == (
+        f"ImportError: {ImportError('libjpeg.so.8: cannot open shared object file')}",
+        "install capbench again: pip install capbench",
+    )
+
+
 def test_a_machine_with_what_is_needed_is_well_within_seconds_and_nothing_is_left_behind(machine):
     start = time.monotonic()
     found = checks()

@@ -219,6 +219,20 @@ def test_a_disk_without_room_for_all_of_it_is_seen_before_the_first_byte(small, 
 
 
 @pytest.mark.fault("SIGTERM in a fetch, twice")
+def test_what_has_come_needs_no_room_again(small, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fetch, "check_space", lambda folder, needed, what: asked.append(needed))
+    folder = tmp_path / "data" / "coco"
+    folder.mkdir(parents=True)
+    (folder / "val2014.zip.part").write_bytes(PACKED["val2014.zip"][:100])
+    (folder / "train2014.zip").write_bytes(PACKED["train2014.zip"])
+    list(fetch.fetch("coco", tmp_path / "data"))
+    archives = {archive.file: archive for archive in ARCHIVES["coco"]}
+    to_come = {file: archive.remote.size for file, archive in archives.items()} | {"train2014.zip": 0}
+    to_come["val2014.zip"] -= 100
+    assert asked == [sum(archive.unpacked for archive in archives.values()) + max(to_come.values())]
+
+
 def test_a_signal_ends_a_fetch_with_75_and_the_same_command_goes_on(small, tmp_path, monkeypatch, capsys):
     def stop(request):
         packed = PACKED["annotations_trainval2014.zip"]

@@ -19,6 +19,7 @@ FOUND: dict[str, tuple[bytes, ...]] = {  # by parser, what it once neither read 
     "run.json": (b"[]", b"[" * 9999, b'{"identity": {"job": []}}', b'{"job": 1}'),
     "SCAN (ids)": (b"9" * 5000,),  # more digits than Python makes a number of
     "ids (.txt)": (b"9" * 5000,),
+    "record": (b'{"schema_version": 1, "preset": []}', b'{"schema_version": 1, "preset": {}}'),
     **dict.fromkeys(("similarity (.npy)", "ids (.npy)", "SCAN (arrays)"), (_HEADER, _LONG_HEADER)),
 }
 

@@ -106,6 +106,8 @@ REFUSED = {
     "image,caption,split\n0.png,A dog.,train\n0.png, ,train": r"line 3: the caption of 0\.png is empty",
     "image,caption,split\n0.png,A,train\n1.png,B,train\n0.png,A,test": r"line 4: .*in test here and in train on line 2",
     "image,caption,split\n../0.png,A dog.,train": r"line 2: the image '\.\./0\.png' is no relative path inside",
+    "image,caption,split\n0.png,A dog.,train\n./0.png,A dog.,test": r"line 3: the image '\./0\.png' has an empty part",
+    f"image,caption,split\n{'A dog. ' * 45},0.png,train": r"line 2: the image .*has a part of 315 bytes",
     "image,caption,split\n/etc/passwd,A dog.,train": r"line 2: the image '/etc/passwd'",
     'image,caption,split\n0.png,"A dog.,train': r"line 2: malformed CSV: .*double quote",
     "image,caption,split\n0.png,A dog.,train\nx.png,A,val\ny.png,A,val": (

@@ -28,6 +28,7 @@ from capbench.runs.paper import papers
 from capbench.scoring import score as scoring
 from capbench.scoring.files import read_captions
 from capbench.scoring.outputs import Captions, Embeddings
+from capbench.scoring.records import _counted as counted
 from capbench.scoring.records import rescored
 from capbench.scoring.score import score
 from capbench.scoring.signature import RULES, signature_of
@@ -214,6 +215,13 @@ def test_a_systems_record_is_scored_again_from_its_words_and_ranks(few):
     assert len(records) == 2
     for record in records:
         assert rescored(record, Path("runs/records"), few.dataset).metrics == record.metrics
+
+
+def test_each_fold_counts_though_the_ranks_of_one_direction_are_missing():
+    owners = np.arange(5000).repeat(2)
+    ranks = np.where(owners < 1000, 0, 500)  # the first fold is found, the others are not
+    metrics = counted({"image_of_caption": owners, "caption_to_image": ranks}, "5-fold 1K")
+    assert metrics["caption_to_image_r1"] == 20.0
 
 
 @pytest.mark.parametrize(

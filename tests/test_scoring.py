@@ -22,6 +22,7 @@ from capbench.scoring import joining
 from capbench.scoring import score as scoring
 from capbench.scoring.files import read_captions, read_embeddings, read_ranking, read_similarity
 from capbench.scoring.outputs import Captions, Embeddings, Outputs, Similarity
+from capbench.scoring.ranking import Lists, _check_queries
 from capbench.scoring.score import score
 from capbench.scoring.signature import signature_of
 from capbench.scoring.words import decoded, encoded
@@ -529,6 +530,21 @@ def test_lists_of_one_direction_score_that_one(tmp_path):
 def test_ties_in_a_list_count_against(tmp_path):
     evaluation = score(read_ranking(run(tmp_path, SPLIT, np.zeros((12, 63)))), SPLIT)
     assert evaluation.metrics["image_to_caption_r10"] == evaluation.metrics["caption_to_image_r10"] == 0
+
+
+def test_a_match_that_ties_at_the_end_of_a_list_that_is_cut_off_is_not_certain(tmp_path):
+    cut = score(read_ranking(run(tmp_path, SPLIT, np.zeros((12, 63)), depth=5)), SPLIT)
+    assert cut.metrics["caption_to_image_r1"] == 0
+    for name in ("image_to_caption_r1", "image_to_caption_r5", "caption_to_image_r5", "caption_to_image_r10"):
+        assert name not in cut.metrics
+        assert any(note.startswith(f"{name}: not certain") for note in cut.notes)
+
+
+def test_lists_of_images_that_are_not_scored_are_refused():
+    none = Lists(*(np.array([], kind) for kind in (np.int64, np.int64, np.float64)))
+    scope = next(joining.scopes(SPLIT, "whole"))
+    with pytest.raises(CapbenchError, match=r"run\.trec: none of the 12 images that are scored has a list"):
+        _check_queries(none, "image_to_caption", 12, scope, "run.trec")
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ class _Part:
         self.note.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        with self.path.open("rb") as file:
+        with self.path.open("rb+") as file:  # Windows flushes none that is only read
             os.fsync(file.fileno())
         os.replace(self.path, self.goal)
         self.note.unlink(missing_ok=True)

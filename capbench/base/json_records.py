@@ -106,7 +106,7 @@ def read_record(model: type[AnyRecord], path: Path) -> AnyRecord:
         if not isinstance(document, dict):
             raise ValueError("it holds no JSON object")
         return _validated(model, path.name, model.upgraded(document))
-    except (OSError, ValueError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, TypeError, AttributeError, LookupError) as error:
         reason = _reasons(error) if isinstance(error, ValidationError) else str(error)
         raise CapbenchError(f"{path} is not a {model.kind}: {reason}") from error
 

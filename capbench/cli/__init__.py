@@ -42,6 +42,16 @@ def _main() -> None:
     except (CapbenchError, CycloptsError) as error:
         Console(stderr=True).print(f"capbench: {name_of_this()}{error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(REFUSED)
-    except StoppedError:
-        print("stopped and saved; the same command resumes", file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        from pathlib import Path
+
+        from capbench.base.files import printable
+
+        mend = "see that it is there, and that you may read and write it"
+        print(f"capbench: {printable(Path(os.fsdecode(error.filename)))}: {error.strerror}; {mend}", file=sys.stderr)
+        sys.exit(REFUSED)
+    except StoppedError as error:
+        print(str(error) or "stopped and saved; the same command resumes", file=sys.stderr)
         sys.exit(STOPPED)

@@ -19,6 +19,7 @@ from capbench.base.files import fingerprint
 from capbench.data.tokenizers import KARPATHY, TOKENIZERS
 
 SPLITS = ("train", "val", "test")
+LONGEST_NAME = 255  # bytes of a part of a path on all usual file systems
 _SURROGATE = re.compile("[\ud800-\udfff]")
 ENGLISH = 0.99  # of the letters of English captions, and more, are a to z
 Box = tuple[float, float, float, float]
@@ -144,7 +145,8 @@ class CaptionDataset:
 
     def _check_values(self) -> None:
         _refuse(self.name, f"tokenisers other than {', '.join(TOKENIZERS)}", {self.tokenizer} - set(TOKENIZERS))
-        _refuse(self.name, "outside the image folder", (n for n in self.image_names if not stays_inside(n)))
+        for fault in sorted({path_fault(name) for name in self.image_names} - {""}):
+            _refuse(self.name, f"an image name that {fault}", (n for n in self.image_names if path_fault(n) == fault))
         unknown = sorted(set(self.split_of_image) - set(SPLITS))
         _refuse(self.name, f"split names other than {', '.join(SPLITS)}", unknown)
         splits: dict[str, str] = {}
@@ -251,15 +253,21 @@ def one_line(text: str) -> str:
     return _SURROGATE.sub("\ufffd", " ".join(text.splitlines()))
 
 
-def stays_inside(name: str) -> bool:
-    """Whether `name` is a relative path, with `/` between its parts, that does not leave its folder.
+def path_fault(name: str) -> str:
+    """What is wrong with the path of an image in its folder, `/` between its parts; empty if nothing is.
 
-    >>> stays_inside("a/b.jpg"), stays_inside("../b.jpg")
-    (True, False)
+    A picture has one such path: "./a.jpg" would be a second one of "a.jpg".
+
+    >>> path_fault("a/b.jpg"), path_fault("../b.jpg"), path_fault("./b.jpg")
+    ('', 'is no relative path inside the folder', "has an empty part or '.' in its path")
     """
-    parts = set(name.split("/"))
-    plain = not set(name) & set("\\:\0") and not name.startswith("/")
-    return plain and ".." not in parts and bool(parts - {"", "."})
+    parts = name.split("/")
+    if not name or set(name) & set("\\:\0") or name.startswith("/") or ".." in parts:
+        return "is no relative path inside the folder"
+    if "" in parts or "." in parts:
+        return "has an empty part or '.' in its path"
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in parts)
+    return f"has a part of {longest:,} bytes, and {LONGEST_NAME} is the most" if longest > LONGEST_NAME else ""
 
 
 def duplicates(values: Sequence[Any]) -> list[Any]:

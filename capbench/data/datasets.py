@@ -118,7 +118,7 @@ def describe(data: Path | None = None) -> Iterator[tuple[str, str, str, str, str
     for name in (*NAMES, *mine):
         try:
             dataset = load_dataset(name, data)
-        except CapbenchError as error:
+        except (CapbenchError, OSError) as error:  # of a folder that one may not enter
             yield name, "-", "-", "-", str(error)
             continue
         place = (

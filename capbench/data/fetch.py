@@ -35,10 +35,9 @@ def fetch(name: str, data: Path) -> Iterator[str]:
     check_writable(folder)
     with locked(folder / ".fetch.lock", LOCK_SECONDS):
         missing = [archive for archive in ARCHIVES[name] if _absent(archive, folder)]
-        downloads = [archive.remote.size for archive in missing if not (folder / archive.file).is_file()]
-        check_space(
-            folder, sum(archive.unpacked for archive in missing) + max(downloads, default=0), f"fetching {name}"
-        )
+        downloads = [_to_come(archive, folder) for archive in missing]
+        needed = sum(archive.unpacked for archive in missing) + max(downloads, default=0)
+        check_space(folder, needed, f"fetching {name}")
         for archive in ARCHIVES[name]:
             yield _bring(archive, folder)
         if name in REQUESTS and not (folder / "images").exists():

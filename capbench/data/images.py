@@ -18,7 +18,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError, listed
 from capbench.base.files import fingerprint, printable, read_bytes, sha256
-from capbench.data.captions import Box, CaptionDataset, stays_inside
+from capbench.data.captions import Box, CaptionDataset, path_fault
 
 MAX_PIXELS = 50_000_000  # a larger picture is refused before its pixels are decoded
 MAX_ASPECT = 200  # a thinner one would need gigabytes once its shorter side has the encoder's size
@@ -116,9 +116,9 @@ class ImageFolder:
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root = root
         self.names = tuple(names)
-        outside = [name for name in self.names if not stays_inside(name)]
+        outside = [name for name in self.names if path_fault(name)]
         if outside:
-            raise CapbenchError(f"image names that lead out of {root}: {listed(outside)}; correct the split file")
+            raise CapbenchError(f"image names that are no paths inside {root}: {listed(outside)}; correct the split file")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BeforeValidator, field_validator, model_validator
 
 from capbench.base.errors import CapbenchError
-from capbench.data.captions import CaptionDataset, duplicates, one_line, stays_inside
+from capbench.data.captions import CaptionDataset, duplicates, one_line, path_fault
 from capbench.data.checked_json import Checked, Line, read_json
 from capbench.data.images import ImageFolder
 
@@ -90,8 +90,8 @@ class _Image(Checked):
     @field_validator("filename", "filepath")
     @classmethod
     def _inside(cls, value: str | None) -> str | None:
-        if value is not None and not stays_inside(value):
-            raise ValueError("it leads out of the image folder")
+        if value is not None and (fault := path_fault(value)):
+            raise ValueError(f"it {fault}")
         return value
 
     @model_validator(mode="after")

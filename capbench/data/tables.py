@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -19,7 +20,7 @@ from pydantic import BeforeValidator
 
 from capbench.base.errors import CapbenchError
 from capbench.base.files import read_bytes
-from capbench.data.captions import SPLITS, CaptionDataset, one_line, stays_inside
+from capbench.data.captions import SPLITS, CaptionDataset, one_line, path_fault
 from capbench.data.checked_json import Checked, Line, decoded, read_json_lines
 from capbench.data.images import ImageFolder
 from capbench.data.tokenizers import UNICODE, tokenize
@@ -73,8 +74,10 @@ def _checked(path: Path, rows: Iterable[Row]) -> list[Row]:
     first: dict[str, Row] = {}
     for row in rows:
         place, known = f"{path}, line {row.line}", first.setdefault(row.image, row)
-        if not row.image or not stays_inside(row.image):
-            raise CapbenchError(f"{place}: the image {row.image!r} is no relative path inside the folder; correct it")
+        if fault := path_fault(row.image):
+            raise CapbenchError(
+                f"{place}: the image {textwrap.shorten(repr(row.image), 60)} {fault}; correct it, or the columns"
+            )
         if row.split not in SPLITS:
             raise CapbenchError(f"{place}: the split is {row.split!r}; write {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
         if not row.caption.strip():

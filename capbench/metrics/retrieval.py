@@ -220,7 +220,7 @@ def check_owners(images: int, image_of_caption: Tensor) -> None:
     if len(wrong):
         row = int(wrong[0])
         allowed = (
-            f"must lie in 0..{images - 1}, the rows of the {images} images" if images else "needs images: none is given"
+            f"must lie in 0..{images - 1}, the rows of the {images} images" if images else "names one of the 0 images"
         )
         raise CapbenchError(f"image_of_caption {allowed}, and its row {row} is {int(image_of_caption[row])}")
     alone = torch.nonzero(torch.bincount(image_of_caption, minlength=images) == 0).flatten()

@@ -132,7 +132,8 @@ def work(
             if stopped():
                 for task in running:
                     task.stop()
-                raise StoppedError(f"{len(running) + len(waiting)} of {len(tasks)} tasks are left")
+                left = f"{len(running) + len(waiting)} of {len(tasks)} tasks are left"
+                raise StoppedError(f"stopped and saved: {left}; the same command resumes")
 
 
 class _Local:

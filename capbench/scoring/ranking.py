@@ -165,6 +165,10 @@ def _within(lists: Lists, direction: str, images: int, kept: Int[np.ndarray, " c
 def _check_queries(lists: Lists, direction: str, count: int, scope: Scope, source: str) -> None:
     side = scope.images if direction == DIRECTIONS[0] else scope.captions
     numbers = np.arange(count) if direction == DIRECTIONS[0] else scope.kept
+    if not len(lists.queries):
+        raise CapbenchError(
+            f"{source}: none of the {count:,} {side.noun}s that are scored has a list; give one for each"
+        )
     pairs = np.sort(lists.queries * (lists.candidates.max() + 1) + lists.candidates)
     if (twice := pairs[1:] == pairs[:-1]).any():
         query = int(pairs[1:][twice][0] // (lists.candidates.max() + 1))
@@ -196,8 +200,12 @@ def _bounds(
     of_query = fold if to_caption else fold[image_of_caption]
     matches = np.bincount(image_of_caption, minlength=images) if to_caption else np.ones(count, np.int64)
     last = members[of_query] - matches  # after every wrong candidate
-    depth = np.bincount(lists.queries, minlength=count).min()
-    return rank, np.where(in_list, rank, last), int(depth)
+    length = np.bincount(lists.queries, minlength=count)
+    lowest = np.full(count, np.inf)
+    np.minimum.at(lowest, lists.queries, lists.scores)
+    at_end = np.bincount(lists.queries[lists.scores == lowest[lists.queries]], minlength=count)
+    tied = (length < members[of_query]) & (best == lowest) & (at_end > 1)  # beyond the list there may be more of them
+    return rank, np.where(in_list & ~tied, rank, last), int(length.min())
 
 
 def _columns(lists: Lists) -> tuple[np.ndarray, ...]:
@@ -208,4 +216,5 @@ def _why(name: str, found: Mapping[str, Lists], depth: int) -> str:
     missing = [direction for direction in DIRECTIONS if direction not in found]
     if missing and (name == "rsum" or name.startswith(missing[0])):
         return f"{name}: the file has no lists {missing[0].replace('_', ' ')}"
-    return f"{name}: not certain, for a match lies outside its list and the shortest list ends at {depth}"
+    why = "a match lies outside its list, or ties with others at the list's end"
+    return f"{name}: not certain, for {why}, and the shortest list ends at {depth}"

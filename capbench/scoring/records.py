@@ -152,7 +152,9 @@ def record_again(record: Result, evaluation: Evaluation, folder: Path) -> Path:
 def _counted(arrays: Mapping[str, np.ndarray], protocol: str) -> dict[str, float]:
     """The metrics of the ranks of a record; those of a direction that it lacks mean nothing."""
     image_of_caption = torch.from_numpy(arrays["image_of_caption"]).long()
-    lacking = dict(zip(DIRECTIONS, (np.zeros(1, np.int64), np.zeros(len(image_of_caption), np.int64)), strict=True))
+    images = int(image_of_caption.max()) + 1 if len(image_of_caption) else 0
+    counts = dict(zip(DIRECTIONS, (images, len(image_of_caption)), strict=True))
+    lacking = {name: np.zeros(count, np.int64) for name, count in counts.items()}
     ranks = Ranks(*(torch.from_numpy(arrays.get(name, lacking[name])).long() for name in DIRECTIONS))
     return metrics_of_ranks(ranks, image_of_caption, protocol)
 

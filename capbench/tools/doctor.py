@@ -56,10 +56,10 @@ def examine() -> Iterator[Check]:
         except CapbenchError as error:
             fault, _, mend = str(error).partition("; ")
             yield Check(name, "wrong", fault, mend)
-        except (ImportError, OSError) as error:  # a library that does not load: its own words say why
-            yield Check(
-                name, "wrong", f"{type(error).__name__}: {error}", "install capbench again: pip install capbench"
-            )
+        except (ImportError, OSError) as error:  # its own words say why
+            place = error.filename if isinstance(error, OSError) else None  # else a library does not load
+            mend = f"make {place} readable" if place else "install capbench again: pip install capbench"
+            yield Check(name, "wrong", f"{type(error).__name__}: {error}", mend)
 
 
 def _python() -> Iterator[Check]:
