@@ -192,7 +192,7 @@ PARSERS = (
     Parser(
         "session.json",
         text("session.json", json.dumps({"jobs": ["a"], "done": ["a"], "records": ["b.json"]})),
-        lambda path: Session(path, []),
+        lambda path: Session(path, [], fresh=True),
     ),
     Parser(
         "checkpoint",

@@ -66,18 +66,27 @@ def jobs() -> list[Job]:
 
 def test_a_stopped_session_resumes_with_the_next_job_and_remembers_its_records(jobs, tmp_path):
     file = tmp_path / "session.json"
-    Session(file, jobs).add(jobs[0], [Path("results/one.json")])
-    resumed = Session(file, jobs)
+    Session(file, jobs, fresh=True).add(jobs[0], [Path("results/one.json")])
+    resumed = Session(file, jobs, fresh=True)
     assert resumed.remaining() == jobs[1:]
     resumed.add(jobs[1], [Path("results/two.json")])
     assert (resumed.remaining(), resumed.records) == ([], ["one.json", "two.json"])
     resumed.clear()
-    assert Session(file, jobs).remaining() == jobs
+    assert Session(file, jobs, fresh=True).remaining() == jobs
+
+
+def test_without_fresh_no_job_is_skipped_unseen_and_no_other_command_takes_it_for_its_own(jobs, tmp_path):
+    file = tmp_path / "session.json"
+    plain = Session(file, jobs, fresh=False)
+    plain.add(jobs[0], [Path("one.json")])
+    assert (plain.records, file.exists()) == (["one.json"], False)
+    Session(file, jobs, fresh=True).add(jobs[0], [Path("one.json")])
+    assert Session(file, jobs, fresh=False).remaining() == jobs
 
 
 def test_the_session_of_another_command_is_not_resumed(jobs, tmp_path):
-    Session(tmp_path / "session.json", jobs).add(jobs[0], [Path("one.json")])
-    other = Session(tmp_path / "session.json", jobs[:1])
+    Session(tmp_path / "session.json", jobs, fresh=True).add(jobs[0], [Path("one.json")])
+    other = Session(tmp_path / "session.json", jobs[:1], fresh=True)
     assert (other.remaining(), other.records) == (jobs[:1], [])
 
 
@@ -87,7 +96,7 @@ def test_a_session_file_of_another_shape_is_started_anew_and_this_is_said(jobs, 
     file = tmp_path / "session.json"
     file.write_text(content, encoding="latin-1")
     with pytest.warns(UserWarning, match=r"session\.json.*the command starts with its first job"):
-        session = Session(file, jobs)
+        session = Session(file, jobs, fresh=True)
     assert session.remaining() == jobs
     session.add(jobs[0], [])
-    assert Session(file, jobs).remaining() == jobs[1:]
+    assert Session(file, jobs, fresh=True).remaining() == jobs[1:]

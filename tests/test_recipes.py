@@ -130,7 +130,7 @@ def test_the_session_of_the_plain_preset_is_not_that_of_a_changed_one(tmp_path):
     plain, changed = (
         plan(paper("vsepp"), "scenes", ["vse0"], seeds=2, assignments=each) for each in ((), ("margin=1",))
     )
-    session = Session(tmp_path / "session.json", plain)
+    session = Session(tmp_path / "session.json", plain, fresh=True)
     session.add(plain[0], [])
-    assert Session(tmp_path / "session.json", changed).remaining() == changed
-    assert Session(tmp_path / "session.json", plain).remaining() == plain[1:]
+    assert Session(tmp_path / "session.json", changed, fresh=True).remaining() == changed
+    assert Session(tmp_path / "session.json", plain, fresh=True).remaining() == plain[1:]

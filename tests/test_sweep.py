@@ -20,7 +20,7 @@ from capbench.base.errors import CapbenchError
 from capbench.cli import sweep as command
 from capbench.cli.app import app
 from capbench.runs import sweep
-from capbench.runs.engines import Cluster, Commands, Resources
+from capbench.runs.engines import Cluster, Commands, Resources, _here
 from capbench.runs.harness import LOCK, Places
 from capbench.runs.job import Job
 from capbench.runs.paper import paper
@@ -206,6 +206,75 @@ def test_a_job_that_slurm_has_ended_without_a_record_is_submitted_again(slurm, c
     assert "2 jobs submitted" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [("PREEMPTED", "2 missing (preempted)"), ("REVOKED", "2 missing (revoked)"), ("SUSPENDED", "2 queued"),
+     ("CANCELLED by 1000", "2 missing (cancelled)"), ("RUNNING", "2 running")],
+)  # fmt: skip
+def test_what_slurm_calls_neither_waiting_nor_running_is_missing(slurm, capsys, word, shown):
+    submitit = pytest.importorskip("submitit")
+    call(*words("--seeds", 2, "--cluster", "slurm"))
+    (slurm / "state").write_text(word)
+    submitit.SlurmJob.watcher.clear()
+    with pytest.raises(SystemExit, match="1"):
+        call(*words("--seeds", 2, "--status"))
+    assert shown in capsys.readouterr().out
+
+
+def test_a_job_that_slurm_has_forgotten_is_submitted_again_but_not_at_once(slurm, capsys, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    more = ("--seeds", 2, "--cluster", "slurm")
+    (slurm / "programs" / "sacct").write_text("#!/bin/sh\necho 'JobID|State|NodeList'\n")
+    call(*words(*more))
+    submitit.SlurmJob.watcher.clear()
+    capsys.readouterr()
+    call(*words(*more))
+    assert "0 jobs submitted" in capsys.readouterr().out
+    monkeypatch.setattr(command, "PATIENCE", 0.0)
+    submitit.SlurmJob.watcher.clear()
+    call(*words(*more))
+    assert "2 jobs submitted" in capsys.readouterr().out
+
+
+def test_a_run_waits_for_those_that_it_starts_from(slurm, capsys):
+    size = paper("show-and-tell").recipe("nic-ensemble-ours", "squares").ensemble_size
+    few = ("show-and-tell", "--dataset", "squares", "--encoder", "scenes", "--seeds", size, "--cluster", "slurm")
+    call(*few, "--preset", "nic-ours")
+    assert f"{size} jobs submitted" in capsys.readouterr().out
+    call(*few, "--preset", "nic-ensemble-ours")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 runs wait for others, which are under way: show_and_tell nic-ensemble-ours" in said
+    assert "0 jobs submitted" in said
+
+
+def test_a_parameter_that_slurm_does_not_have_is_refused(slurm):
+    with pytest.raises(CapbenchError, match=r"--slurm: .*partion"):
+        call(*words("--seeds", 1, "--cluster", "slurm", "--slurm", "partion=gpu"))
+
+
+def test_two_sweeps_that_submit_at_once_both_remember_their_jobs(tmp_path):
+    jobs = [Job("vsepp", "vse0", "scenes", "scenes", seed) for seed in (0, 1)]
+    both = [command._Submitted(tmp_path) for _ in jobs]
+    for submitted, job in zip(both, jobs, strict=True):
+        submitted.add({job: str(job.seed)})
+    assert command._Submitted(tmp_path).jobs.keys() == {f"vsepp/{job.name}" for job in jobs}
+
+
+@pytest.mark.parametrize("given", ["2,3", None])
+def test_a_run_here_sees_the_gpus_that_the_sweep_sees(monkeypatch, tmp_path, given):
+    pytest.importorskip("submitit")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    note = f"import os\nprint(os.environ.get('CUDA_VISIBLE_DEVICES'), file=open({str(tmp_path / 'seen')!r}, 'a'))\n"
+    (tmp_path / "sitecustomize.py").write_text(note)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    until(_here(tmp_path / "jobs", 1)([["--help"]]).ended)
+    seen = (tmp_path / "seen").read_text().split()
+    assert seen[-1] == str(given)
+
+
 def test_without_slurm_a_sweep_says_so(here):
     with pytest.raises(CapbenchError, match=r"submitit cannot submit the sweep: .*srun"):
         call(*words("--seeds", 1, "--cluster", "slurm"))
@@ -223,10 +292,30 @@ def test_engines_are_those_of_the_library():
     assert get_args(command.Engine) == get_args(Cluster)
 
 
-def test_ray_runs_a_task(here, monkeypatch):
+def test_ctrl_c_at_a_terminal_reaches_a_run_once_and_it_saves(here):
+    first = subprocess.Popen(
+        [sys.executable, "-m", "capbench.cli", "sweep", *words("--seeds", 1)], start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    until(lambda: list(here.glob("runs/vsepp/*/checkpoint-*")), first)
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(PATIENCE) == 75
+    job = Job("vsepp", "vsepp-ours", "squares", "scenes", 0, OVERRIDES)
+    assert sweep.state(job, Places(here / "runs")) == "stopped"  # and no longer running
+    (output,) = here.glob("runs/sweep/*/*_log.out")
+    assert "stopped and saved" in output.read_text()
+
+
+def test_ray_runs_a_task_and_stops_one(here, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    first = begin("--seeds", 1, "--cluster", "ray", "--cpus", 1)
+    until(lambda: list(here.glob("runs/vsepp/*/checkpoint-*")), first)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(PATIENCE) == 75
+    job = Job("vsepp", "vsepp-ours", "squares", "scenes", 0, OVERRIDES)
+    assert sweep.state(job, Places(here / "runs")) == "stopped"
     done = begin("--seeds", 1, "--cluster", "ray", "--cpus", 1)
     assert "1 done" in done.communicate(timeout=PATIENCE)[0]
     assert set(metrics(here / "runs")) == {0}

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from capbench.base.errors import CapbenchError, StoppedError
-from capbench.training import checkpoint, machine
+from capbench.training import checkpoint, loop, machine
 from capbench.training.experiment import Evaluation, Training
 from capbench.training.loop import finished, learning_rate, make_optimizer, train
 from tests.processes import begin
@@ -203,6 +203,50 @@ def test_a_damaged_newest_checkpoint_is_recorded_and_the_bits_stay_the_same(tmp_
     with pytest.warns(UserWarning, match="falling back"):
         again = outcome(tmp_path / "hurt")
     assert_same(again, whole)
+
+
+@pytest.mark.fault("damaged newest checkpoint")
+def test_a_damaged_checkpoint_is_still_noted_after_another_stop(tmp_path):
+    with pytest.raises(StoppedError):
+        outcome(tmp_path, report=stop_after(12))
+    newest = max(tmp_path.glob("checkpoint-*"))
+    newest.write_bytes(newest.read_bytes()[:-7])
+    with pytest.raises(StoppedError), pytest.warns(UserWarning, match="falling back"):
+        outcome(tmp_path, report=stop_after(11))
+    state = train(Regression(), TRAINING, "score", tmp_path, {"recipe": {"margin": 0.2}}, 0)
+    assert state.fallbacks == [newest.name]
+
+
+@pytest.mark.fault("kill -9 between the best weights and the checkpoint that tells of them")
+@pytest.mark.parametrize("told", [True, False])
+def test_better_weights_count_once_a_checkpoint_tells_of_them(tmp_path, monkeypatch, told):
+    killed = "_settle" if told else "_save"
+    original, calls = getattr(loop._Run, killed), []
+
+    def die(run):
+        calls.append(killed)
+        if len(calls) == (3 if told else 2):  # `_settle` is called at the beginning, too
+            raise KeyboardInterrupt
+        original(run)
+
+    monkeypatch.setattr(loop._Run, killed, die)
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(scores=[1.0, 2.0, 0.5, 0.4]), TRAINING, "score", tmp_path, {}, 0)
+    monkeypatch.setattr(loop._Run, killed, original)
+    assert checkpoint.load(tmp_path / "best.safetensors")[1] == {"epoch": 0}
+    assert checkpoint.load(tmp_path / checkpoint.NEXT)[1] == {"epoch": 1}
+    state = train(Regression(scores=[0.6, 0.5, 0.4]), TRAINING, "score", tmp_path, {}, 0)  # epoch 1 is worse this time
+    best = 1 if told else 0
+    assert (state.best_epoch, checkpoint.load(tmp_path / "best.safetensors")[1]) == (best, {"epoch": best})
+    assert not (tmp_path / checkpoint.NEXT).exists()
+
+
+def test_weights_of_an_epoch_that_is_not_the_best_are_refused(tmp_path):
+    with pytest.raises(StoppedError):
+        outcome(tmp_path, report=stop_after(12))
+    checkpoint.save(tmp_path / "best.safetensors", Regression().model.state_dict(), {"epoch": 7})
+    with pytest.raises(CapbenchError, match=r"best\.safetensors is of epoch 7, and the best of this run is \d+"):
+        train(Regression(scores=[-1e9, -1e9]), TRAINING, "score", tmp_path, {"recipe": {"margin": 0.2}}, 0)
 
 
 @pytest.mark.fault("changed recipe at a resume")

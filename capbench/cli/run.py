@@ -89,7 +89,7 @@ def run(
     tracking = Tracking(track or (), places)
     jobs = plan(owner, recorded_name(dataset), preset, encoder, seeds, seed, assignments or ())
     materials.check(dataset, {job.encoder for job in jobs})  # refused before anything is written
-    session = Session(places.runs / owner.name / "session.json", jobs)
+    session = Session(places.runs / owner.name / "session.json", jobs, fresh)
     with processes.joined(), stop_at_once():
         with Bars(owner, len(jobs), shown=processes.main()) as bars, closing(tracking):
 

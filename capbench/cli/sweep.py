@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 # Spelled out here because the module that defines it imports torch; a test compares the two.
 Engine = Literal["local", "slurm", "ray"]
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "CONFIGURING", "SUSPENDED", "COMPLETING", "RESIZING",
+           "SIGNALING", "STAGE_OUT", "SPECIAL_EXIT", "STOPPED")  # fmt: skip
+PATIENCE = 600.0  # seconds after its submission in which Slurm may not know a job yet
 
 
 def sweep(
@@ -101,10 +104,17 @@ def sweep(
         if any(sweeping.state(job, places) != "done" for job in jobs):
             raise SystemExit(1)
         return
-    busy = ("done", "running", "queued")
-    missing = [job for job in jobs if _state(job, places, submitted) not in busy]
-    tasks = sweeping.tasks(missing)
-    words = [sweeping.command(task, jobs[task.jobs[0]], places, leaderboards, tolerant) for task in tasks]
+    busy = ("running", "queued")
+    missing = [job for job in jobs if _state(job, places, submitted) not in ("done", *busy)]
+    held = [job for job in missing if any(_state(each, places, submitted) in busy for each in sweeping.involved(job))]
+    missing = [job for job in missing if job not in held]
+    if held:
+        say(f"{len(held)} runs wait for others, which are under way: {listed(held)}; give the command again then")
+    tasks, pages = sweeping.tasks(missing), leaderboards
+    if cluster == "ray":  # whose processes have folders of their own
+        places, pages = Places(runs.resolve()), leaderboards.resolve()
+        jobs = {job: str(Path(name).resolve()) if Path(name).is_dir() else name for job, name in jobs.items()}
+    words = [sweeping.command(task, jobs[task.jobs[0]], places, pages, tolerant) for task in tasks]
     resources = Resources(minutes, cpus, gpus, tuple(slurm or ()))
     if cluster == "slurm":
         ids = submit(words, folder, resources, parallel or 32) if tasks else []
@@ -159,23 +169,31 @@ class _Submitted:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "submitted.json"
+        self.jobs = self._read()
+
+    def _read(self) -> dict[str, tuple[str, float]]:
+        """The id and the time of submission, in seconds, of each run's job."""
         try:
-            self.ids: dict[str, str] = json.loads(self.path.read_text())["ids"]
-        except (OSError, ValueError, KeyError, TypeError):
-            self.ids = {}
+            return {name: (str(number), float(at)) for name, (number, at) in json.loads(self.path.read_text()).items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
 
     def add(self, ids: dict[Job, str]) -> None:
-        from capbench.base.files import atomic_write
+        from capbench.base.files import atomic_write, locked
 
-        self.ids |= {f"{job.paper}/{job.name}": number for job, number in ids.items()}
-        atomic_write(self.path, json.dumps({"ids": self.ids}, indent=1).encode())
+        new = {f"{job.paper}/{job.name}": (number, time.time()) for job, number in ids.items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.path.with_suffix(".lock"), 60.0):
+            self.jobs = self._read() | new  # another sweep may have submitted meanwhile
+            atomic_write(self.path, json.dumps(self.jobs, indent=1).encode())
 
     def state(self, job: Job) -> str:
-        """Slurm's word for the job of a run; empty where there is none."""
+        """Slurm's word for the job of a run; empty where there is none, or one that Slurm has forgotten."""
         from capbench.runs.engines import slurm_state
 
-        number = self.ids.get(f"{job.paper}/{job.name}")
-        return "" if number is None else slurm_state(self.folder, number)
+        number, at = self.jobs.get(f"{job.paper}/{job.name}", ("", 0.0))
+        word = slurm_state(self.folder, number) if number else ""
+        return word if word != "UNKNOWN" else "PENDING" if time.time() - at < PATIENCE else ""
 
 
 def _state(job: Job, places: Places, submitted: _Submitted) -> str:
@@ -185,8 +203,9 @@ def _state(job: Job, places: Places, submitted: _Submitted) -> str:
     found = state(job, places)
     if found in ("done", "running") or not (word := submitted.state(job)):
         return found
-    ended = word.startswith(ENDED)
-    return f"{found} ({word.lower()})" if ended else "queued" if word != "RUNNING" else "running"
+    if word.startswith(WAITING):
+        return "queued"
+    return "running" if word.startswith("RUNNING") else f"{found} ({word.split()[0].lower()})"
 
 
 def _table(jobs: dict[Job, str], places: Places, submitted: _Submitted) -> Table:

@@ -118,7 +118,9 @@ class ImageFolder:
         self.names = tuple(names)
         outside = [name for name in self.names if path_fault(name)]
         if outside:
-            raise CapbenchError(f"image names that are no paths inside {root}: {listed(outside)}; correct the split file")
+            raise CapbenchError(
+                f"image names that are no paths inside {root}: {listed(outside)}; correct the split file"
+            )
 
     def __len__(self) -> int:
         return len(self.names)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from capbench.base.signals import stop_requests
 LONGEST = 60 * 24 * 365  # minutes: processes here have no limit
 SECONDS = 0.5  # between two looks at what runs
 RETRIES = 3  # of a task whose node Ray has lost
+TIMES = 10**6  # that a Slurm job may be over its time, and is queued again
 
 Cluster = Literal["local", "slurm", "ray"]
 Words = Sequence[Sequence[str]]  # a task: the words of commands, after `capbench`
@@ -44,26 +45,35 @@ class Resources:
         wrong = [each for each in self.slurm if not each.partition("=")[2]]
         if wrong:
             raise CapbenchError(f"{wrong[0]!r} sets nothing of Slurm's; write partition=gpu")
-        own = {f"slurm_{name}": value for name, _, value in (each.partition("=") for each in self.slurm)}
-        return {"timeout_min": self.minutes, "cpus_per_task": self.cpus, "gpus_per_node": self.gpus, **own}
+        own: dict[str, Any] = {
+            f"slurm_{name}": value for name, _, value in (each.partition("=") for each in self.slurm)
+        }
+        if "slurm_setup" in own:
+            own["slurm_setup"] = [own["slurm_setup"]]  # a list of command lines
+        gpus = {"gpus_per_node": self.gpus} if self.gpus else {}  # clusters without any refuse to be asked for none
+        return {"timeout_min": self.minutes, "cpus_per_task": self.cpus, **gpus, **own}
 
 
 class Commands:
     """A task as it runs: its commands in turn, each in a process of its own."""
 
-    def __init__(self, commands: Words) -> None:
+    def __init__(self, commands: Words, environment: Mapping[str, str | None] | None = None) -> None:
         self.commands = [list(words) for words in commands]
+        self.environment = dict(environment or {})  # variables that differ from those of the job; None: not set
 
     def __call__(self) -> None:
+        variables = {**os.environ, **self.environment}
+        environment = {name: value for name, value in variables.items() if value is not None}
         for words in self.commands:
-            self._process = subprocess.Popen([sys.executable, "-m", "capbench.cli", *words])
+            self._process = subprocess.Popen([sys.executable, "-m", "capbench.cli", *words], env=environment)
             self._waiting = Thread(target=self._process.wait)  # a handler of signals can wait for it, too
             self._waiting.start()
             signal.signal(signal.SIGTERM, self._pass_on)
             try:
-                self._waiting.join()
+                while self._waiting.is_alive():
+                    self._waiting.join(SECONDS)  # Ray interrupts a wait only between two of them
             except KeyboardInterrupt:
-                self._stop(signal.SIGINT)
+                self._stop(signal.SIGTERM)  # Ray's processes block SIGINT, and so do their children
                 raise
             if self._process.returncode:
                 raise RuntimeError(f"capbench {' '.join(words)} ended with {self._process.returncode}")
@@ -73,7 +83,7 @@ class Commands:
         from submitit.helpers import DelayedSubmission
 
         self._stop(signal.SIGUSR2)
-        return DelayedSubmission(Commands(self.commands))
+        return DelayedSubmission(Commands(self.commands, self.environment))
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._process.send_signal(number)
@@ -89,8 +99,11 @@ def submit(tasks: Sequence[Words], folder: Path, resources: Resources, parallel:
     Raises CapbenchError without submitit or Slurm, and for what Slurm refuses.
     """
     with _submitit() as submitit:
-        executor = submitit.AutoExecutor(folder=folder / "%j", cluster="slurm")
-        executor.update_parameters(name="capbench", slurm_array_parallelism=parallel, **resources.parameters())
+        executor = submitit.AutoExecutor(folder=folder / "%j", cluster="slurm", slurm_max_num_timeout=TIMES)
+        try:
+            executor.update_parameters(name="capbench", slurm_array_parallelism=parallel, **resources.parameters())
+        except (NameError, TypeError, ValueError, AssertionError) as error:
+            raise CapbenchError(f"--slurm: {error}") from error
         with executor.batch():
             jobs = [executor.submit(Commands(task)) for task in tasks]
         return [str(job.job_id) for job in jobs]
@@ -109,7 +122,10 @@ class Begun(Protocol):
         """Whether it has ended, well or not."""
 
     def stop(self) -> None:
-        """Let its run save, and wait for it."""
+        """Let its run save, and end."""
+
+    def wait(self) -> None:
+        """Wait for the end of a task that was stopped."""
 
 
 def work(
@@ -132,6 +148,8 @@ def work(
             if stopped():
                 for task in running:
                     task.stop()
+                for task in running:
+                    task.wait()
                 left = f"{len(running) + len(waiting)} of {len(tasks)} tasks are left"
                 raise StoppedError(f"stopped and saved: {left}; the same command resumes")
 
@@ -147,6 +165,8 @@ class _Local:
 
     def stop(self) -> None:
         self.job._process.terminate()  # its controller passes the signal on, where `cancel` kills after a second
+
+    def wait(self) -> None:
         self.job._process.wait()
 
 
@@ -156,7 +176,23 @@ def _here(folder: Path, parallel: int) -> Callable[[Words], Begun]:
     with _submitit() as submitit:
         executor = submitit.LocalExecutor(folder / "%j")
         executor.update_parameters(timeout_min=LONGEST, stderr_to_stdout=True)
-        return lambda task: _Local(executor.submit(Commands(task)))
+    visible = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}  # submitit hides all GPUs from its jobs
+
+    def begin(task: Words) -> Begun:
+        with _without_ctrl_c():
+            return _Local(executor.submit(Commands(task, visible)))
+
+    return begin
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """A process that is begun within it never sees Ctrl-C: the sweep does, and stops it once."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _OfRay:
@@ -170,6 +206,8 @@ class _OfRay:
 
     def stop(self) -> None:
         self.ray.cancel(self.task)  # raises KeyboardInterrupt in it
+
+    def wait(self) -> None:
         self.ray.wait([self.task])
 
 
@@ -180,7 +218,8 @@ def _ray(resources: Resources) -> Callable[[Words], Begun]:
     except ImportError as error:
         raise CapbenchError(f"the cluster is Ray's: pip install 'capbench[ray]' ({error})") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to others
-    ray.init(ignore_reinit_error=True)
+    own = {name: value for name, value in os.environ.items() if name.startswith("CAPBENCH_")}
+    ray.init(ignore_reinit_error=True, runtime_env={"env_vars": own})  # else workers have those of `ray start`
     takes = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=RETRIES)
     run = takes(_run)
     return lambda task: _OfRay(ray, run.remote([list(words) for words in task]))

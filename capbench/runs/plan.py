@@ -67,16 +67,17 @@ def _overrides(paper: Paper, preset: str, dataset: str, assignments: Sequence[st
 
 
 class Session:
-    """Which jobs of a command are done, kept in a file so that the command resumes after a stop.
+    """Which jobs a command with --fresh has made anew, kept in a file so that the command resumes after a stop.
 
+    Without --fresh nothing is skipped by it: whether a job is done shows in its folder and its records.
     `records` are the names of the files that the finished jobs recorded, before the stop and after it.
     A file of another command is replaced; an unreadable one too, with a warning.
     """
 
-    def __init__(self, path: Path, jobs: Sequence[Job]) -> None:
-        self.path, self.jobs = path, list(jobs)
+    def __init__(self, path: Path, jobs: Sequence[Job], fresh: bool) -> None:
+        self.path, self.jobs, self.fresh = path, list(jobs), fresh
         self._names = [job.name for job in jobs]
-        saved = _read(path)
+        saved = _read(path) if fresh else None
         resumed = saved is not None and saved.jobs == self._names
         self._done: list[str] = list(saved.done) if saved and resumed else []
         self.records: list[str] = list(saved.records) if saved and resumed else []
@@ -89,8 +90,9 @@ class Session:
         """Note that a job is done and what it recorded."""
         self._done.append(job.name)
         self.records += [record.name for record in records]
-        state = {"jobs": self._names, "done": self._done, "records": self.records}
-        atomic_write(self.path, json.dumps(state).encode())
+        if self.fresh:
+            state = {"jobs": self._names, "done": self._done, "records": self.records}
+            atomic_write(self.path, json.dumps(state).encode())
 
     def clear(self) -> None:
         """Forget the session: all is done."""

@@ -45,7 +45,7 @@ def tasks(jobs: Sequence[Job]) -> list[Task]:
     """The jobs in their order, those together that share a run to start from: two processes cannot both train it."""
     groups: list[set[Job]] = []
     for job in jobs:
-        group = _involved(job)
+        group = involved(job)
         for other in [other for other in groups if other & group]:
             group |= other
             groups.remove(other)
@@ -60,10 +60,10 @@ def command(task: Task, dataset: str, places: Places, leaderboards: Path, tolera
     return [[*replace(job, dataset=dataset).words, *more] for job in task.jobs]
 
 
-def _involved(job: Job) -> set[Job]:
+def involved(job: Job) -> set[Job]:
     """A job, what it starts from, and so on."""
     recipe = paper(job.paper).recipe(job.preset, job.dataset, job.overrides)
-    return {job}.union(*map(_involved, sources(job, recipe)))
+    return {job}.union(*map(involved, sources(job, recipe)))
 
 
 def _done(job: Job, places: Places) -> bool:

@@ -20,6 +20,7 @@ from capbench.base.files import atomic_write
 
 KEEP = 2  # the newest, and one in reserve
 SNAPSHOT = "best.safetensors"  # the best weights of a run
+NEXT = "best-next.safetensors"  # better ones, of which no checkpoint tells yet
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -72,7 +73,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
             path.replace(path.with_suffix(".damaged"))
             fallbacks.append(path.name)
             continue
-        state["fallbacks"] = [*state.get("fallbacks", []), *fallbacks]
+        state["fallbacks"] = fallbacks
         return tensors, state
     return None
 

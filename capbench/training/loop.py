@@ -145,6 +145,7 @@ class _Run:
         together = {"processes": processes.size()} if processes.size() > 1 else {}
         self.identity = {**identity, **together, "architecture": architecture}
         self.state = self._resumed()
+        processes.once(self._settle)
 
     def check_loss(self) -> None:
         """Raises CapbenchError for a loss that the processes of this run cannot share."""
@@ -181,11 +182,17 @@ class _Run:
                 processes.once(self._save_snapshot)
             self._end_epoch(rate, validation, len(batches))
         processes.once(self._save)
+        processes.once(self._settle)
 
     def load_best(self) -> None:
         """Put the best snapshot into the model."""
         best = processes.told(lambda: checkpoint.load(self._snapshot))
         assert best is not None
+        if (epoch := best[1]["epoch"]) != self.state.best_epoch:
+            raise CapbenchError(
+                f"{self._snapshot} is of epoch {epoch}, and the best of this run is {self.state.best_epoch}: it went "
+                "on from an older checkpoint, and its numbers came out otherwise; start anew with --fresh"
+            )
         self.model.load_state_dict(best[0])
         self.model.eval()
 
@@ -232,7 +239,18 @@ class _Run:
         state.epoch, state.step, state.loss, state.epoch_seconds = state.epoch + 1, 0, 0.0, 0.0
 
     def _save_snapshot(self) -> None:
-        checkpoint.save(self._snapshot, self.model.state_dict(), {"epoch": self.state.epoch})
+        """Save the best weights aside: the last ones count until a checkpoint says that these are better."""
+        checkpoint.save(self.folder / checkpoint.NEXT, self.model.state_dict(), {"epoch": self.state.epoch})
+
+    def _settle(self) -> None:
+        """Let the snapshot that is aside be the run's, or forget it, as the newest checkpoint says."""
+        aside = self.folder / checkpoint.NEXT
+        if not aside.exists():
+            return
+        if checkpoint.load(aside)[1]["epoch"] == self.state.best_epoch:
+            aside.replace(self._snapshot)
+        else:
+            aside.unlink()
 
     def _save(self) -> None:
         model = {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -244,6 +262,7 @@ class _Run:
         """The state of the newest checkpoint, whose weights go into the model; a new state without any."""
         newest = processes.told(lambda: checkpoint.load_newest(self.folder))
         if newest is None:
+            processes.once(lambda: (self.folder / checkpoint.NEXT).unlink(missing_ok=True))
             return TrainingState()
         tensors, saved = newest
         here, there = (identity.get("processes", 1) for identity in (self.identity, saved["identity"]))
@@ -263,7 +282,7 @@ class _Run:
         self.model.load_state_dict(own)
         checkpoint.restore_optimizer(self.optimizer, tensors)
         self.ema.restore(tensors)
-        return TrainingState(**{**saved["run"], "fallbacks": saved["fallbacks"]})
+        return TrainingState(**{**saved["run"], "fallbacks": [*saved["run"]["fallbacks"], *saved["fallbacks"]]})
 
 
 @contextmanager

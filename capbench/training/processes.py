@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from capbench.base.errors import CapbenchError, StoppedError
+from capbench.base.errors import CapbenchError, StoppedError, out_of_memory
 from capbench.base.launch import started_together
 from capbench.base.signals import STOP_SIGNALS, stop_requests
 
@@ -105,6 +105,8 @@ def exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise CapbenchError(
             f"process {rank()} of {size()} has lost another one, which ended or is silent ({reason}); the same command "

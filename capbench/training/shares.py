@@ -158,7 +158,7 @@ def check_loss(experiment: Experiment, batches: Sequence[np.ndarray], epoch: int
     experiment.model.eval()
     with processes.alone():
         one, again = (_seeded(experiment, probe, epoch, seed + more) for more in (0, 1))
-    if len(probe) < processes.size() or float(one) != float(again):
+    if len(probe) < processes.size() or processes.any_of(float(one) != float(again)):
         return
     together = everywhere(_seeded(experiment, processes.part(probe), epoch, seed))
     if not math.isclose(float(one), float(together), rel_tol=1e-3, abs_tol=1e-5):
