@@ -222,7 +222,7 @@ def test_a_missing_folder_is_named(tmp_path):
 @pytest.mark.fault("image name that leads out of its folder")
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "c:\\b.jpg", ""])
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
-    with pytest.raises(CapbenchError, match="lead out of"):
+    with pytest.raises(CapbenchError, match="are no paths inside"):
         ImageFolder(tmp_path, ["a.jpg", name])
 
 
