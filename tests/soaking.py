@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -96,9 +97,15 @@ class Ended:
         return self.moments[-1] if self.moments else "the start"
 
 
+# multiprocessing asks after all children when it starts one: of two threads that ask after one child at once, one reads
+# its exit code and the other nothing, which it calls 255.
+_STARTING_OR_ENDING = Lock()
+
+
 def attempt(folder: Path, seed: int = 0, fault: Fault | None = None) -> Ended:
     """Start the small run of a seed in `folder`, or resume it, and let it meet a fault."""
-    process, heard = begin(partial(_start, seed=seed, fault=fault), folder, preloaded=_PRELOADED)
+    with _STARTING_OR_ENDING:
+        process, heard = begin(partial(_start, seed=seed, fault=fault), folder, preloaded=_PRELOADED)
     moments: list[str] = []
     with suppress(EOFError):
         moments.append(heard.recv())
@@ -109,7 +116,8 @@ def attempt(folder: Path, seed: int = 0, fault: Fault | None = None) -> Ended:
         moments += _told_within(heard, SECONDS)
         process.kill()
         pytest.fail(f"a start goes on after {SECONDS:g} s, in {moments[-1]}")
-    process.join()
+    with _STARTING_OR_ENDING:  # it is about to end
+        process.join()
     heard.close()
     return Ended(DONE if OVER in moments else process.exitcode or 0, moments)
 
