@@ -48,6 +48,14 @@ def words(*more: object) -> list[str]:
     return [*few, "--leaderboards", "pages", *map(str, more)]
 
 
+ENDLESS = OVERRIDES | {"training.epochs": 100_000}
+
+
+def endless(*more: object) -> list[str]:
+    """The words of a sweep whose runs last until they are stopped."""
+    return [word.replace("training.epochs=40", "training.epochs=100000") for word in words(*more)]
+
+
 def begin(*more: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "capbench.cli", "sweep", *words(*more)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -294,13 +302,13 @@ def test_engines_are_those_of_the_library():
 
 def test_ctrl_c_at_a_terminal_reaches_a_run_once_and_it_saves(here):
     first = subprocess.Popen(
-        [sys.executable, "-m", "capbench.cli", "sweep", *words("--seeds", 1)], start_new_session=True,
+        [sys.executable, "-m", "capbench.cli", "sweep", *endless("--seeds", 1)], start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     until(lambda: list(here.glob("runs/vsepp/*/checkpoint-*")), first)
     os.killpg(first.pid, signal.SIGINT)
     assert first.wait(PATIENCE) == 75
-    job = Job("vsepp", "vsepp-ours", "squares", "scenes", 0, OVERRIDES)
+    job = Job("vsepp", "vsepp-ours", "squares", "scenes", 0, ENDLESS)
     assert sweep.state(job, Places(here / "runs")) == "stopped"  # and no longer running
     (output,) = here.glob("runs/sweep/*/*_log.out")
     assert "stopped and saved" in output.read_text()
@@ -310,12 +318,13 @@ def test_ray_runs_a_task_and_stops_one(here, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    first = begin("--seeds", 1, "--cluster", "ray", "--cpus", 1)
+    on_ray = ("--seeds", 1, "--cluster", "ray", "--cpus", 1)
+    first = subprocess.Popen([sys.executable, "-m", "capbench.cli", "sweep", *endless(*on_ray)])
     until(lambda: list(here.glob("runs/vsepp/*/checkpoint-*")), first)
     first.send_signal(signal.SIGINT)
     assert first.wait(PATIENCE) == 75
-    job = Job("vsepp", "vsepp-ours", "squares", "scenes", 0, OVERRIDES)
+    job = Job("vsepp", "vsepp-ours", "squares", "scenes", 0, ENDLESS)
     assert sweep.state(job, Places(here / "runs")) == "stopped"
-    done = begin("--seeds", 1, "--cluster", "ray", "--cpus", 1)
+    done = begin(*on_ray)
     assert "1 done" in done.communicate(timeout=PATIENCE)[0]
     assert set(metrics(here / "runs")) == {0}
