@@ -43,7 +43,7 @@ def _main() -> None:
         Console(stderr=True).print(f"capbench: {name_of_this()}{error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(REFUSED)
     except OSError as error:
-        if error.filename is None:
+        if not isinstance(error.filename, str | bytes):  # none, or the number of an open file
             raise
         from pathlib import Path
 

@@ -104,10 +104,7 @@ def sweep(
         if any(sweeping.state(job, places) != "done" for job in jobs):
             raise SystemExit(1)
         return
-    busy = ("running", "queued")
-    missing = [job for job in jobs if _state(job, places, submitted) not in ("done", *busy)]
-    held = [job for job in missing if any(_state(each, places, submitted) in busy for each in sweeping.involved(job))]
-    missing = [job for job in missing if job not in held]
+    missing, held = _missing(jobs, places, submitted)
     if held:
         say(f"{len(held)} runs wait for others, which are under way: {listed(held)}; give the command again then")
     tasks, pages = sweeping.tasks(missing), leaderboards
@@ -206,6 +203,16 @@ def _state(job: Job, places: Places, submitted: _Submitted) -> str:
     if word.startswith(WAITING):
         return "queued"
     return "running" if word.startswith("RUNNING") else f"{found} ({word.split()[0].lower()})"
+
+
+def _missing(jobs: dict[Job, str], places: Places, submitted: _Submitted) -> tuple[list[Job], list[Job]]:
+    """The jobs to begin now, and those that wait for others, from which they start and which are under way."""
+    from capbench.runs.sweep import involved
+
+    busy = ("running", "queued")
+    missing = [job for job in jobs if _state(job, places, submitted) not in ("done", *busy)]
+    held = [job for job in missing if any(_state(each, places, submitted) in busy for each in involved(job))]
+    return [job for job in missing if job not in held], held
 
 
 def _table(jobs: dict[Job, str], places: Places, submitted: _Submitted) -> Table:

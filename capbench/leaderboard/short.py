@@ -73,9 +73,9 @@ def _lines(board: Board, short: _Short, notes: Notes) -> Iterator[list[str]]:
     yield line(f"ours: {cells.preset(ours, board.paper, notes)}, {cells.model(ours)}", ours, keys)
     for other in _others(board, ours, keys):
         yield line(f"↳ {cells.preset(other, board.paper, notes)}, {cells.model(other)}", other, keys)
-    of_rule = grouped((entry for key in keys for entry in otherwise_scored(key)), lambda entry: entry.rule)
-    for rule, entries in of_rule.items():
-        forms = [next((entry.key for entry in entries if entry in otherwise_scored(key)), None) for key in keys]
+    of_rule = [{entry.rule: entry.key for entry in otherwise_scored(key)} for key in keys]
+    for rule in dict.fromkeys(rule for each in of_rule for rule in each):
+        forms = [each.get(rule) for each in of_rule]
         if ours.metrics.intersection(filter(None, forms)):
             yield line(f"↳ scored {escape(rule)}", ours, forms)
     best = [_best_beam(ours, key) for key in keys]
@@ -102,7 +102,8 @@ def _data(runs: Runs) -> tuple[str, str, str]:
 def _best_beam(runs: Runs, key: str) -> int:
     """The width with the best value of a metric; 0 where it was not tried."""
     tried = {width: runs.estimate(f"{key}_beam{width}") for width in BEAMS}
-    return max((width for width, found in tried.items() if found), key=lambda width: tried[width].mean, default=0)  # type: ignore[union-attr]
+    means = {width: found.mean for width, found in tried.items() if found}
+    return max(means, key=lambda width: means[width], default=0)
 
 
 def _value(runs: Runs, key: str | None, number: Reported) -> str:

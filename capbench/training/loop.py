@@ -262,7 +262,6 @@ class _Run:
         """The state of the newest checkpoint, whose weights go into the model; a new state without any."""
         newest = processes.told(lambda: checkpoint.load_newest(self.folder))
         if newest is None:
-            processes.once(lambda: (self.folder / checkpoint.NEXT).unlink(missing_ok=True))
             return TrainingState()
         tensors, saved = newest
         here, there = (identity.get("processes", 1) for identity in (self.identity, saved["identity"]))
