@@ -1,7 +1,7 @@
 """The hinge ranking losses, forward and backward, against the whole matrix and torch.compile of it; d = 1024.
 
-FLOP: 2 x batch^2 x d for the hardest negatives, whose gradient needs only the winners; 8 x batch^2 x d for the sum: the
-product, the same again (the matrix is not kept), and one product for each gradient. On a CPU a batch of 65,536 would
+FLOP: 2 x batch^2 x d for the hardest negatives, whose gradient needs only the winners; 6 x batch^2 x d for the sum: the
+product and one for each gradient. On a CPU a batch of 65,536 would
 take minutes: a slice of both sides is timed and multiplied up, because the product is nearly all of the work.
 """
 
@@ -64,7 +64,7 @@ def case(batch: int, negatives: str, timed: int | None = None) -> Case:
         operation=f"ranking loss, {negatives}, forward and backward",
         size=f"batch {batch:,}",
         numbers={"images": batch, "captions": batch, "dim": DIM},
-        dtype=DTYPE, flop=(2.0 if negatives == "hardest" else 8.0) * batch**2 * DIM,
+        dtype=DTYPE, flop=(2.0 if negatives == "hardest" else 6.0) * batch**2 * DIM,
         bytes=4.0 * batch * DIM * DTYPE.itemsize, variants=variants, inputs=partial(pairs, timed, DIM, DTYPE, DEVICE),
         small=partial(pairs, checked, 16, torch.float64, "cpu"), reference=dense(negatives), backward=True,
     )  # fmt: skip

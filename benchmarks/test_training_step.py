@@ -1,12 +1,13 @@
 """One training step of each paper on stored features: ours, plain PyTorch, and torch.compile of the plain.
 
 Ours is the step of `capbench.training`: length-grouped batches (mixed lengths for the alignment), the core's kernels,
-the fused optimiser, and bf16 if native. Plain: batches in random order padded to their longest caption, fp32, torch's
-default Adam, and the references in place of the kernels: packed sequences and the whole matrix for VSE++, as in the
-original code, and the whole tensor [image, caption, region, word] for the alignment. Compiled: the plain batches and
-functions with the optimiser and precision of ours. All take as many captions a step, with the same objective and
-clipping, and all read the loss. A call does a step on each of several batches, whose widths represent an epoch. Batches
-are on the device before timing; features are noise, because the time does not depend on their values.
+the fused optimiser, averaged weights where the recipe has them, deterministic algorithms, and bf16 if native. Plain:
+batches in random order padded to their longest caption, fp32, torch's default Adam, and the references in place of the
+kernels: packed sequences and the whole matrix for VSE++, as in the original code, and the whole tensor [image, caption,
+region, word] for the alignment. Compiled: the plain batches and functions with the optimiser and precision of ours. All
+take as many captions a step, with the same objective and clipping, and all read the loss. A call does a step on each of
+several batches, whose widths represent an epoch. Batches are on the device before timing; features are noise, because
+the time does not depend on their values.
 
 Later in the training of VSE++ the max of hinges leaves more and more captions without a gradient, which the CPU's
 prefix tree exploits: one variant is a step in which half of the captions have none. Compiling unrolled recurrences
@@ -38,7 +39,7 @@ from capbench.kernels.maxsim.reference import reference_maxsim
 from capbench.kernels.ranking_loss.reference import reference_ranking_loss
 from capbench.runs.paper import paper
 from capbench.timing.measure import Call
-from capbench.training.loop import make_optimizer
+from capbench.training.loop import AveragedWeights, make_optimizer
 from capbench.training.machine import bf16_where_native
 from reproductions.karpathy.alignment import AlignmentModel
 from reproductions.karpathy.objective import structured_margin
@@ -128,6 +129,16 @@ def replaced(stand_ins: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 class Step:
     """A training step, with its operations in the order of `capbench.training`."""
 
@@ -140,6 +151,7 @@ class Step:
             self.precision, self.optimizer = self.training.precision, make_optimizer(self.training, self.parameters)
         else:
             self.precision, self.optimizer = "full", torch.optim.Adam(self.parameters, self.training.learning_rate)
+        self.averaged, self.steps = AveragedWeights(self.training.ema_decay if ours else 0.0, self.parameters), 0
 
     def loss(self, *batch: Tensor) -> Tensor:
         with bf16_where_native(DEVICE, self.precision):
@@ -155,6 +167,8 @@ class Step:
         if self.training.clip_value is not None:
             nn.utils.clip_grad_value_(self.parameters, self.training.clip_value)
         self.optimizer.step()
+        self.steps += 1
+        self.averaged.add(self.steps)
         return value
 
 
@@ -165,7 +179,7 @@ def step(what: Trained, ours: bool, compiled: bool = False) -> Call:
     steps = through_all(Step(what, ours, compiled), [(features, *batch) for batch in chosen])
 
     def call() -> None:
-        with replaced({} if ours else what.plain):
+        with replaced({} if ours else what.plain), deterministic(ours):
             steps()
 
     return call

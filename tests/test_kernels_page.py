@@ -183,9 +183,16 @@ def test_to_be_as_fast_as_the_strongest_the_worst_size_counts_and_a_tie_is_enoug
 def test_within_three_percent_of_a_baseline_is_a_ratio_of_0_97():
     target = Target("H200", "maxsim, forward", "all", 1 / 1.03, baseline="cuDNN", note="within 3 %")
     assert target.wanted == "≥ 0.97 times as fast as *cuDNN* (within 3 %)"
-    baselines = row("cuDNN, packed", 5.0), row("cuDNN, padded", 6.0), row("eager", 1.0)
-    assert told(target, record(row("ours", 5.1, True), *baselines)) == "reached: 0.98"
+    steady = [1.0] * 6
+    baselines = row("cuDNN, packed", 5.0, rounds=steady), row("cuDNN, padded", 6.0), row("eager", 1.0)
+    assert told(target, record(row("ours", 5.1, True, rounds=steady), *baselines)) == "reached: 0.98 (0.98–0.98)"
     assert told(target, record(row("ours", 6.25, True), *baselines)) == "short: 0.80; bound 1.20"
+
+
+def test_a_ratio_near_its_target_reaches_it_only_with_an_interval():
+    target = Target("H200", "maxsim, forward", "all", 1.0, baseline="")
+    assert told(target, record(row("ours", 5.0, True), row("dense", 5.1))) == "undecided: 5 ms"
+    assert told(target, record(row("ours", 5.0, True), row("dense", 6.0))) == "reached: 5 ms"
 
 
 def test_a_kind_of_device_without_a_record_is_one_line_and_a_target_not_timed_is_listed():

@@ -271,7 +271,7 @@ def _draw(log_probs: Tensor, uniform: Tensor, unwanted: list[int], temperature: 
     target = uniform.reshape(images, beams, draws // beams).to(total.dtype) * total
     target = torch.minimum(target, total.nextafter(torch.zeros_like(total)))
     words = torch.searchsorted(cumulative, target, right=True).clamp(max=size - 1)
-    gained = log_probs.gather(-1, words).masked_fill(total == 0, -torch.inf)
+    gained = log_probs.gather(-1, words).masked_fill(total == 0, -torch.inf).masked_fill(total.isnan(), torch.nan)
     return words.reshape(images, draws), gained.reshape(images, draws)
 
 

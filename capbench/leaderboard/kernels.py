@@ -27,13 +27,15 @@ LEGEND = f"""\
   (those outside torch after the others). *Cold*: the cache was emptied before each call. *Graph*: replayed in a CUDA
   graph. *×n*: a part was timed and multiplied up.
 - **Ratio**: the median over paired rounds, with its 95 % interval (exact if rounds are independent); a *tie* is an
-  interval that holds 1. Without an interval (under six rounds, or an old record), a ratio close to 1 says nothing.
+  interval that holds 1. Without an interval (under six rounds, or an old record), a ratio close to 1 says nothing. The
+  interval is that of one run: runs differ by more.
 - **Roofline**: the least time that the ceilings measured in the same run allow (the *bound*), as a share of the time
   taken. Above 100 %, the data lay in a cache.
 - **Memory**: the peak of the tensors beyond the inputs and the buffers kept between calls (up to 8 MB on a CPU).
   {DASH} is unknown.
 - **Targets** count warm runs of whole operations; of several sizes, the worst is shown. A tie reaches its target if the
-  interval begins at 0.95 or above, and is *undecided* otherwise.
+  interval begins at 0.95 or above, and is *undecided* otherwise; so is a ratio within 5 % of its target that has no
+  interval.
 - **Parity**: before timing, each variant except compiled ones was checked against its reference in float64, forward
   and gradient, and against the others at the timed size; training steps in float32 on a few captions."""
 

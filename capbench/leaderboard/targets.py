@@ -10,7 +10,7 @@ from capbench.leaderboard.markdown import DASH, escape
 from capbench.timing.records import Comparison, Ratio, TimingEntry, ratio
 
 _SPACE = "\u00a0"
-NEAR = 0.95  # a tie with a baseline is good enough where its interval begins here or above
+NEAR = 0.95  # a tie is good enough where its interval begins here; nearer to a target, a time needs an interval
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,9 @@ def _against_baseline(target: Target, pairs: Sequence[_Pair]) -> Verdict:
 
 
 def _status(target: Target, value: Ratio) -> Status:
-    """A tie is as good as the baseline where its whole interval is near 1."""
+    """A tie is as good as the baseline where its whole interval is near 1. A time near the target needs an interval."""
+    if target.of == "time" and value.interval is None and NEAR <= value.value / target.threshold <= 1 / NEAR:
+        return "undecided"
     if not (value.tie and target.threshold <= 1):
         return "reached" if value.value >= target.threshold else "short"
     near = value.interval is not None and value.interval[0] >= NEAR

@@ -140,7 +140,7 @@ class _Run:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
         self.optimizer = make_optimizer(training, self.parameters)
-        self.ema = _AveragedWeights(training.ema_decay, self.parameters)
+        self.ema = AveragedWeights(training.ema_decay, self.parameters)
         architecture = {name: list(value.shape) for name, value in self.model.state_dict().items()}
         together = {"processes": processes.size()} if processes.size() > 1 else {}
         self.identity = {**identity, **together, "architecture": architecture}
@@ -298,7 +298,7 @@ def _enough_memory(state: TrainingState, training: Training) -> Iterator[None]:
         ) from error
 
 
-class _AveragedWeights:
+class AveragedWeights:
     """The exponential moving average of the weights, where the recipe asks for one: w <- d w + (1 - d) w_step.
 
     d rises to `decay` over the first steps, so that the initial weights are forgotten.

@@ -30,7 +30,9 @@ from capbench.base.errors import CapbenchError, StoppedError, out_of_memory
 from capbench.base.launch import started_together
 from capbench.base.signals import STOP_SIGNALS, stop_requests
 
-WAIT = timedelta(minutes=30)  # longest wait for processes that do the same; the end of one is noticed at once
+# The longest wait for processes that do the same. gloo notices at once that one has ended; of those that wait within
+# nccl, torchrun ends the others.
+WAIT = timedelta(minutes=30)
 WAIT_FOR_MAIN = timedelta(hours=24)  # and for the main one, which makes features and scores captions alone
 
 Item = TypeVar("Item")
@@ -202,10 +204,11 @@ def reduced(share: Tensor, parameters: Sequence[nn.Parameter]) -> float:
     summands = torch.cat([share.detach().reshape(1), known, *(each.flatten() for each in gradients)])
     with exchange():
         dist.all_reduce(summands)
-    value, known, *sums = summands.split([1, len(parameters), *(each.numel() for each in gradients)])
+        value = float(summands[0])  # on a GPU, this waits for the exchange
+    _, known, *sums = summands.split([1, len(parameters), *(each.numel() for each in gradients)])
     for parameter, gradient, is_known in zip(parameters, sums, known.tolist(), strict=True):
         parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if is_known else None
-    return float(value)
+    return value
 
 
 def _from_main(work: Callable[[], bytes]) -> bytes:

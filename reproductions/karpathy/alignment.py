@@ -59,7 +59,8 @@ class AlignmentModel(nn.Module):
         self, captions: Int[Tensor, "caption length"], lengths: Int[Tensor, " caption"]
     ) -> Float[Tensor, "caption length dim"]:
         """s_t of every word. `captions` are words without START and END, with any padding beyond their lengths."""
-        present = torch.arange(captions.shape[1], device=captions.device) < lengths[:, None].to(captions.device)
+        lengths = lengths.to(captions.device, non_blocking=True)
+        present = torch.arange(captions.shape[1], device=captions.device) < lengths[:, None]
         x = self.W_w(captions) * present[:, :, None]  # equation 2
         e = self.dropout(relu(self.W_e(_windows(x, self.recipe.window))))  # equation 3
         h = self._both_directions(e, present) if self.recipe.recurrent else e

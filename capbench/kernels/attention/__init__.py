@@ -12,7 +12,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels._arguments import Array, tensors
-from capbench.kernels._triton import runs_triton
+from capbench.kernels._triton import on_device_of, runs_triton
 from capbench.kernels.attention import cpu
 
 
@@ -37,7 +37,8 @@ def attention_step(
     if runs_triton(keys):
         from capbench.kernels.attention.triton import TritonContext, TritonScores
 
-        context, weights = TritonContext.apply(TritonScores.apply(keys, query, v), annotations)
+        with on_device_of(keys):
+            context, weights = TritonContext.apply(TritonScores.apply(keys, query, v), annotations)
         return context, weights
     weights = cpu.attention_weights(keys, query, v)
     return weights.to(annotations.dtype) @ annotations, weights
@@ -58,7 +59,8 @@ def attention_weights(
     if runs_triton(keys):
         from capbench.kernels.attention.triton import TritonScores
 
-        scores: Tensor = TritonScores.apply(keys, query, v)
+        with on_device_of(keys):
+            scores: Tensor = TritonScores.apply(keys, query, v)
         return scores.softmax(-1)
     return cpu.attention_weights(keys, query, v)
 

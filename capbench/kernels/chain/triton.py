@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from capbench.kernels._triton import on_device_of
+
 # ruff: noqa: N803 - compile-time constants are capitals
 
 
@@ -22,7 +24,8 @@ def viterbi_decode(scores: Tensor, lengths: Tensor, beta: float) -> tuple[Tensor
     came_from = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
     width = triton.next_power_of_2(labels)
     arguments = scores.contiguous(), lengths.contiguous(), came_from, path, energies, float(beta), places, labels
-    _viterbi[(chains,)](*arguments, LABELS=width, num_warps=min(8, max(1, width // 128)))
+    with on_device_of(scores):
+        _viterbi[(chains,)](*arguments, LABELS=width, num_warps=min(8, max(1, width // 128)))
     return path, energies
 
 

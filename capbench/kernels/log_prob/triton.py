@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from capbench.kernels._triton import on_device_of
+
 # ruff: noqa: N803 - compile-time constants are capitals
 
 WIDEST = 4096  # words at once
@@ -20,7 +22,8 @@ def forward(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     log_probs, log_sum = (torch.empty(words, device=scores.device) for _ in range(2))
     if words:
         width = min(WIDEST, triton.next_power_of_2(vocabulary))
-        _forward[(words,)](scores, target.contiguous(), log_probs, log_sum, vocabulary, width, num_warps=8)
+        with on_device_of(scores):
+            _forward[(words,)](scores, target.contiguous(), log_probs, log_sum, vocabulary, width, num_warps=8)
     return log_probs, log_sum
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels._arguments import Array, readable, same_dtype, tensors
-from capbench.kernels._triton import runs_triton
+from capbench.kernels._triton import on_device_of, runs_triton
 from capbench.kernels.maxsim import cpu
 from capbench.kernels.maxsim.reference import Form
 
@@ -55,6 +55,8 @@ def maxsim(
     if runs_triton(regions):
         from capbench.kernels.maxsim.triton import TritonMaxSim
 
-        by_caption: Tensor = TritonMaxSim.apply(regions, words, lengths.to(words.device), form == "max")
+        with on_device_of(words):
+            lengths = lengths.to(words.device, non_blocking=True)
+            by_caption: Tensor = TritonMaxSim.apply(regions, words, lengths, form == "max")
         return by_caption.T
     return cpu.maxsim(regions, words, lengths, form)

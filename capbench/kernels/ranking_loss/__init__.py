@@ -12,7 +12,7 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError
 from capbench.kernels._arguments import Array, same_dtype, tensors
-from capbench.kernels._triton import runs_triton
+from capbench.kernels._triton import on_device_of, runs_triton
 from capbench.kernels.ranking_loss import cpu
 from capbench.kernels.ranking_loss.reference import LOSSES, SIMILARITIES, Loss, Similarity
 
@@ -50,5 +50,6 @@ def ranking_loss(
     if runs_triton(images):
         from capbench.kernels.ranking_loss import triton
 
-        return triton.ranking_loss(images, captions, image_ids, margin, loss, similarity)
+        with on_device_of(images):
+            return triton.ranking_loss(images, captions, image_ids, margin, loss, similarity)
     return cpu.ranking_loss(images, captions, image_ids, margin, loss, similarity)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.kernels._arguments import Array, embeddings
-from capbench.kernels._triton import runs_triton
+from capbench.kernels._triton import on_device_of, runs_triton
 from capbench.kernels.ranks.cpu import Scores, Square, Tiles
 from capbench.kernels.ranks.exact import Contest, refuse_nan
 
@@ -54,7 +54,8 @@ def ranks_of(contest: Contest, at_once: int | None = None) -> tuple[Int[Tensor, 
     if runs_triton(contest.images) and runs_triton(contest.captions):
         from capbench.kernels.ranks import triton
 
-        counted = triton.counted(contest)
+        with on_device_of(contest.images):
+            counted = triton.counted(contest)
         if counted is not None:
             return counted
     return Tiles(contest).counted(at_once)
