@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from capbench import leaderboard
-from capbench.leaderboard.beside import MOST, Pair, beside, dots
+from capbench.leaderboard.beside import MOST, Pair, _pairs, beside, dots
 from capbench.leaderboard.board import board
 from capbench.leaderboard.page import page
 from capbench.metrics.registry import metric
@@ -76,6 +78,14 @@ def test_the_mean_the_interval_and_the_reported_number_stand_at_their_values(tmp
     assert (mean, theirs) == ([42.0], [41.5])
     half = 4.302652729911275 * 2 / 3**0.5  # Student's t of two degrees of freedom at 97.5 %
     assert [low, high] == pytest.approx([42 - half, 42 + half])
+
+
+def test_the_reported_number_is_that_which_the_tables_judge_by_and_of_other_systems_the_best(tmp_path):
+    results = saved(tmp_path, record())
+    own = fake(tmp_path / "p", reported(value="20.0", encoder=record().encoder), reported(value="60.0"))
+    others = fake(tmp_path / "q", OTHER, replace(OTHER, value="60.0", system="More"), OTHER)
+    assert [pair.reported for pair in _pairs(board(own, results), "target")] == [20.0]
+    assert [pair.reported for pair in _pairs(board(others, results), "baseline")] == [60.0]
 
 
 def test_names_from_outside_are_text(tmp_path):

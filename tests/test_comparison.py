@@ -220,6 +220,13 @@ def test_records_of_several_settings_or_twice_the_same_seed_are_no_side():
     assert side("ours", records, [{}, {}]).metrics == ({KEY: 1.0}, {KEY: 1.0})
     with pytest.raises(CapbenchError, match="ours has two records of one seed"):
         side("ours", [records[0], records[0]], [{}, {}])
+    scored = [
+        made_up_record(paper="systems", seed=seed, notes=[f"signature: a|similarity:{name}|version:{seed}"])
+        for seed, name in enumerate(("dot", "dot", "order"))
+    ]
+    assert len(side("theirs", scored[:2], [{}, {}]).metrics) == 2
+    with pytest.raises(CapbenchError, match=r"its records differ in scoring: a\|similarity:dot, a\|similarity:order"):
+        side("theirs", scored, [{}, {}, {}])
     with pytest.raises(
         CapbenchError, match="ours is not one setting: its records differ in encoder: mobilenet_v2, vgg"
     ):
@@ -292,6 +299,13 @@ def test_a_metric_that_is_worse_fails_the_command_where_that_is_asked(here):
         assert ended.value.code == 1
     with pytest.raises(CapbenchError, match="no metric that was tested 'image_to_caption_median_rank'"):
         command("vsepp", "vse0", "--fail-if-worse", "image_to_caption_median_rank")
+
+
+def test_a_check_that_tests_nothing_is_refused(here, capsys):
+    with pytest.raises(CapbenchError, match="nothing could be tested: image_to_caption_median_rank: it is not made of"):
+        command("vse0", "vsepp", "--metrics", "image_to_caption_median_rank", "--fail-if-worse")
+    assert capsys.readouterr().out == ""
+    command("vse0", "vsepp", "--metrics", "image_to_caption_median_rank")
 
 
 def test_sides_are_files_patterns_changed_presets_and_encoders(here, capsys):

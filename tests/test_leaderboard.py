@@ -220,6 +220,26 @@ def test_a_target_with_several_runs_counts_once_by_the_best_of_them(tmp_path):
     assert "1 matched or better, 0 close, 0 short, 0 not run" in text(fake(tmp_path / "p", reported()), results)
 
 
+@pytest.mark.parametrize(("encoder", "sign"), [("mobilenet_v2", "▼"), ("resnet152", "▲")])
+def test_of_several_numbers_the_first_screen_judges_by_that_of_the_run_s_encoder_else_by_the_best(
+    tmp_path, encoder, sign
+):
+    results = saved(tmp_path, *three_seeds())
+    numbers = reported(value="60.0", encoder=encoder, system="Large"), reported(value="20.0")
+    for place, order in enumerate((numbers, numbers[::-1])):
+        shown = section(text(fake(tmp_path / f"p{place}", *order), results), WHOLE)
+        assert f"| 42.0\u00a0±\u00a05.0\u00a0{sign} |" in shown
+        assert f"| *the paper, {encoder}* | *Large* | | *60.0* |" in shown
+        assert "| *the paper, vgg19* | *Hard (vgg19)* | | *20.0* |" in shown
+
+
+def test_a_paper_s_number_stands_once_below_the_last_of_the_presets_that_it_is_compared_with(tmp_path):
+    numbers = reported(preset="unborn", compare_with=("hard", "sum")), reported(preset="sum", system="Sum", value="9.0")
+    first = section(text(fake(tmp_path / "p", *numbers), saved(tmp_path, record(), record("sum"))), WHOLE)
+    lines = [line.split("|")[2].strip() for line in first.splitlines() if line.startswith("| ")][1:]
+    assert lines == ["`hard`", "`sum`", "*Hard (vgg19)*", "*Sum*"]
+
+
 def test_a_short_number_stands_beside_what_it_is_with_another_encoder_recipe_rule_or_beam(tmp_path):
     captioner = {"image_to_caption_r1": 40.0, "bleu4": 20.0, "bleu4_as_written": 26.0, "bleu4_no_bp": 21.0}
     beams = {"bleu4_beam1": 19.0, "bleu4_beam3": 24.0}
@@ -680,6 +700,18 @@ def test_every_reported_number_and_every_metric_of_ours_is_a_row_of_the_json(tmp
     assert first["mean"] == 42.0
     assert first["ci_low"] < 40 < 44 < first["ci_high"]
     assert (first["seeds"], first["encoder"], first["reported_encoder"]) == ([0, 1, 2], "mobilenet_v2", "vgg19")
+
+
+def test_other_systems_are_rows_of_the_json_too(tmp_path):
+    saved(tmp_path, record(paper="systems", preset="theirs", seed=3, notes=["signature: a|depth:5|version:1"]))
+    *_, row = leaderboard.rows_as_json({"fake": fake(tmp_path / "p", reported())}, tmp_path)
+    assert (row["paper"], row["preset"], row["seeds"], row["scoring"]) == (
+        "systems",
+        "theirs",
+        (3,),
+        "a|similarity:dot",
+    )
+    assert (row["metric"], row["mean"], row["verdict"]) == ("image_to_caption_r1", 40.0, "not reported")
 
 
 def test_the_rows_are_a_table_too(tmp_path):

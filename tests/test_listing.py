@@ -104,6 +104,20 @@ def test_results_are_chosen_by_paper_preset_data_set_encoder_and_metric(here, ca
     assert count("--dataset", "flickr8k", "--paper", "vsepp") == 8
 
 
+def test_other_systems_are_results_too_and_those_that_were_scored_otherwise_stand_apart(here, capsys):
+    for seed, name in enumerate(("dot", "order")):
+        signed = [f"signature: retrieval|similarity:{name}|version:0"]
+        record = made_up_record(paper="systems", preset="theirs", seed=seed, metrics={KEY: 9.0}, notes=signed)
+        save_result(record, {}, (here / "leaderboards" / "results", here / "runs" / "records")[seed])
+    rows = json.loads(listed("results", "--paper", "systems", "--format", "json", capsys=capsys))
+    assert [(row["preset"], row["scoring"], row["records"]) for row in rows] == [
+        ("theirs", "retrieval|similarity:dot", "committed"),
+        ("theirs", "retrieval|similarity:order", "this machine"),
+    ]
+    assert rows == json.loads(listed("results", "--format", "json", capsys=capsys))[-2:]
+    assert listed("results", "--preset", "theirs", capsys=capsys).startswith("paper: systems, preset: theirs")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

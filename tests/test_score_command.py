@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,8 @@ from capbench.data import datasets
 from capbench.data.captions import CaptionDataset
 from capbench.data.datasets import load_dataset
 from capbench.data.scenes import scenes
-from capbench.evidence.records import SYSTEMS, Result, load_arrays, load_results, save_result
+from capbench.evidence.records import SYSTEMS, Result, load_arrays, load_results, save_result, signature_of
+from capbench.evidence.results import Results
 from capbench.metrics import captioning, jars, positives
 from capbench.metrics.registry import metric
 from capbench.metrics.retrieval import PROTOCOLS, SIMILARITIES
@@ -31,7 +33,7 @@ from capbench.scoring.outputs import Captions, Embeddings
 from capbench.scoring.records import _counted as counted
 from capbench.scoring.records import rescored
 from capbench.scoring.score import score
-from capbench.scoring.signature import RULES, signature_of
+from capbench.scoring.signature import RULES
 from capbench.scoring.words import captions_of
 from tests.made_up import made_up_record
 
@@ -164,6 +166,46 @@ def test_records_of_systems_are_added_and_shown_escaped_on_a_page_of_their_own(f
     save_result(made_up_record(), {}, Path("leaderboards/results"))
     call("leaderboard")
     assert not Path("leaderboards/systems.md").exists()
+
+
+def test_seeds_that_were_scored_otherwise_are_rows_of_their_own_each_with_its_signature(few, capsys):
+    path = embeddings_file(few)
+    for seed, similarity in enumerate(("cosine", "cosine", "dot", "order")):
+        words = ["--record", "--system", "mine", "--seed", seed, "--similarity", similarity]
+        call("score", "embeddings", path, *words)
+    call("score", "embeddings", path, *words)  # the same seed again
+    with pytest.raises(CapbenchError, match=r"runs on 3 settings.*similarity:cosine; .*similarity:dot; "):
+        call("compare", "mine", "mine", "--dataset", "scenes")
+    call("records", "add")
+    call("leaderboard")
+    page = Path("leaderboards/systems.md").read_text()
+    rows = re.findall(r"^\| mine<sup>(\w)</sup>.* \| embeddings \| (\d) \|", page, re.M)
+    signatures = dict(re.findall(r"^- <sup>(\w)</sup> .*similarity:(\w+)", page, re.M))
+    assert sorted((signatures[letter], seeds) for letter, seeds in rows) == [
+        ("cosine", "2"),
+        ("dot", "1"),
+        ("order", "1"),
+    ]
+
+
+def test_a_systems_ranks_that_are_scored_again_take_the_place_of_the_old_ones(few):
+    call("score", "embeddings", embeddings_file(few), "--record", "--system", "b")
+    (path,) = Path("runs/records").glob("*.json")
+    call("rescore", path, "--record")
+    results = Results.load(Path("runs/records"))
+    assert (len(results.records), len(results.latest.records)) == (2, 1)
+    assert results.records[0].scoring.endswith("|similarity:cosine")
+
+
+def test_captions_of_data_without_training_captions_have_no_novelty_and_a_note_says_so(few, capsys):
+    path = captions_file(few)
+    splits = tuple("val" if name == "train" else name for name in few.dataset.split_of_image)
+    dataset = replace(few.dataset, split_of_image=splits)
+    assert "novelty" in score(read_captions(path), few).metrics
+    evaluation = score(read_captions(path), dataset.split("test"))
+    assert "novelty" not in evaluation.metrics
+    assert "distinct2" in evaluation.metrics
+    assert "novelty: scenes has no training caption that a caption could repeat" in evaluation.notes
 
 
 # Records scored again

@@ -16,6 +16,7 @@ from safetensors.torch import save_file as save_tensors
 
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset, Split
+from capbench.evidence.records import signature_of
 from capbench.metrics import captioning, jars
 from capbench.metrics.captioning import CaptionScorer
 from capbench.scoring import joining
@@ -24,7 +25,6 @@ from capbench.scoring.files import read_captions, read_embeddings, read_ranking,
 from capbench.scoring.outputs import Captions, Embeddings, Outputs, Similarity
 from capbench.scoring.ranking import Lists, _check_queries
 from capbench.scoring.score import score
-from capbench.scoring.signature import signature_of
 from capbench.scoring.words import decoded, encoded
 
 

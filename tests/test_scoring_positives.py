@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from capbench.base.errors import CapbenchError
+from capbench.evidence.records import signature_of
 from capbench.metrics import positives as module
 from capbench.metrics.positives import Positives, evaluate_positives, matrix_positives
 from capbench.scoring.files import read_embeddings, read_ranking
 from capbench.scoring.outputs import Captions, Embeddings, Similarity, Table
 from capbench.scoring.score import score
-from capbench.scoring.signature import signature_of
 from tests.test_scoring import CAPTION_IDS, CAPTIONS, IMAGE_IDS, IMAGES, SPLIT, files, photographs
 
 FIRST = SPLIT.first_captions(5)

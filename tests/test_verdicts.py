@@ -13,7 +13,16 @@ from capbench.data import datasets
 from capbench.data.datasets import SOURCES
 from capbench.evidence.records import save_result
 from capbench.evidence.results import Results, data_name
-from capbench.evidence.verdicts import BEST_TO_WORST, RULES, Reported, Verdict, difference, read_reported, verdict
+from capbench.evidence.verdicts import (
+    BEST_TO_WORST,
+    RULES,
+    Reported,
+    Verdict,
+    beats,
+    difference,
+    read_reported,
+    verdict,
+)
 from capbench.leaderboard.board import board
 from capbench.metrics.registry import metric
 from capbench.metrics.significance import Interval
@@ -213,6 +222,38 @@ def test_a_claim_of_difference_is_decided_by_its_interval(tmp_path, ours, status
     assert found.interval is not None
     assert found.interval.mean == pytest.approx((ours - 80) / 2)
     assert "200 queries and 3 against 3 seeds" in found.detail
+
+
+def test_a_claim_is_tested_with_the_encoder_of_most_seeds_then_the_default_one_then_by_name(tmp_path):
+    default = "timm/tf_efficientnet_lite2"
+
+    def tested(*encoders: tuple[str, int]) -> str:
+        folder = tmp_path / "-".join(f"{name}{seeds}".replace("/", "_") for name, seeds in encoders)
+        for name, seeds in encoders:
+            for seed in range(seeds):
+                run(folder, encoder=name, seed=seed)
+            for seed in range(3):
+                run(folder, encoder=name, preset="vse0", seed=seed)
+        found = Results.load(folder).first_with("vsepp", "vse0")
+        assert found is not None
+        return found.records[0].encoder
+
+    assert tested(("alexnet", 1), ("vgg19", 2)) == "vgg19"
+    assert tested(("alexnet", 2), (default, 2)) == default
+    assert tested(("alexnet", 3), (default, 2)) == "alexnet"
+    assert tested(("vgg19", 1), ("alexnet", 1)) == "alexnet"
+
+
+def test_two_views_or_splits_of_one_preset_leave_a_claim_decided(tmp_path):
+    test = beats("vsepp", "vse0", "image_to_caption_r1")
+    run(tmp_path, hits(10), view="10C")
+    run(tmp_path, hits(10), split="val")
+    run(tmp_path, hits(80), preset="vse0")
+    run(tmp_path, hits(150))
+    assert test(Results.load(tmp_path)).status == "holds"
+    run(tmp_path, hits(5), preset="sum", view="RC")
+    across = beats("vsepp", "sum", "image_to_caption_r1")(Results.load(tmp_path))
+    assert (across.status, across.statement) == ("holds", "on flickr30k with vgg19: vsepp 5.0, sum 2.5")
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from capbench.data.captions import Split
 from capbench.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
-from capbench.metrics.diversity import distinct_n, novelty, self_bleu, vocabulary_used
+from capbench.metrics.diversity import distinct_n, self_bleu, vocabulary_used
 from capbench.metrics.jars import kill_all
 from capbench.scoring.outputs import Captions
-from capbench.scoring.score import training_captions
+from capbench.scoring.score import novelties
 from capbench.training.experiment import Evaluation, Inputs, Recipe
 from capbench.training.machine import bf16_where_native
 from capbench.training.processes import main, mapped
@@ -256,12 +256,13 @@ class CaptioningExperiment:
         if scores is None:
             return Evaluation({}, {})
         by_beam = scores_by_beam(scorer, dict(sorted(sentences.items())))
-        metrics = {**likelihood, **scores.metrics, **chosen.metrics, **by_beam.metrics}
-        metrics |= self.variety([self.sentences(of_image) for of_image in best])
+        variety = self.variety([self.sentences(of_image) for of_image in best])
+        metrics = {**likelihood, **scores.metrics, **chosen.metrics, **by_beam.metrics, **variety.metrics}
         statistics = {f"{name}_statistics": values for name, values in scores.statistics.items()}
         arrays = {"captions": best, **scores.per_image, **by_beam.arrays, **statistics}
         outputs = Captions.of(split, tuple(sentences[beam]))
-        return Evaluation(metrics, arrays, (*scores.notes, *chosen.notes, *by_beam.notes), outputs)
+        notes = (*scores.notes, *chosen.notes, *by_beam.notes, *variety.notes)
+        return Evaluation(metrics, arrays, notes, outputs)
 
     @property
     def widths(self) -> list[int]:
@@ -279,17 +280,18 @@ class CaptioningExperiment:
         note = f"beam: {beam}, the best of {self.widths} by BLEU-4 on validation"
         return beam, Evaluation({"beam": float(beam), **metrics}, {}, (note,))
 
-    def variety(self, n_best: list[list[str]]) -> dict[str, float]:
+    def variety(self, n_best: list[list[str]]) -> Evaluation:
         """How new and varied the captions of each image are, best first."""
         best, tokenizer = [of_image[0] for of_image in n_best], self.inputs.dataset.tokenizer
-        known = training_captions(self.inputs.dataset)
+        written = {"novelty": best, "novelty_n_best": list(chain.from_iterable(n_best))}
+        new = novelties(written, self.inputs.dataset)
         metrics = {
-            "novelty": novelty(best, known, tokenizer),
-            "novelty_n_best": novelty(list(chain.from_iterable(n_best)), known, tokenizer),
+            **new.metrics,
             "distinct2": distinct_n(best, 2, tokenizer),
             "vocabulary_used": float(vocabulary_used(best, tokenizer)),
         }
-        return metrics | ({"self_bleu": self_bleu(n_best, tokenizer)} if len(n_best[0]) > 1 else {})
+        varied = {"self_bleu": self_bleu(n_best, tokenizer)} if len(n_best[0]) > 1 else {}
+        return Evaluation({**metrics, **varied}, {}, new.notes)
 
     def sentences(self, written: Int[np.ndarray, "caption length"]) -> list[str]:
         """Word numbers as text."""

@@ -63,7 +63,8 @@ def compare(
     protocol
         Compare under this protocol.
     fail_if_worse
-        Exit with 1 if B is worse in one of these metrics, or in any that was compared if none is named.
+        Exit with 1 if B is worse in one of these metrics, or in any that was tested if none is named. Refused where
+        nothing could be tested.
     as_json
         Print JSON.
     leaderboards
@@ -71,7 +72,7 @@ def compare(
     runs
         The folder with your own, in its `records`.
     """
-    from capbench.base.errors import unknown
+    from capbench.base.errors import CapbenchError, unknown
     from capbench.cli.formats import written
     from capbench.cli.sides import Among, sides
     from capbench.evidence.comparison import compare as compare_sides
@@ -80,6 +81,9 @@ def compare(
     among = Among((leaderboards / "results", runs / "records"), dataset, split, protocol, encoders)
     compared = compare_sides(*sides(a, b, among), metrics)
     tested = [each.metric for each in compared.differences if each.p is not None]
+    if fail_if_worse is not None and not tested:
+        reasons = "; ".join(f"{each.metric}: {each.test}" for each in compared.differences)
+        raise CapbenchError(f"nothing could be tested: {reasons}")
     for key in fail_if_worse or ():
         if key not in tested:
             raise unknown("metric that was tested", key, tested)

@@ -251,8 +251,7 @@ def features(
             raise CapbenchError(f"there is no folder {source}; name the one that holds the features")
         _import(dataset, source, format, name)
         return
-    from capbench.data.datasets import load_dataset
-    from capbench.runs.materials import default_encoder
+    from capbench.data.datasets import default_encoder, load_dataset
     from capbench.vision import encoders
     from capbench.vision import features as store
 

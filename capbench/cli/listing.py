@@ -25,12 +25,13 @@ def results(
 ) -> None:
     """List results: the mean over seeds, its 95 % interval, and the verdict on the paper's own number.
 
-    Committed records come first, then those of your own runs that are not among them. Every option narrows the list.
+    Committed records come first, then those of your own runs that are not among them; other systems come last. Every
+    option narrows the list.
 
     Parameters
     ----------
     paper
-        One or several papers.
+        One or several papers, or `systems` for other systems, whose names are then the presets.
     preset
         One or several presets.
     dataset
@@ -48,12 +49,13 @@ def results(
     """
     from capbench.base.errors import CapbenchError
     from capbench.cli.formats import written
+    from capbench.evidence.records import SYSTEMS
     from capbench.evidence.results import Results
     from capbench.leaderboard import listing
     from capbench.runs.paper import paper as find_paper
     from capbench.runs.paper import papers as all_papers
 
-    names = tuple(find_paper(name).name for name in paper or ())
+    names = tuple(name if name == SYSTEMS else find_paper(name).name for name in paper or ())
     data = [recorded_name(name) for name in dataset or ()]
     wanted = listing.Wanted(names, *(tuple(each or ()) for each in (preset, data, encoder, metric)))
     committed, local = Results.load(leaderboards / "results"), Results.load(runs / "records")
@@ -68,7 +70,7 @@ def _result(row: Row) -> Row:
 
     digits = metric(row["metric"]).digits
     mean, low, high = (None if row[name] is None else f"{row[name]:.{digits}f}" for name in ("mean", "low", "high"))
-    hidden = ("low", "high", "interval", "sees", "system")
+    hidden = ("low", "high", "interval", "sees", "scoring", "system")
     shown = {name: value for name, value in row.items() if name not in hidden}
     return shown | {"mean": mean, "seeds": f"{row['seeds']}", "95 % interval": f"{low} to {high}" if low else None}
 

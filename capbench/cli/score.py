@@ -250,9 +250,10 @@ def _score(kind: str, read: Callable[[], Outputs], files: tuple[Path, ...], unde
     from datetime import UTC, datetime
 
     from capbench.data.datasets import load_dataset
+    from capbench.evidence.records import signature_of
     from capbench.scoring.records import System, record_system
     from capbench.scoring.score import score as score_outputs
-    from capbench.scoring.signature import RULES, signature_of
+    from capbench.scoring.signature import RULES
 
     if under.record and under.system is None:
         raise CapbenchError("--record needs --system NAME, under which pages show it")
@@ -278,7 +279,7 @@ def _score(kind: str, read: Callable[[], Outputs], files: tuple[Path, ...], unde
 
 
 def _document(evaluation: Evaluation, under: Under, written: Path | None) -> dict[str, Any]:
-    from capbench.scoring.signature import signature_of
+    from capbench.evidence.records import signature_of
 
     setting = {name: getattr(under, name) for name in ("system", "dataset", "split", "protocol")}
     notes = [note for note in evaluation.notes if not signature_of([note])]

@@ -59,10 +59,10 @@ def sides(a: str, b: str, among: Among) -> tuple[Side, Side]:
         raise CapbenchError(f"{a} and {b} have no runs on the same data, split and protocol: {where}")
     pairs = [pair for pair in pairs if pair[0][0][0].encoder == pair[1][0][0].encoder] or pairs
     if len(pairs) > 1:
-        found = "; ".join(_words(pair[0]) for pair in pairs)
+        found = dict.fromkeys(_words(group) for pair in pairs for group in pair)
         raise CapbenchError(
-            f"{a} and {b} have runs on {len(pairs)} settings, choose one with --dataset, --encoder, --split or "
-            f"--protocol: {found}"
+            f"{a} and {b} have runs on {len(found)} settings, choose one with --dataset, --encoder, --split or "
+            f"--protocol, or name record files: {'; '.join(found)}"
         )
     if [record for record, _ in pairs[0][0]] == [record for record, _ in pairs[0][1]]:
         raise CapbenchError(f"{a} and {b} are the same records; name two systems, or two encoders with --encoder")
@@ -142,7 +142,8 @@ def _data(group: Group) -> tuple[str, ...]:
 
 def _words(group: Group) -> str:
     record = group[0][0]
-    return f"{data_name(record)} ({record.split}, {record.protocol}) with {record.encoder}"
+    model = ", ".join(filter(None, (record.encoder, record.sees, record.scoring)))
+    return f"{data_name(record)} ({record.split}, {record.protocol}) with {model}"
 
 
 def _side(group: Group) -> Side:

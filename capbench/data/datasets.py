@@ -112,6 +112,15 @@ def check_training_images(dataset: CaptionDataset) -> None:
         raise CapbenchError(f"{dataset.name} has one training image, and training needs two: put more into train")
 
 
+def default_encoder(dataset: str) -> str:
+    """The encoder of a data set unless another one is named.
+
+    >>> default_encoder("scenes"), default_encoder("flickr8k")
+    ('scenes', 'timm/tf_efficientnet_lite2')
+    """
+    return "scenes" if dataset == "scenes" else "timm/tf_efficientnet_lite2"
+
+
 def describe(data: Path | None = None) -> Iterator[tuple[str, str, str, str, str]]:
     """A row for each data set: name, images, captions, splits, and where it is or how to get it."""
     mine = registered()

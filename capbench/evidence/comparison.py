@@ -105,7 +105,7 @@ def compare(a: Side, b: Side, metrics: Sequence[str] | None = None, samples: int
 
 def side(name: str, records: Sequence[Result], arrays: Sequence[Arrays]) -> Side:
     """The side of a comparison that records of one setting are, one a seed. Raises CapbenchError for other records."""
-    for wanted in (*DATA, "paper", "variant", "encoder", "sees"):
+    for wanted in (*DATA, "paper", "variant", "encoder", "sees", "scoring"):
         if len(values := {str(getattr(record, wanted)) for record in records}) > 1:
             raise CapbenchError(
                 f"{name} is not one setting: its records differ in {wanted}: {', '.join(sorted(values))}"

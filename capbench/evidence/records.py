@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from capbench.evidence.bundles import LARGEST, pack, unpack
 
 SCHEMA_VERSION = 2
 SYSTEMS = "systems"  # the `paper` of records of other systems' outputs; their `preset` is the system's name
+SIGNED = "signature: "  # how the note begins that holds the signature of `capbench.scoring.signature`
 
 _BLANKS: dict[str, Any] = {
     "split": "", "protocol": "", "encoder": "", "view": "",
@@ -115,6 +116,19 @@ class Result(JsonRecord):
     def sees(self) -> str:
         """What the model sees of an image, in one word: the provider of its regions, or the view."""
         return self.region_provider or self.view
+
+    @property
+    def scoring(self) -> str:
+        """How another system's outputs were scored: their signature, without versions. Empty for a run of ours."""
+        if self.paper != SYSTEMS:
+            return ""
+        fields = signature_of(self.notes).split("|")
+        return "|".join(field for field in fields if field.partition(":")[0] not in ("java", "version"))
+
+
+def signature_of(notes: Sequence[str]) -> str:
+    """The signature among the notes of an evaluation or a record; empty where there is none."""
+    return next((note.removeprefix(SIGNED) for note in notes if note.startswith(SIGNED)), "")
 
 
 def variant(preset: str, overrides: Mapping[str, JsonValue]) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from capbench.base.errors import CapbenchError
-from capbench.data.datasets import NOT_PUBLISHED, known_fingerprint
+from capbench.base.grouping import grouped
+from capbench.data.datasets import NOT_PUBLISHED, default_encoder, known_fingerprint
 from capbench.evidence import resampling
 from capbench.evidence.records import Result, load_arrays, load_results
 from capbench.metrics import registry
@@ -70,13 +73,15 @@ class Results:
         return sorted({tuple(str(getattr(record, name)) for name in names) for record in self.records})
 
     def first_with(self, *presets: str) -> Results | None:
-        """The records of the most telling data set, encoder and protocol that has all presets; None without one."""
+        """The records of the most telling data set and setting that has all presets; None without one.
+
+        Of several settings it is that with the most seeds, counted for the preset that has the fewest; then that of
+        the default encoder, then the first by name. Presets that see images alike go before others.
+        """
         for dataset in MOST_TELLING:
-            on_dataset = self.select(dataset=dataset)
-            for encoder, protocol in on_dataset.settings("encoder", "protocol"):
-                candidates = on_dataset.select(encoder=encoder, protocol=protocol)
-                if all(candidates.select(preset=name).records for name in presets):
-                    return candidates
+            settings = grouped(self.select(dataset=dataset).records, _shared).values()
+            if found := [each for records in settings for each in _candidates(records, presets)]:
+                return Results(self.folder, min(found, key=itemgetter(0))[1])
         return None
 
     def values(self, metric: str) -> dict[int, float]:
@@ -153,6 +158,23 @@ def data_name(record: Result) -> str:
     return f"{record.dataset}, {fault}: {size}data set {record.dataset_fingerprint[:12] or 'unknown'}"
 
 
+def _shared(record: Result) -> tuple[str, ...]:
+    """What records share whose presets can be compared."""
+    return record.encoder, record.protocol, record.split, record.dataset_fingerprint
+
+
+def _candidates(
+    records: Sequence[Result], presets: Sequence[str]
+) -> Iterator[tuple[tuple[object, ...], tuple[Result, ...]]]:
+    """Of records that share a setting those with one view of each preset, behind their rank; the least rank is best."""
+    for views in product(*(sorted({r.sees for r in records if r.preset == name}) for name in presets)):
+        view_of = dict(zip(presets, views, strict=True))
+        kept = tuple(r for r in records if r.sees == view_of.get(r.preset, views[0]))
+        fewest = min(len({r.seed for r in kept if r.preset == name}) for name in presets)
+        other = kept[0].encoder != default_encoder(kept[0].dataset)
+        yield (len(set(views)), -fewest, other, *_shared(kept[0]), *views), kept
+
+
 def _identity(record: Result) -> tuple[str, ...]:
     names = ("paper", "variant", "dataset", "dataset_fingerprint", "split", "protocol", "encoder")
-    return (*(str(getattr(record, name)) for name in names), record.sees, str(record.seed))
+    return (*(str(getattr(record, name)) for name in names), record.sees, record.scoring, str(record.seed))

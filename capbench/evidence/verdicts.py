@@ -189,7 +189,7 @@ def difference(results: Results, better: str, worse: str, metric: str) -> Outcom
 
 
 def on_most_telling(better: str, worse: str, test: Callable[[Results], Outcome]) -> Callable[[Results], Outcome]:
-    """A test on the first data set (`MOST_TELLING`) that has both presets; its statement names the data set."""
+    """A test on the records that `Results.first_with` finds of both presets; its statement names the data set."""
 
     def on_first(results: Results) -> Outcome:
         candidates = results.first_with(better, worse)
@@ -212,8 +212,9 @@ def points_at_what_is_named(preset: str) -> Callable[[Results], Outcome]:
     """The test that, on scenes, a preset points at what a phrase names more often than chance."""
 
     def test(results: Results) -> Outcome:
-        scenes = results.select(dataset="scenes", preset=preset).latest
-        if not scenes.values("pointing"):
+        found = results.select(dataset="scenes", preset=preset).first_with(preset)
+        scenes = None if found is None else found.latest
+        if scenes is None or not scenes.values("pointing"):
             return Outcome("pending", f"needs {preset} on scenes")
         hits, chance = (float(np.mean(list(scenes.values(name).values()))) for name in ("pointing", "pointing_chance"))
         interval = advantage(scenes, scenes, "pointing", "pointing_chance")

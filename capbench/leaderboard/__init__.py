@@ -112,8 +112,10 @@ def check(papers: Mapping[str, Paper], folder: Path) -> list[Path]:
 
 
 def rows_as_json(papers: Mapping[str, Paper], folder: Path) -> list[dict[str, Any]]:
-    """Every row of a leaderboards folder as plain JSON values, in the order of the pages."""
-    return [asdict(row) for each in contents(papers, folder).boards for row in each.rows]
+    """Every row of a leaderboards folder as plain JSON values, in the order of the pages; other systems' last."""
+    found = contents(papers, folder)
+    ours = (row for each in found.boards for row in each.rows)
+    return [asdict(row) for row in (*ours, *systems.rows(found.results))]
 
 
 def frame(papers: Mapping[str, Paper], folder: Path) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from capbench.base.grouping import grouped
 from capbench.evidence.verdicts import Role
-from capbench.leaderboard.board import Board
+from capbench.leaderboard.board import Board, Match, compared
 from capbench.leaderboard.page import BESIDE, Picture
 from capbench.leaderboard.plots import figure_of, legend_below, slug, style_of
 from capbench.leaderboard.pooled import Runs
@@ -99,14 +99,15 @@ def _draw(axes: Any, pair: Pair, y: float, colour: str) -> None:
 
 
 def _pairs(board: Board, role: Role) -> list[Pair]:
-    """In the order of the tables. Of several numbers that one of ours is compared with, the highest."""
-    best: dict[tuple[Runs, Metric], float] = {}
-    for match in board.matches:
-        entry = metric(match.reported.metric)
-        if match.runs is not None and match.reported.role == role and _on_the_scale(entry):
-            key = match.runs, entry
-            best[key] = max(match.reported.number, best.get(key, float("-inf")))
-    return [Pair(runs, entry, reported) for (runs, entry), reported in best.items()]
+    """In the order of the tables. Of several targets that which the tables judge by, of several baselines the best."""
+    matches = [m for m in board.matches if m.reported.role == role and _on_the_scale(metric(m.reported.metric))]
+    if role == "baseline":
+        best: dict[tuple[Runs | None, str], Match] = {}
+        for match in matches:
+            key = match.runs, match.reported.metric
+            best[key] = max(best.get(key, match), match, key=lambda each: each.reported.number)
+        matches = list(best.values())
+    return [Pair(runs, metric(key), match.reported.number) for (runs, key), match in compared(matches).items()]
 
 
 def _on_the_scale(entry: Metric) -> bool:

@@ -30,12 +30,29 @@ class Match:
     runs: Runs | None = None
 
 
-def verdicts(matches: Iterable[Match]) -> dict[Runs, dict[str, Verdict]]:
-    """The verdicts of our runs, by metric."""
-    by_runs: dict[Runs, dict[str, Verdict]] = {}
+def compared(matches: Iterable[Match]) -> dict[tuple[Runs, str], Match]:
+    """One match for each of our runs and metrics: that of the number of the run's own encoder.
+
+    Without such a number, or of several, the best verdict decides, as in the tally; among equals the nearest number.
+    """
+    by_metric: dict[tuple[Runs, str], list[Match]] = {}
     for match in matches:
         if match.runs is not None:
-            by_runs.setdefault(match.runs, {})[match.reported.metric] = match.verdict
+            by_metric.setdefault((match.runs, match.reported.metric), []).append(match)
+    return {(runs, key): min(same, key=lambda match: _rank(match, runs)) for (runs, key), same in by_metric.items()}
+
+
+def _rank(match: Match, runs: Runs) -> tuple[bool, int, float]:
+    status = match.verdict.status
+    place = BEST_TO_WORST.index(status) if status in BEST_TO_WORST else len(BEST_TO_WORST)
+    return match.reported.encoder != runs.first.encoder, place, abs(match.verdict.advantage or 0.0)
+
+
+def verdicts(matches: Iterable[Match]) -> dict[Runs, dict[str, Verdict]]:
+    """The verdicts of our runs, by metric; `compared` says on which of several numbers."""
+    by_runs: dict[Runs, dict[str, Verdict]] = {}
+    for (runs, key), match in compared(matches).items():
+        by_runs.setdefault(runs, {})[key] = match.verdict
     return by_runs
 
 
@@ -55,6 +72,7 @@ class Row:
     view: str = ""
     region_provider: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe that are not the preset's
+    scoring: str = ""  # how the outputs of another system were scored
     seeds: tuple[int, ...] = ()
     mean: float | None = None
     ci_low: float | None = None
@@ -92,7 +110,7 @@ class Board:
         """Every number, those of the paper first."""
         beside = {(match.runs, match.reported.metric) for match in self.matches if match.runs}
         alone = ((runs, key) for runs in self.runs for key in sorted(runs.metrics) if (runs, key) not in beside)
-        return (*map(self._of_match, self.matches), *(self._of_ours(runs, key) for runs, key in alone))
+        return (*map(self._of_match, self.matches), *(row(runs, key, self.paper) for runs, key in alone))
 
     def tally(self, role: Role) -> Counter[str]:
         """How often each verdict was given; "not run" counts the numbers without one.
@@ -115,24 +133,26 @@ class Board:
             **{name: getattr(number, name) for name in ("table", "system", "role", "confidence", "source")},
         }
         if match.runs is not None:
-            return self._of_ours(match.runs, number.metric, **theirs)
+            return row(match.runs, number.metric, self.paper, **theirs)
         where = (match.preset, number.dataset, number.split, number.protocol, number.metric)
         return Row(self.paper.name, *where, registry.metric(number.metric).rule, **theirs)
 
-    def _of_ours(self, runs: Runs, metric: str, **theirs: Any) -> Row:
-        estimate = runs.estimate(metric)
-        interval = estimate.interval if estimate else None
-        ours: dict[str, Any] = {
-            **{name: getattr(runs.first, name) for name in SETTING},
-            "seeds": tuple(sorted(estimate.values)) if estimate else (),
-            "mean": estimate.mean if estimate else None,
-            "marks": tuple(dict.fromkeys(mark for record in runs.records for mark in marks(record, self.paper))),
-            "reason": _why_not_judged(runs),
-        }
-        if interval:
-            ours |= {"ci_low": interval.low, "ci_high": interval.high, "test": interval.test}
-        rule = registry.rule(metric, runs.first.tokenizer)
-        return Row(paper=self.paper.name, metric=metric, rule=rule, **(ours | theirs))
+
+def row(runs: Runs, metric: str, paper: Paper | None = None, **theirs: Any) -> Row:
+    """Our number in a metric, with fields of a reported one; without a paper that of another system."""
+    estimate = runs.estimate(metric)
+    interval = estimate.interval if estimate else None
+    ours: dict[str, Any] = {
+        **{name: getattr(runs.first, name) for name in SETTING},
+        "seeds": tuple(sorted(estimate.values)) if estimate else (),
+        "mean": estimate.mean if estimate else None,
+        "marks": tuple(dict.fromkeys(mark for record in runs.records for mark in marks(record, paper))),
+        "reason": _why_not_judged(runs),
+    }
+    if interval:
+        ours |= {"ci_low": interval.low, "ci_high": interval.high, "test": interval.test}
+    rule = registry.rule(metric, runs.first.tokenizer)
+    return Row(paper=runs.first.paper, metric=metric, rule=rule, **(ours | theirs))
 
 
 def board(paper: Paper, results: Results, origin: str = "") -> Board:

@@ -36,7 +36,8 @@ def blocks() -> Iterator[str]:
     yield f"## {HEADING}"
     yield (
         "A verdict compares our mean with a reported number of the same data set, split and protocol; the encoder may "
-        "differ, and both are named. The first line that applies decides:"
+        "differ, and both are named. Of several numbers of the paper, a sign on the first screen is that of the run's "
+        "own encoder, else the best. The first line that applies decides:"
     )
     rules = [[f"{rule.sign}", rule.status, rule.words] for rule in RULES]
     yield table(["sign", "verdict", "when"], rules, "lll")
@@ -58,7 +59,8 @@ def blocks() -> Iterator[str]:
     )
     yield (
         "**A claim** holds where the whole 95 % interval of its difference lies above 0, fails where it lies below, "
-        "and is open in between or without runs. A finding without an interval says what was tested."
+        "and is open in between or without runs. A finding without an interval says what was tested. The "
+        "test is on the largest data set with its runs, with the encoder of most seeds, or of several the default one."
     )
     yield (
         "**Signs.** † a reported number known from memory, not confirmed; ° from one source only. "

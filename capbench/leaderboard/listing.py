@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from capbench.base.errors import CapbenchError, unknown
+from capbench.evidence.records import SYSTEMS
 from capbench.evidence.results import Results
+from capbench.leaderboard import systems
 from capbench.leaderboard.board import Board, Match, board
 from capbench.leaderboard.page import first_metrics
 from capbench.leaderboard.pooled import Runs
@@ -32,7 +34,8 @@ class Wanted:
 def results(papers: Mapping[str, Paper], committed: Results, local: Results, wanted: Wanted) -> list[Row]:
     """A row for each metric of each setting, the committed ones first: the mean over seeds, its interval, its verdict.
 
-    The verdict is that on the paper's own number; where a paper has several such numbers, each has a row.
+    The verdict is that on the paper's own number; where a paper has several such numbers, each has a row. Other
+    systems, which are of the paper SYSTEMS, come last.
     Raises CapbenchError naming what no record has.
     """
     boards = [
@@ -41,19 +44,22 @@ def results(papers: Mapping[str, Paper], committed: Results, local: Results, wan
         if name in wanted.papers or not wanted.papers
         for each in (board(paper, committed), board(paper, local.without(committed), "this machine"))
     ]
-    listed = [(each, runs) for each in boards for runs in each.runs]
+    listed = [(each.matches, runs) for each in boards for runs in each.runs]
+    if SYSTEMS in wanted.papers or not wanted.papers:
+        others = [*systems.gathered(committed), *systems.gathered(local.without(committed), "this machine")]
+        listed += [((), runs) for runs in others]
     for field, names in (("variant", wanted.presets), ("dataset", wanted.datasets), ("encoder", wanted.encoders)):
         present = {value for _, runs in listed for value in _values_of(runs, field)}
         for name in names:
             if name not in present:
                 what = "preset" if field == "variant" else field
                 raise unknown(f"{what} with such a record", name, sorted(present))
-        listed = [(each, runs) for each, runs in listed if not names or set(_values_of(runs, field)) & set(names)]
+        listed = [(matches, runs) for matches, runs in listed if not names or set(_values_of(runs, field)) & set(names)]
     known = sorted({key for _, runs in listed for key in runs.metrics})
     for key in wanted.metrics:
         if key not in (*known, "all"):
             raise unknown("metric of these records", key, known)
-    return [row for each, runs in listed for row in _of_runs(each, runs, wanted.metrics)]
+    return [row for matches, runs in listed for row in _of_runs(matches, runs, wanted.metrics)]
 
 
 def _values_of(runs: Runs, field: str) -> tuple[str, ...]:
@@ -61,26 +67,27 @@ def _values_of(runs: Runs, field: str) -> tuple[str, ...]:
     return (runs.first.preset, runs.first.variant) if field == "variant" else (str(getattr(runs.first, field)),)
 
 
-def _of_runs(board: Board, runs: Runs, metrics: tuple[str, ...]) -> Iterator[Row]:
+def _of_runs(matches: Sequence[Match], runs: Runs, metrics: tuple[str, ...]) -> Iterator[Row]:
     first = [entry.key for entry in first_metrics(runs.metrics, set()) if entry.key in runs.metrics]
-    own = [match for match in board.matches if match.runs is runs and match.reported.role == "target"]
+    own = [match for match in matches if match.runs is runs and match.reported.role == "target"]
     for key in sorted(runs.metrics) if "all" in metrics else metrics or first:
         if key in runs.metrics:
-            matches: list[Match | None] = [match for match in own if match.reported.metric == key]
-            yield from (_of_metric(board.paper, runs, key, match) for match in matches or [None])
+            beside: list[Match | None] = [match for match in own if match.reported.metric == key]
+            yield from (_of_metric(runs, key, match) for match in beside or [None])
 
 
-def _of_metric(paper: Paper, runs: Runs, key: str, match: Match | None) -> Row:
+def _of_metric(runs: Runs, key: str, match: Match | None) -> Row:
     estimate = runs.estimate(key)
     interval = estimate.interval if estimate else None
     return {
-        "paper": paper.name,
+        "paper": runs.first.paper,
         "preset": runs.first.variant,
         "dataset": runs.data,
         "split": runs.first.split,
         "protocol": runs.first.protocol,
         "encoder": runs.first.encoder,
         "sees": runs.first.sees,
+        "scoring": runs.first.scoring,
         "records": runs.origin or "committed",
         "metric": key,
         "mean": estimate.mean if estimate else None,

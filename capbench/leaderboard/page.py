@@ -135,13 +135,13 @@ def _results(
         for kind in by_metric(board.paper, group).values():
             keys = {key for runs in kind for key in runs.metrics}
             shown = families(first_metrics(keys, {key for row in rows for key in row.numbers}))
-            notes, lines = Notes(), []
+            notes, lines, theirs = Notes(), [], _of_paper(rows, kind, shown)
             for of_preset in parts(kind, "variant").values():
                 lines += [
                     _line(board, runs, seeds, shown, notes, judged.get(runs, {}), brief=True) for runs in of_preset
                 ]
                 if of_preset[0].judged:
-                    lines += _of_paper([row for row in rows if _where(row.any) == _where(of_preset[0].first)], shown)
+                    lines += theirs.get(of_preset[0].first.preset, [])
             yield _table(shown, lines)
             if str(notes):
                 yield str(notes)
@@ -167,18 +167,29 @@ def _line(
     return [cells.model(runs), cells.preset(runs, board.paper, notes), seeds(runs), *means]
 
 
-def _of_paper(rows: Sequence[System], shown: Shown) -> Iterator[list[str]]:
-    """The paper's numbers, one line for each of its systems, though they may stand in several tables."""
-    for (system, encoder), same in grouped(rows, lambda row: (row.any.system, row.any.encoder)).items():
+def _of_paper(rows: Sequence[System], kind: Sequence[Runs], shown: Shown) -> dict[str, list[list[str]]]:
+    """The paper's lines by the preset that each follows: the last of a table that its numbers are compared with.
+
+    A system and preset of the paper have one line, though their numbers may stand in several tables.
+    """
+    presets = list(dict.fromkeys(runs.first.preset for runs in kind if runs.judged))
+    here = [row for row in rows if _where(row.any) == _where(kind[0].first)]
+    lines: dict[str, list[list[str]]] = {}
+    for (system, encoder, _), same in grouped(
+        here, lambda row: (row.any.system, row.any.encoder, row.any.preset)
+    ).items():
         merged = System("", "", {key: number for row in same for key, number in row.numbers.items()})
         numbers = [reported.values(merged, members) for _, members in shown]
-        if any(number != DASH for number in numbers):
+        beside = {preset for number in merged.numbers.values() for preset in number.presets}
+        last = next((preset for preset in reversed(presets) if preset in beside), None)
+        if last is not None and any(number != DASH for number in numbers):
             words = [f"the paper, {escape(encoder) or DASH}", escape(system), "", *numbers]
-            yield [f"*{word}*" if word not in ("", DASH) else word for word in words]
+            lines.setdefault(last, []).append([f"*{word}*" if word not in ("", DASH) else word for word in words])
+    return lines
 
 
 def _where(record: Result | Reported) -> tuple[str, ...]:
-    return record.preset, record.dataset, record.split, record.protocol
+    return record.dataset, record.split, record.protocol
 
 
 def first_metrics(keys: set[str], reported_keys: set[str]) -> list[Metric]:

@@ -28,6 +28,7 @@ SETTING = (
     "encoder",
     "view",
     "region_provider",
+    "scoring",
 )
 
 

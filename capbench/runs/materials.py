@@ -98,15 +98,6 @@ class Materials:
         return imported_features(dataset, job.encoder, recipe.output, self.store)
 
 
-def default_encoder(dataset: str) -> str:
-    """The encoder of a data set unless another one is named.
-
-    >>> default_encoder("scenes"), default_encoder("flickr8k")
-    ('scenes', 'timm/tf_efficientnet_lite2')
-    """
-    return "scenes" if dataset == "scenes" else "timm/tf_efficientnet_lite2"
-
-
 def default_device() -> torch.device:
     """The GPU that torch finds, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

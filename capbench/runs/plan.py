@@ -12,8 +12,8 @@ from pydantic import JsonValue
 from capbench.base.errors import CapbenchError
 from capbench.base.files import atomic_write
 from capbench.data.checked_json import Checked, read_json
+from capbench.data.datasets import default_encoder
 from capbench.runs.job import Job
-from capbench.runs.materials import default_encoder
 from capbench.runs.paper import Paper
 from capbench.runs.recipes import parsed
 from capbench.vision.networks import check_name

@@ -17,16 +17,23 @@ from capbench.base.files import sha256
 from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, Split, protocol_line
 from capbench.data.datasets import is_published
-from capbench.evidence.records import SYSTEMS, Result, load_arrays, save_result
+from capbench.evidence.records import SYSTEMS, Result, load_arrays, save_result, signature_of
 from capbench.metrics.retrieval import FOLD, Ranks, metrics_of_ranks
 from capbench.scoring.ranking import DIRECTIONS
 from capbench.scoring.score import score_captions
-from capbench.scoring.signature import noted, of_captions, signature_of
+from capbench.scoring.signature import noted, of_captions, renewed
 from capbench.scoring.words import captions_of
 from capbench.training.experiment import Evaluation
 
 LONGEST_NAME = 100  # of a system, in characters
-_REPLACED = ("tokeniser:", "candidates:", "cider:", "meteor:", "spice:")  # how notes begin that scoring makes anew
+_REPLACED = (
+    "tokeniser:",
+    "candidates:",
+    "cider:",
+    "meteor:",
+    "spice:",
+    "novelty:",
+)  # how notes begin that scoring makes anew
 
 
 @dataclass(frozen=True)
@@ -120,11 +127,12 @@ def rescored(record: Result, folder: Path, dataset: CaptionDataset) -> Evaluatio
     captions = captions_of(record, arrays, dataset)
     metrics: dict[str, float] = {}
     made: dict[str, np.ndarray] = {}
-    notes: list[str] = []
+    signature = signature_of(record.notes)
+    notes = [noted(renewed(signature))] if signature else []
     if captions is not None:
         evaluation = score_captions(captions, split)
         metrics, made = {**evaluation.metrics}, {**evaluation.arrays}
-        rule = _field(signature_of(record.notes), "rule") or "coco-caption"
+        rule = _field(signature, "rule") or "coco-caption"
         notes = [noted(of_captions(split, record.protocol, rule, evaluation.notes)), *evaluation.notes]
     if any(direction in arrays for direction in DIRECTIONS):
         counted = _counted(arrays, record.protocol)
@@ -144,6 +152,8 @@ def record_again(record: Result, evaluation: Evaluation, folder: Path) -> Path:
     made = provenance()
     now = {name: made[name] for name in ("commit", "dirty", "versions")} | {"started": datetime.now(UTC).isoformat()}
     metrics = {**record.metrics, **evaluation.metrics}
+    if any(note.startswith("novelty:") for note in evaluation.notes):
+        metrics.pop("novelty", None)  # of older records of data without training captions, where it says nothing
     changed = {"metrics": metrics, "notes": [*notes, *evaluation.notes, origin], **now}
     fields = record.model_dump(exclude={"arrays", "arrays_sha256"}) | changed
     return save_result(Result(**fields), evaluation.arrays, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -57,13 +57,26 @@ def score(
 def score_captions(captions: list[str], split: Split) -> Evaluation:
     """All metrics of one caption for each image of a split, in its order, and how new and varied they are."""
     scores, tokenizer = _scorer(split).score(captions), split.dataset.tokenizer
-    metrics = scores.metrics | {
-        "novelty": novelty(captions, training_captions(split.dataset), tokenizer),
+    new = novelties({"novelty": captions}, split.dataset)
+    metrics = {
+        **scores.metrics,
+        **new.metrics,
         "distinct2": distinct_n(captions, 2, tokenizer),
         "vocabulary_used": float(vocabulary_used(captions, tokenizer)),
     }
     statistics = {f"{name}_statistics": values for name, values in scores.statistics.items()}
-    return Evaluation(metrics, {**scores.per_image, **statistics}, scores.notes)
+    return Evaluation(metrics, {**scores.per_image, **statistics}, (*scores.notes, *new.notes))
+
+
+def novelties(captions: Mapping[str, Sequence[str]], dataset: CaptionDataset) -> Evaluation:
+    """The novelty of several lists of captions beside the training captions, by name; a note where there are none."""
+    if "train" not in dataset.splits:
+        note = f"novelty: {dataset.name} has no training caption that a caption could repeat"
+        return Evaluation({}, {}, (note,))
+    train = dataset.split("train")
+    # the tokens of a split file need not be those of its raw captions
+    known = train.captions if dataset.tokenizer == KARPATHY else [" ".join(words) for words in train.tokens]
+    return Evaluation({name: novelty(each, known, dataset.tokenizer) for name, each in captions.items()}, {})
 
 
 def scored_captions(scope: Scope, ranks: Ranks) -> Int[np.ndarray, " caption"]:
@@ -161,15 +174,6 @@ def _refuse_other_lengths(table: Table) -> None:
             f"{table.source}, row {row}{whose}: the vector has length {float(lengths[row]):.4g}, and the cosine is of "
             "vectors of length 1; normalise them, or score them with --similarity dot"
         )
-
-
-def training_captions(dataset: CaptionDataset) -> Sequence[str]:
-    """The captions that a caption is new beside, in the words that `dataset.tokenizer` makes of them."""
-    if "train" not in dataset.splits:
-        return ()
-    train = dataset.split("train")
-    # the tokens of a split file need not be those of its raw captions
-    return train.captions if dataset.tokenizer == KARPATHY else [" ".join(words) for words in train.tokens]
 
 
 _scorers: dict[tuple[str, str, int], CaptionScorer] = {}  # by data set, split and images

@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from capbench import __version__
 from capbench.data.captions import Split
+from capbench.evidence.records import SIGNED
 from capbench.metrics.jars import java_version
 from capbench.metrics.registry import AS_WRITTEN, COCO, NO_PENALTY
 
@@ -18,7 +19,6 @@ RULES = {  # of scoring captions, by their names on the command line
     "as-written": AS_WRITTEN,
     "as-written-no-bp": f"{AS_WRITTEN}, {NO_PENALTY}",
 }
-_NOTE = "signature: "
 
 
 def of_captions(split: Split, protocol: str, rule: str, notes: Sequence[str] = ()) -> str:
@@ -40,12 +40,13 @@ def of_retrieval(
 
 def noted(signature: str) -> str:
     """The note of an evaluation, and of its record, that holds the signature."""
-    return _NOTE + signature
+    return SIGNED + signature
 
 
-def signature_of(notes: Sequence[str]) -> str:
-    """The signature among the notes of an evaluation or a record; empty where there is none."""
-    return next((note.removeprefix(_NOTE) for note in notes if note.startswith(_NOTE)), "")
+def renewed(signature: str) -> str:
+    """The signature with the version of today, which has scored the same outputs again."""
+    kept = [field for field in signature.split("|") if not field.startswith("version:")]
+    return "|".join([*kept, f"version:{__version__}"])
 
 
 def _line(group: str, split: Split, protocol: str, how: dict[str, str]) -> str:
