@@ -144,7 +144,7 @@ def scene_run(
 
 
 @pytest.mark.parametrize(("ours", "theirs", "status"), [(GOOD, BAD, "holds"), (BAD, GOOD, "fails")])
-def test_what_is_written_about_regions_is_compared_over_the_same_boxes(tmp_path, ours, theirs, status):
+def test_what_is_written_about_regions_is_compared_over_the_same_images(tmp_path, ours, theirs, status):
     for preset, sentences in (("rnn-regions-ours", ours), ("rnn-ours", theirs)):
         scene_run(tmp_path, preset, {"region_bleu_statistics": counts(sentences)}, 0)
     assert claim(DVSA, "regions", tmp_path).status == status

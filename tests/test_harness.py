@@ -38,6 +38,7 @@ from capbench.training import checkpoint
 from capbench.training.experiment import Evaluation
 from reproductions.vsepp.recipe import presets as vsepp_presets
 from tests.processes import begin
+from tests.tiny_papers import make_papers_tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -223,6 +224,31 @@ def test_a_run_that_finished_before_recipes_could_be_set_by_hand_is_not_trained_
     path.write_text(json.dumps(document))
     assert not run(job(), places(tmp_path), Materials(), never).trained
     assert load_run(path.parent).job == job()
+
+
+@pytest.mark.parametrize("preset", ["brnn-ours", "rnn-ours", "nic-ours", "soft-ours", "gru", "vsepp-ours"])
+def test_in_every_paper_a_recipe_starts_with_the_weights_of_the_preset_that_it_names(preset, tmp_path, monkeypatch):
+    drawn = make_papers_tiny(monkeypatch, tmp_path)
+    monkeypatch.setattr("capbench.runs.materials.load_dataset", lambda _: drawn)
+    owner = next(each for each in papers().values() if preset in each.presets("scenes"))
+    recipe = owner.recipe(preset, "scenes", {"init_from": preset})
+    inputs = Materials().inputs(Job(owner.name, preset, "scenes", "scenes", 0), recipe)
+    plain = owner.model(recipe, inputs.vocabulary, inputs.features.array.shape[-1])
+    trained = {name: torch.full_like(value, 3) for name, value in plain.state_dict().items()}
+    made = owner.prepare(recipe, replace(inputs, init=(trained,)), 0, torch.device("cpu"))
+    assert all(torch.equal(value, trained[name]) for name, value in made.model.state_dict().items())
+    with pytest.raises(CapbenchError, match=f"the run of {preset} holds the weights of another.*set another init_from"):
+        owner.prepare(recipe, replace(inputs, init=({},)), 0, torch.device("cpu"))
+
+
+def test_a_record_counts_the_images_and_captions_that_its_protocol_scores(few, tmp_path, monkeypatch):
+    monkeypatch.setattr("capbench.metrics.retrieval.FOLD", 5)
+    partly = replace(few, protocols=lambda dataset, recipe: ("1K", "whole"))
+    monkeypatch.setattr(harness, "paper", lambda name: partly)
+    run(job(), places(tmp_path), Materials(), silent)
+    found = {record.protocol: record for record in load_results(places(tmp_path).records)}
+    assert {protocol: record.images for protocol, record in found.items()} == {"1K": 5, "whole": 20}
+    assert found["1K"].notes[0].startswith("5 images, 25 captions (5 each)")
 
 
 def test_the_preset_that_another_starts_from_keeps_its_own_recipe(few, tmp_path):

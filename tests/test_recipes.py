@@ -84,7 +84,7 @@ def test_a_field_that_files_decide_cannot_be_set():
     ("overrides", "said"),
     [
         ({"training.epochs": 1}, "warmup is 1 of 1 epochs.*set training.epochs above warmup"),
-        ({"ensemble_size": 2}, "ensemble_size is 2, and init_from names no preset to join; set ensemble_size to 1"),
+        ({"ensemble_size": 2}, "ensemble_size is 2, and this paper makes no use of it; leave it at 1"),
         ({"init_from": "vsep"}, "no vsepp preset to start from 'vsep'; did you mean 'vsepp'"),
         ({"margins": 1.0}, "the recipe has no field 'margins'; did you mean margin"),
     ],
@@ -92,6 +92,42 @@ def test_a_field_that_files_decide_cannot_be_set():
 def test_recipes_that_cannot_run_are_refused_before_anything_is_made(overrides, said):
     with pytest.raises(CapbenchError, match=said):
         paper("vsepp").recipe("vsepp-ours", "scenes", overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("nic-ours", {"ensemble_size": 2}, "init_from names no preset to join; set ensemble_size to 1"),
+        ("nic-ensemble-ours", {"min_count": 20}, "min_count is 20, and 5 in nic-ours, from which this starts"),
+        ("nic-ensemble-ours", {"hidden_dim": 64}, r"nic-ours: its lstm.* is \[512, 128\] there, and here \[256, 128\]"),
+        ("vsepp-ft", {"embedding_dim": 512}, r"vsepp: its W_f.weight is \[128, 8\] there, and here \[512, 8\]"),
+        ("vsepp-ours", {"init_from": "vsepp-ft"}, "vsepp-ft has an encoder of its own"),
+        ("vsepp", {"output": "grid"}, "output cannot be 'grid': it should be 'vector'"),
+        ("soft-ours", {"output": "vector"}, "output cannot be 'vector': it should be 'grid' or 'regions'"),
+        (
+            "soft-ours",
+            {"ensemble_size": 3, "init_from": "soft-ours"},
+            "ensemble_size is 3, and this paper makes no use",
+        ),
+        ("soft-ours", {"finetune": True}, "finetune is True, and this paper makes no use of it; leave it at False"),
+        ("bag-ours", {"init_from": "brnn-ours"}, "brnn-ours: its W_fb is .* there, and here absent"),
+        ("rnn-regions-ours", {"min_count": 20}, "min_count is 20, and 5 in brnn-ours"),
+        ("rnn-regions-ours", {"init_from": "rnn-ours"}, "rnn-ours, no alignment whose snippets to learn from"),
+        ("rnn-ours", {"level": "regions"}, "init_from is None, no alignment whose snippets .*; set init_from"),
+        ("brnn-ours", {"word_dim": None}, "word_dim is None, and word_vectors are learnt; set word_dim"),
+        ("gru", {"embedding_dim": None}, "embedding_dim is None, and glove is False; set embedding_dim"),
+    ],
+)
+def test_what_fits_neither_the_paper_nor_the_preset_to_start_from_is_refused_before_any_work(name, overrides, said):
+    owner = next(each for each in papers().values() if name in each.presets("scenes"))
+    with pytest.raises(CapbenchError, match=said):
+        owner.recipe(name, "scenes", overrides)
+
+
+@pytest.mark.parametrize("owner", papers().values(), ids=papers())
+def test_every_preset_fits_the_one_that_it_starts_from(owner: Paper):
+    for name, recipe in owner.presets("scenes").items():
+        assert owner.recipe(name, "scenes", {"training.learning_rate": 1e-5}).init_from == recipe.init_from
 
 
 def test_the_meaning_of_a_field_is_the_comment_beside_it():

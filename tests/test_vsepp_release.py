@@ -230,6 +230,9 @@ def test_the_record_of_coco_says_which_captions_and_which_validation_images_coun
         "scored: the first 5 captions of each image, 50 of 57",
         "the snapshot is chosen on the first 2 of 3 validation images",
     )
+    monkeypatch.setattr(retrieval, "FOLD", 2)
+    kept = protocol_line(made.inputs.dataset.split("test").first(2)).split()[2]
+    assert made.test("1K").notes[0] == f"scored: the first 5 captions of each image, 10 of {kept}"
     expected = recalls(scores(made, "val", range(2)))
     found = made.validate()
     assert {name: found.metrics[name] for name in expected} == pytest.approx(expected)

@@ -26,6 +26,7 @@ from capbench.kernels.log_prob import target_log_probs
 from capbench.metrics.captioning import CaptionScorer, bleu, bleu_statistics
 from capbench.metrics.diversity import distinct_n, self_bleu, vocabulary_used
 from capbench.metrics.jars import kill_all
+from capbench.metrics.retrieval import scored
 from capbench.scoring.outputs import Captions
 from capbench.scoring.score import novelties
 from capbench.training.experiment import Evaluation, Inputs, Recipe
@@ -148,9 +149,6 @@ class CaptioningExperiment:
         self.recipe, self.inputs, self.seed, self.device, self.objective = recipe, inputs, seed, device, objective
         self.train = inputs.dataset.split("train")
         self.model = model.to(device)
-        if isinstance(self.model, Ensemble):
-            for member, snapshot in zip(self.model.members, inputs.init, strict=True):
-                member.load_state_dict(snapshot)
         self.source = FeatureSource(inputs, recipe, device)
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
@@ -181,8 +179,7 @@ class CaptioningExperiment:
 
     def test(self, protocol: str) -> Evaluation:
         """Every caption metric, at every beam. Protocol "1K" is the first 1,000 images, any other the whole split."""
-        split = self.inputs.dataset.split("test")
-        split = split.first(1000) if protocol == "1K" else split
+        split = scored(self.inputs.dataset.split("test"), protocol)
         with self.precision():
             return self.score(split, self.likelihood(split))
 

@@ -88,7 +88,7 @@ BEST_TO_WORST: tuple[Status, ...] = ("exceeds", "reproduced", "close", "short")
 TOLERANCES = (
     f"{registry.RECALL_TOLERANCE:g} points of a recall, BLEU or the like (as far as the VSE++ author's re-run lies), "
     f"{2 * registry.RECALL_TOLERANCE:g} of rsum, {registry.RANK_TOLERANCE:g} rank, and "
-    f"{100 * registry.RELATIVE_TOLERANCE:g} % of a perplexity (as far as three seeds of ours lie apart)"
+    f"{100 * registry.RELATIVE_TOLERANCE:g} % of a perplexity (our choice: no re-run of one is known)"
 )
 
 
@@ -195,11 +195,16 @@ def on_most_telling(better: str, worse: str, test: Callable[[Results], Outcome])
         candidates = results.first_with(better, worse)
         if candidates is None:
             return Outcome("pending", f"needs {better} and {worse} on one data set")
-        outcome, record = test(candidates), candidates.records[0]
-        where = record.dataset + (f" with {record.encoder}" if record.encoder != record.dataset else "")
-        return replace(outcome, statement=f"on {where}: {outcome.statement}")
+        outcome = test(candidates)
+        return replace(outcome, statement=f"on {where(candidates)}: {outcome.statement}")
 
     return on_first
+
+
+def where(results: Results) -> str:
+    """The data set of records, and their encoder unless it has the same name."""
+    record = results.records[0]
+    return record.dataset + (f" with {record.encoder}" if record.encoder != record.dataset else "")
 
 
 def beats(better: str, worse: str, metric: str) -> Callable[[Results], Outcome]:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
+from capbench.data.captions import Split
 from capbench.kernels import ranks as kernel
 from capbench.kernels._arguments import Array, check_unit_length, embeddings, tensors
 from capbench.kernels.ranks.cpu import Scores
@@ -193,6 +194,14 @@ def metrics_of_ranks(ranks: Ranks, image_of_caption: Int[Tensor, " caption"], pr
     folds = [Ranks(of_images, ranks.caption_to_image[fold_of_caption == fold]) for fold, of_images in by_fold]
     metrics = [retrieval_metrics(fold) for fold in folds]
     return {name: sum(fold[name] for fold in metrics) / len(metrics) for name in metrics[0]}
+
+
+def scored(split: Split, protocol: str) -> Split:
+    """The part of a split that a protocol scores: under "1K" its first 1,000 images, else all.
+
+    Raises CapbenchError when there are fewer images, or when captions of other images lie between theirs.
+    """
+    return split.first(FOLD) if protocol == "1K" else split
 
 
 def check_protocol(protocol: str, images: int) -> None:

@@ -22,6 +22,7 @@ from capbench.base.provenance import provenance
 from capbench.base.signals import stop_at_once, stop_requests
 from capbench.data.captions import protocol_line
 from capbench.evidence.records import Epoch, Result, load_results, save_result
+from capbench.metrics.retrieval import scored
 from capbench.runs.job import DESCRIPTION, VOCABULARY, Job, describe, description, identity
 from capbench.runs.materials import Materials, default_device
 from capbench.runs.paper import Paper, metric_of, paper
@@ -170,11 +171,11 @@ def _result(
 ) -> Result:
     damaged = [f"resumed past a damaged checkpoint: {name}" for name in state.fallbacks]
     skipped = [f"left out, not decodable: {name}" for name in inputs.left_out]
-    scored = inputs.dataset.split("test")
+    split = scored(inputs.dataset.split("test"), protocol)
     command = replace(job, dataset=inputs.dataset.place or job.dataset).command_of(processes.size())
     return Result(
         **asdict(job),
-        **split_fields(scored),
+        **split_fields(split),
         protocol=protocol,
         view="file" if inputs.features.imported else recipe.view,
         region_provider=None if inputs.features.imported else recipe.region_provider,
@@ -187,7 +188,7 @@ def _result(
         vocabulary_size=len(inputs.vocabulary),
         processes=processes.size(),
         command=f"{command} --tolerant" if skipped else command,
-        notes=[protocol_line(scored), *evaluation.notes, *damaged, *skipped, *filter(None, [inputs.features.imported])],
+        notes=[protocol_line(split), *evaluation.notes, *damaged, *skipped, *filter(None, [inputs.features.imported])],
         **made_by,
     )
 

@@ -18,6 +18,7 @@ from capbench.base.plugins import versions
 from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, protocol_line
 from capbench.evidence.records import Result, save_result
+from capbench.metrics.retrieval import scored
 from capbench.runs.harness import Places, claimed
 from capbench.runs.job import VOCABULARY, Job, describe, description
 from capbench.runs.materials import Materials, default_device
@@ -79,8 +80,8 @@ def import_run(paper: Paper, request: Request, places: Places, materials: Materi
     with claimed(folder, places):
         _check_free(folder, identity)
         encoder = _encoder(job, released) if request.record or released.encoder_weights else None
-        scored = _scored(paper, job, released, request, model, encoder, materials) if encoder and request.record else []
-        records = tuple(save_result(result, arrays, places.records) for result, arrays in scored)
+        made = _scored(paper, job, released, request, model, encoder, materials) if encoder and request.record else []
+        records = tuple(save_result(result, arrays, places.records) for result, arrays in made)
         own = {f"encoder.{name}": value for name, value in encoder.state_dict().items()} if encoder else {}
         kept = model.state_dict() | (own if released.encoder_weights else {})
         checkpoint.save(folder / checkpoint.SNAPSHOT, kept, {})
@@ -136,15 +137,16 @@ def _scored(
     made_by = provenance(device) | {"started": datetime.now(UTC).isoformat()}
     made_by["versions"] |= versions(paper.entry) | encoder.packages
     experiment = paper.experiment(recipe, inputs, model, job.seed, device)
-    scored, weights = dataset.split("test"), f"{request.checkpoint.name}, SHA-256 {sha256(request.checkpoint)[:16]}"
+    weights = f"{request.checkpoint.name}, SHA-256 {sha256(request.checkpoint)[:16]}"
     results = []
     for protocol in paper.protocols(job.dataset, recipe):
+        split = scored(dataset.split("test"), protocol)
         with torch.no_grad():
             evaluation = experiment.test(protocol)
         result = Result(
             **asdict(job),
             **made_by,
-            **split_fields(scored),
+            **split_fields(split),
             protocol=protocol,
             view=recipe.view,
             metrics=dict(evaluation.metrics),
@@ -160,7 +162,7 @@ def _scored(
             notes=[
                 f"released weights, not trained by capbench: {weights}",
                 *released.notes,
-                protocol_line(scored),
+                protocol_line(split),
                 *evaluation.notes,
             ],
         )

@@ -24,6 +24,9 @@ from capbench.evidence.verdicts import Claim, Reported, read_reported
 from capbench.runs.recipes import overridden
 from capbench.runs.released import PREFIX, Released
 from capbench.training.experiment import Experiment, Inputs, Recipe
+from capbench.vision.weights import load_state_dict
+
+SOME_DIM = 8  # of features, where a model is made for its shapes alone
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Paper:
     def recipe(self, preset: str, dataset: str, overrides: Mapping[str, JsonValue] | None = None) -> Recipe:
         """The recipe of a preset on a data set, with some fields set by hand, if any (`capbench.runs.recipes`).
 
-        Raises CapbenchError naming the known presets, and for a field or value that cannot be.
+        Raises CapbenchError naming the known presets, for a field or value that cannot be, and for values that do not
+        go together, or with the preset that the recipe starts from.
 
         >>> paper("vsepp").recipe("vse0", "flickr8k").training.epochs
         30
@@ -80,7 +84,26 @@ class Paper:
         recipe = overridden(presets[preset], overrides) if overrides else presets[preset]
         if recipe.init_from not in (None, *presets):
             raise unknown(f"{self.name} preset to start from", str(recipe.init_from), presets)
+        if overrides:
+            source = None if recipe.init_from is None else presets[recipe.init_from]
+            recipe.check(source)
+            if source is not None and recipe.continues:
+                self._check_fits(recipe, source)
         return recipe
+
+    def _check_fits(self, recipe: Recipe, source: Recipe) -> None:
+        """Raises CapbenchError where the model of a recipe, or one of its ensemble, is not shaped as another's."""
+        shapes = []
+        for each in (replace(recipe, ensemble_size=1), source):
+            with torch.device("meta"):
+                model = self.model(each, Vocabulary((), ()), SOME_DIM)
+            shapes.append({name: list(value.shape) for name, value in model.state_dict().items()})
+        here, there = shapes
+        for name in (*here, *there):
+            if here.get(name) != there.get(name):
+                ours, theirs = here.get(name, "absent"), there.get(name, "absent")
+                fault = f"the model cannot start from {recipe.init_from}: its {name} is {theirs} there, and here {ours}"
+                raise CapbenchError(f"{fault}; set another init_from, or nothing that shapes the model")
 
     def recipe_of(
         self, preset: str, dataset: str, run: Mapping[str, Any], overrides: Mapping[str, JsonValue] | None = None
@@ -98,9 +121,19 @@ class Paper:
             raise CapbenchError(f"{self.name} {preset}: its recipe cannot be read: {error}") from error
 
     def prepare(self, recipe: Recipe, inputs: Inputs, seed: int, device: torch.device) -> Experiment:
-        """An experiment with a new model, whose initial weights depend on the seed alone."""
+        """An experiment with a new model, whose initial weights depend on the seed, or are those of `init_from`.
+
+        Raises CapbenchError where those are of another shape.
+        """
         torch.manual_seed(seed)
-        model = self.model(recipe, inputs.vocabulary, inputs.features.array.shape[-1])
+        model: Any = self.model(recipe, inputs.vocabulary, inputs.features.array.shape[-1])
+        if recipe.continues:
+            members = [model] if recipe.ensemble_size == 1 else model.members
+            for member, snapshot in zip(members, inputs.init, strict=True):
+                try:
+                    load_state_dict(member, dict(snapshot), f"the run of {recipe.init_from}")
+                except CapbenchError as error:
+                    raise CapbenchError(f"{error}; set another init_from") from error
         return self.experiment(recipe, inputs, model, seed, device)
 
 

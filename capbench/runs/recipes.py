@@ -82,12 +82,6 @@ def overridden(recipe: Recipe, overrides: Mapping[str, JsonValue]) -> Recipe:
         if name not in present:
             raise _unknown(name, present)
         recipe = _set(recipe, name.split("."), _checked(recipe, name, value))
-    if recipe.warmup >= recipe.training.epochs:
-        fault = f"warmup is {recipe.warmup} of {recipe.training.epochs} epochs, and no snapshot is left"
-        raise CapbenchError(f"{fault}; set training.epochs above warmup")
-    if recipe.ensemble_size > 1 and recipe.init_from is None:
-        fault = f"ensemble_size is {recipe.ensemble_size}, and init_from names no preset to join"
-        raise CapbenchError(f"{fault}; set ensemble_size to 1, or init_from to a preset")
     return recipe
 
 

@@ -65,6 +65,30 @@ class Recipe:
     training: Training
 
     of_files: ClassVar[tuple[str, ...]] = ()  # fields that are None in a preset: files of the machine decide them
+    heeded: ClassVar[tuple[str, ...]] = ()  # of ensemble_size, warmup and finetune, those that the paper makes use of
+
+    @property
+    def continues(self) -> bool:
+        """Whether the model starts with the weights of `init_from`; else the experiment has another use for them."""
+        return self.init_from is not None
+
+    def check(self, source: Recipe | None) -> None:
+        """Raises CapbenchError for values that do not go together, or with `source`, the recipe of `init_from`."""
+        for name in ("ensemble_size", "warmup", "finetune"):
+            value, unset = getattr(self, name), getattr(Recipe, name)
+            if value != unset and name not in self.heeded:
+                raise CapbenchError(f"{name} is {value}, and this paper makes no use of it; leave it at {unset}")
+        if self.warmup >= self.training.epochs:
+            fault = f"warmup is {self.warmup} of {self.training.epochs} epochs, and no snapshot is left"
+            raise CapbenchError(f"{fault}; set training.epochs above warmup")
+        if self.ensemble_size > 1 and source is None:
+            fault = f"ensemble_size is {self.ensemble_size}, and init_from names no preset to join"
+            raise CapbenchError(f"{fault}; set ensemble_size to 1, or init_from to a preset")
+        if source is not None and source.finetune:
+            raise CapbenchError(f"{self.init_from} has an encoder of its own; set init_from to one without finetune")
+        if source is not None and source.min_count != self.min_count:
+            fault = f"min_count is {self.min_count}, and {source.min_count} in {self.init_from}, from which this starts"
+            raise CapbenchError(f"{fault}; the words must be the same: leave min_count at {source.min_count}")
 
     def here(self) -> Recipe:
         """The recipe as it runs on this machine, its `of_files` filled in. Raises CapbenchError without those files."""

@@ -137,8 +137,8 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_state_dict(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load `state`, read from `path`, into `module`.
+def load_state_dict(module: nn.Module, state: dict[str, Tensor], origin: Path | str) -> None:
+    """Load `state`, of a file or whatever else `origin` names, into `module`.
 
     Old names of DenseNet ("norm.1") and of detectors ("rpn.head.conv.weight") are translated; absent counters of
     batches become 0. Raises CapbenchError naming the missing, unexpected and misshapen entries.
@@ -157,7 +157,7 @@ def load_state_dict(module: nn.Module, state: dict[str, Tensor], path: Path) -> 
     listed = [f"{len(keys)} {what} ({', '.join(keys[:5])})" for what, keys in faults.items() if keys]
     if listed:
         raise CapbenchError(
-            f"{path} holds the weights of another architecture than {type(module).__name__}: {'; '.join(listed)}"
+            f"{origin} holds the weights of another architecture than {type(module).__name__}: {'; '.join(listed)}"
         )
     module.load_state_dict(state)
 

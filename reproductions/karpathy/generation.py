@@ -38,7 +38,8 @@ class GeneratorExperiment(CaptioningExperiment):
         self.cost_per = recipe.cost_per
         cost = {"word": cost_per_word, "sentence": cost_per_sentence}[recipe.cost_per]
         super().__init__(recipe, whole, model, seed, device, cost)
-        model.expect(self.word_counts())
+        if not recipe.continues:
+            model.expect(self.word_counts())
 
     def batches(self, epoch: int) -> Sequence[np.ndarray]:
         """Captions of nearly one length; of all lengths where the cost is per sentence and longer ones weigh more."""
@@ -70,7 +71,8 @@ class GeneratorExperiment(CaptioningExperiment):
             lambda chunk: caption_images(self.model, chunk, self.recipe.beam_size).words, features.split(100)
         )
         written = self.sentences(torch.cat(words)[:, 0].cpu().numpy())
-        statistics = bleu_statistics(written, list(phrases.values()))
+        statistics = np.zeros((len(split.image_index), 10), np.int64)  # by image, which is drawn with all its boxes
+        np.add.at(statistics, rows, bleu_statistics(written, list(phrases.values())))
         metrics = {f"region_bleu{n}": float(score) for n, score in enumerate(bleu(statistics.sum(0)), 1)}
         return Evaluation(metrics, {"region_bleu_statistics": statistics})
 

@@ -15,12 +15,12 @@ from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from capbench.base.errors import CapbenchError
 from capbench.base.files import sha256
 from capbench.captioners.experiment import CaptioningRecipe
 from capbench.data.word_vectors import dimension_of, file_of
 from capbench.kernels.maxsim.reference import Form
 from capbench.training.experiment import Recipe, Share, Training
-from capbench.vision.encoders import Output
 from capbench.vision.extraction import View
 from capbench.vision.regions import Provider
 
@@ -58,7 +58,7 @@ class AlignmentRecipe(Recipe):
     standardised_roots: bool = False  # whether features become square roots, standardised over a batch
     normalise_regions: bool = False  # whether v has length one, so that |s_t| alone says how much a word counts
     beta: NonNegativeFloat = 0.5  # affinity of neighbouring words, for snippets
-    output: Output = "regions"
+    output: Literal["regions"] = "regions"
     view: View = "whole"
     region_provider: Provider | None = "multiscale"
     training: Training = ALIGNING
@@ -70,6 +70,11 @@ class AlignmentRecipe(Recipe):
             return self
         path = file_of(*VECTORS)
         return replace(self, word_dim=dimension_of(path), vectors_sha256=sha256(path))
+
+    def check(self, source: Recipe | None) -> None:
+        super().check(source)
+        if self.word_vectors == "learnt" and self.word_dim is None:
+            raise CapbenchError("word_dim is None, and word_vectors are learnt; set word_dim to a number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +93,21 @@ class GeneratorRecipe(CaptioningRecipe):
     unknown_words: Literal["predict", "skip"] = "predict"  # what becomes of words that are too rare
     cost_per: Literal["word", "sentence"] = "word"  # what the gradient that is clipped is an average over
     beam_size: PositiveInt = 7
-    output: Output = "regions"
+    output: Literal["regions"] = "regions"
     view: View = "whole"
     region_provider: Provider | None = "multiscale"
     metric: str | None = "log_likelihood"
     training: Training = WRITING
+
+    @property
+    def continues(self) -> bool:
+        return self.level == "image" and super().continues
+
+    def check(self, source: Recipe | None) -> None:
+        super().check(source)
+        if self.level == "regions" and not isinstance(source, AlignmentRecipe):
+            fault = f"level is regions, and init_from is {self.init_from}, no alignment whose snippets to learn from"
+            raise CapbenchError(f"{fault}; set init_from to an alignment, such as brnn-ours")
 
 
 def protocols(dataset: str, recipe: Recipe) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from capbench.evidence.results import Results
-from capbench.evidence.verdicts import Claim, Outcome, advantage, beats, decided
+from capbench.evidence.verdicts import Claim, Outcome, advantage, beats, decided, where
 from capbench.metrics.registry import BEAMS
 
 
@@ -16,11 +16,11 @@ def beam_beats_greedy(results: Results) -> Outcome:
     runs = _runs_of_ours(results)
     if runs is None:
         return Outcome("pending", "needs a run of nic-ours")
-    where, bleu = runs.records[0].dataset, _by_width(runs)
+    place, bleu = where(runs), _by_width(runs)
     if 20 not in bleu:
-        return Outcome("pending", f"needs a run of nic-ours with a beam of 20; on {where} it is narrower")
+        return Outcome("pending", f"needs a run of nic-ours with a beam of 20; on {place} it is narrower")
     interval = advantage(runs, runs, "bleu4_beam20", "bleu4_beam1")
-    return decided(interval, f"on {where}: BLEU-4 {bleu[20]:.1f} with a beam of 20, {bleu[1]:.1f} with 1", "bleu4")
+    return decided(interval, f"on {place}: BLEU-4 {bleu[20]:.1f} with a beam of 20, {bleu[1]:.1f} with 1", "bleu4")
 
 
 def curve_over_beams(results: Results) -> Outcome:
@@ -32,7 +32,7 @@ def curve_over_beams(results: Results) -> Outcome:
     best = max(curve, key=lambda n: curve[n])
     shown = ", ".join(f"{n}: {value:.1f}" for n, value in curve.items())
     interval = advantage(runs, runs, "bleu4_beam9", "bleu4_beam1")
-    outcome = decided(interval, f"on {runs.records[0].dataset}: best at {best}", "bleu4")
+    outcome = decided(interval, f"on {where(runs)}: best at {best}", "bleu4")
     return replace(outcome, detail=f"{outcome.detail}; by width: {shown}")
 
 

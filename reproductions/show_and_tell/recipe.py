@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -32,7 +33,10 @@ class NICRecipe(CaptioningRecipe):
     im2txt: bool = False  # whether layers, initial weights and batches are as in the released code
     standardise: bool = False  # whether the image feature is standardised over a batch
     beam_size: PositiveInt = 20
+    output: Literal["vector"] = "vector"
     training: Training = PUBLISHED
+
+    heeded: ClassVar = ("ensemble_size",)
 
 
 NIC = NICRecipe(im2txt=True)

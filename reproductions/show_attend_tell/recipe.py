@@ -15,7 +15,6 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from capbench.captioners.experiment import CaptioningRecipe
 from capbench.training.experiment import Share, Training
-from capbench.vision.encoders import Output
 from capbench.vision.extraction import View
 
 HEADLINE = ("soft-ours", "hard-ours", "none-ours")
@@ -41,7 +40,7 @@ class AttentionRecipe(CaptioningRecipe):
     lambda_reward: NonNegativeFloat = 1.0  # weight of the reward of hard attention
     lambda_entropy: NonNegativeFloat = 0.002  # weight of the entropy of hard attention
     beam_size: PositiveInt = 5
-    output: Output = "grid"
+    output: Literal["grid", "regions"] = "grid"
     view: View = "whole"
     training: Training = PUBLISHED
 

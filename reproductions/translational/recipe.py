@@ -15,10 +15,11 @@ from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
+from capbench.base.errors import CapbenchError
 from capbench.base.files import sha256
 from capbench.captioners.experiment import CaptioningRecipe
 from capbench.data.word_vectors import dimension_of, file_of
-from capbench.training.experiment import Training
+from capbench.training.experiment import Recipe, Training
 from capbench.vision.encoders import Output
 from capbench.vision.extraction import View
 
@@ -51,6 +52,11 @@ class TranslatorRecipe(CaptioningRecipe):
             return self
         path = file_of(GLOVE)
         return replace(self, embedding_dim=dimension_of(path), vectors_sha256=sha256(path))
+
+    def check(self, source: Recipe | None) -> None:
+        super().check(source)
+        if not self.glove and self.embedding_dim is None:
+            raise CapbenchError("embedding_dim is None, and glove is False; set embedding_dim to a number")
 
 
 def presets(dataset: str) -> Mapping[str, TranslatorRecipe]:

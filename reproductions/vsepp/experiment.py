@@ -12,7 +12,7 @@ from torch import Tensor
 from capbench.data.batches import distinct, length_grouped, padded, shuffled
 from capbench.data.captions import Split
 from capbench.kernels.ranking_loss.reference import widened
-from capbench.metrics.retrieval import evaluate_protocol
+from capbench.metrics.retrieval import evaluate_protocol, scored
 from capbench.scoring.outputs import Embeddings
 from capbench.training.experiment import Evaluation, Inputs
 from capbench.training.processes import mapped
@@ -34,11 +34,9 @@ class VSEExperiment:
     def __init__(self, recipe: VSERecipe, inputs: Inputs, model: VSE, seed: int, device: torch.device) -> None:
         self.recipe, self.inputs, self.model, self.seed, self.device = recipe, inputs, model, seed, device
         self.train = inputs.dataset.split("train")
-        if recipe.input == "standardised_roots":
+        if recipe.input == "standardised_roots" and not recipe.continues:
             model.standardise(torch.from_numpy(inputs.features.array[self.train.image_index]))
         self.source = FeatureSource(inputs, recipe, device)
-        for snapshot in inputs.init:
-            model.load_state_dict(snapshot)
         if recipe.finetune:
             model.encoder = self.source.encoder.trainable()
         model.to(device)
@@ -89,11 +87,11 @@ class VSEExperiment:
             "image_of_caption": image_of_caption,
         }
         outputs = Embeddings.of(split, kept, embedded, captions)
-        return Evaluation(metrics, arrays, self._notes(split), outputs)
+        return Evaluation(metrics, arrays, self._notes(scored(split, protocol)), outputs)
 
-    def _notes(self, scored: Split) -> tuple[str, ...]:
+    def _notes(self, split: Split) -> tuple[str, ...]:
         """What of the splits is left out, as the released code does; nothing on Flickr8K."""
-        kept, of = len(scored.first_captions(CAPTIONS)), len(scored.caption_index)
+        kept, of = len(split.first_captions(CAPTIONS)), len(split.caption_index)
         chosen, validation = len(self._validated.image_index), len(self.inputs.dataset.split("val").image_index)
         captions = f"scored: the first {CAPTIONS} captions of each image, {kept:,} of {of:,}"
         images = f"the snapshot is chosen on the first {chosen:,} of {validation:,} validation images"

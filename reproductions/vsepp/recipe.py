@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
@@ -36,7 +36,10 @@ class VSERecipe(Recipe):
     batches: Literal["random", "length_grouped"] = "random"  # captions of any lengths, or of nearly one
     same_image_negatives: bool = True  # whether another caption of the same image is a negative
     negatives: PositiveInt | None = None  # how many negatives each query has; None: the whole batch
+    output: Literal["vector"] = "vector"
     training: Training = PUBLISHED
+
+    heeded: ClassVar = ("warmup", "finetune")
 
 
 VSE0 = VSERecipe(loss="sum_of_hinges", similarity="dot")
