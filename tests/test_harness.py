@@ -232,9 +232,10 @@ def test_the_preset_that_another_starts_from_keeps_its_own_recipe(few, tmp_path)
     assert (found["vsepp-ft"].overrides, found["vsepp-ft"].recipe["margin"]) == ({"margin": 0.1}, 0.1)
 
 
-def test_an_unknown_metric_set_by_hand_is_named_with_those_of_validation(few, tmp_path):
+def test_an_unknown_metric_set_by_hand_is_refused_before_any_work(few, tmp_path):
     with pytest.raises(CapbenchError, match="no validation metric 'rsun'; did you mean 'rsum'"):
         run(changed(metric="rsun"), places(tmp_path), Materials(), silent)
+    assert not places(tmp_path).runs.exists()
 
 
 @pytest.mark.parametrize("reason", ["fresh", "no record", "no snapshot", "another recipe"])

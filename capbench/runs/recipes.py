@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, unknown
 from capbench.training.experiment import Recipe
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -76,7 +76,10 @@ def parsed(recipe: Recipe, assignments: Sequence[str]) -> dict[str, JsonValue]:
 
 
 def overridden(recipe: Recipe, overrides: Mapping[str, JsonValue]) -> Recipe:
-    """The recipe with some fields set, by dotted name. Raises CapbenchError naming a field or value that cannot be."""
+    """The recipe with some fields set, by dotted name.
+
+    Raises CapbenchError naming a field or value that cannot be, or that would change nothing or not what it says.
+    """
     present = values(recipe)
     for name, value in overrides.items():
         if name not in present:
@@ -85,6 +88,14 @@ def overridden(recipe: Recipe, overrides: Mapping[str, JsonValue]) -> Recipe:
     if recipe.warmup >= recipe.training.epochs:
         fault = f"warmup is {recipe.warmup} of {recipe.training.epochs} epochs, and no snapshot is left"
         raise CapbenchError(f"{fault}; set training.epochs above warmup")
+    for name, lacks in (("warmup", "has no other loss to begin with"), ("finetune", "trains no encoder")):
+        if getattr(recipe, name) and name in overrides and name not in recipe.heeds:
+            raise CapbenchError(f"{name} is {getattr(recipe, name)}, and this model {lacks}; leave {name} out")
+    if recipe.finetune and recipe.view != "RC":
+        fault = f"finetune is {recipe.finetune} and view is {recipe.view}; an encoder is trained on random crops alone"
+        raise CapbenchError(f"{fault}: set view to RC, or finetune to false")
+    if recipe.choosers and recipe.metric not in (None, *recipe.choosers):
+        raise unknown("validation metric", str(recipe.metric), recipe.choosers)
     if recipe.ensemble_size > 1 and recipe.init_from is None:
         fault = f"ensemble_size is {recipe.ensemble_size}, and init_from names no preset to join"
         raise CapbenchError(f"{fault}; set ensemble_size to 1, or init_from to a preset")

@@ -65,6 +65,15 @@ class Recipe:
     training: Training
 
     of_files: ClassVar[tuple[str, ...]] = ()  # fields that are None in a preset: files of the machine decide them
+    heeds: ClassVar[tuple[str, ...]] = ()  # of `warmup` and `finetune`, those that the experiment acts on
+
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        """The validation metrics that can choose the snapshot, the higher the better; empty where they are not known.
+
+        Some may need data of their own, such as true boxes.
+        """
+        return ()
 
     def here(self) -> Recipe:
         """The recipe as it runs on this machine, its `of_files` filled in. Raises CapbenchError without those files."""

@@ -19,6 +19,8 @@ from capbench.base.files import sha256
 from capbench.captioners.experiment import CaptioningRecipe
 from capbench.data.word_vectors import dimension_of, file_of
 from capbench.kernels.maxsim.reference import Form
+from capbench.metrics.alignment import BETAS
+from capbench.metrics.rsum import RECALLS
 from capbench.training.experiment import Recipe, Share, Training
 from capbench.vision.encoders import Output
 from capbench.vision.extraction import View
@@ -65,6 +67,10 @@ class AlignmentRecipe(Recipe):
 
     of_files: ClassVar = ("word_dim", "vectors_sha256")
 
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        return (*RECALLS, "rsum", "pointing", "overlap", *(f"snippet_f1_beta{beta:g}" for beta in BETAS))
+
     def here(self) -> AlignmentRecipe:
         if self.word_vectors == "learnt" or self.vectors_sha256 is not None:
             return self
@@ -93,6 +99,10 @@ class GeneratorRecipe(CaptioningRecipe):
     region_provider: Provider | None = "multiscale"
     metric: str | None = "log_likelihood"
     training: Training = WRITING
+
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        return ("log_likelihood", "word_accuracy") if self.level == "regions" else super().choosers
 
 
 def protocols(dataset: str, recipe: Recipe) -> tuple[str, ...]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from capbench.metrics.rsum import RECALLS
 from capbench.training.experiment import Recipe, Training
 from capbench.vision.extraction import View
 
@@ -37,6 +38,12 @@ class VSERecipe(Recipe):
     same_image_negatives: bool = True  # whether another caption of the same image is a negative
     negatives: PositiveInt | None = None  # how many negatives each query has; None: the whole batch
     training: Training = PUBLISHED
+
+    heeds: ClassVar = ("warmup", "finetune")
+
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        return (*RECALLS, "rsum")
 
 
 VSE0 = VSERecipe(loss="sum_of_hinges", similarity="dot")
