@@ -411,10 +411,27 @@ def test_a_read_only_place_is_refused_before_any_work(few, tmp_path):
         run(job(), places(tmp_path), Materials(), never)
 
 
+def test_a_finished_run_or_a_checkpoint_of_another_job_of_the_same_name_stays(few, tmp_path):
+    other = Job("vsepp", "vsepp", "ours-scenes", "scenes", 0)
+    assert other.name == job().name
+    run(job(), places(tmp_path), Materials(), silent)
+    folder = places(tmp_path).folder(job())
+    for kept in ("run", "checkpoint"):
+        if kept == "checkpoint":
+            (folder / "run.json").unlink()
+            checkpoint.save_step(folder, 1, {}, {"identity": {"job": asdict(job())}})
+        before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+        with pytest.raises(
+            CapbenchError, match=r"keeps another run, vsepp vsepp-ours on scenes.*another --runs folder"
+        ):
+            run(other, places(tmp_path), Materials(), never, fresh=True)
+        assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
 @pytest.mark.fault("two trainings in one folder")
 def test_a_folder_in_use_is_refused_and_stays_locked(few, tmp_path):
     folder = places(tmp_path).folder(job())
-    with harness.claimed(folder, places(tmp_path)):
+    with harness.claimed(job(), places(tmp_path)):
         with pytest.raises(CapbenchError, match="another process"):
             run(job(), places(tmp_path), Materials(), never)
         assert (folder / harness.LOCK).exists()

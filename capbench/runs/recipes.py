@@ -90,10 +90,10 @@ def overridden(recipe: Recipe, overrides: Mapping[str, JsonValue]) -> Recipe:
         raise CapbenchError(f"{fault}; set training.epochs above warmup")
     for name, lacks in (("warmup", "has no other loss to begin with"), ("finetune", "trains no encoder")):
         if getattr(recipe, name) and name in overrides and name not in recipe.heeds:
-            raise CapbenchError(f"{name} is {getattr(recipe, name)}, and this model {lacks}; leave {name} out")
+            raise CapbenchError(f"{name} cannot be set, for this model {lacks}; leave it out")
     if recipe.finetune and recipe.view != "RC":
-        fault = f"finetune is {recipe.finetune} and view is {recipe.view}; an encoder is trained on random crops alone"
-        raise CapbenchError(f"{fault}: set view to RC, or finetune to false")
+        fault = f"finetune takes random crops, and view is {recipe.view}"
+        raise CapbenchError(f"{fault}; set view to RC, or finetune to false")
     if recipe.choosers and recipe.metric not in (None, *recipe.choosers):
         raise unknown("validation metric", str(recipe.metric), recipe.choosers)
     if recipe.ensemble_size > 1 and recipe.init_from is None:
