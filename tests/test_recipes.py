@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from capbench.base.errors import CapbenchError
 from capbench.cli.app import app
@@ -102,9 +103,10 @@ def test_recipes_that_cannot_run_are_refused_before_anything_is_made(overrides, 
 
 @pytest.mark.parametrize("name", ["karpathy", "show_and_tell", "show_attend_tell", "translational"])
 def test_what_a_model_does_not_heed_cannot_be_set(name):
-    owner = paper(name)
+    owner, warmup = paper(name), {"warmup": 1, "training.epochs": 9}
+    refused: list[dict[str, JsonValue]] = [{**warmup}, {"finetune": True}, {"finetune": True, "view": "RC"}]
     for preset in owner.presets("scenes"):
-        for overrides in ({"warmup": 1, "training.epochs": 9}, {"finetune": True}, {"finetune": True, "view": "RC"}):
+        for overrides in refused:
             with pytest.raises(
                 CapbenchError, match=r"(warmup|finetune) cannot be set, for this model (has|trains) no .*; leave"
             ):
