@@ -12,10 +12,13 @@ from typing import get_args
 
 import pytest
 from cyclopts import App
+from rich.table import Table
 
 from capbench.base.errors import CapbenchError, StoppedError
+from capbench.base.progress import byte_bar, reporter
 from capbench.cli import main, options
 from capbench.cli.app import app
+from capbench.cli.output import console, say
 from capbench.data.captions import SPLITS
 from capbench.data.datasets import NAMES, SOURCES, SPLIT_FILES, WITHOUT_RESTVAL
 from capbench.data.scenes import scenes
@@ -86,7 +89,7 @@ def test_every_option_has_a_text(words):
 
 def test_the_help_lists_the_exit_codes(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
-    assert all(f"{code}:" in text for code in (0, 1, 2, 75, 130))
+    assert all(f"{code}:" in text for code in (0, 1, 2, 75, 130, 141))
 
 
 def test_the_help_lists_the_commands_in_groups(tmp_path):
@@ -243,6 +246,53 @@ def test_records_of_runs_are_added_to_the_committed_ones_all_or_by_name(here, ca
         app(["records", "add", "vsep"], result_action="return_value")
     with pytest.raises(CapbenchError, match=r"no record in nowhere/records; name the folder of your runs with --runs"):
         app(["records", "add", "--runs", "nowhere"], exit_on_error=False, result_action="return_value")
+
+
+@pytest.mark.fault("reader of the output that has gone")
+@pytest.mark.parametrize(
+    "body", ["print('a line')", "print('x' * 1_000_000)", "say('a line')", "(print('a line'), sys.exit(2))", None]
+)
+def test_a_command_whose_output_nobody_reads_any_more_ends_quietly(body, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    fake = f"app.app = lambda *_, **__: {body}" if body else ""  # None: the help
+    program = f"import sys\nfrom capbench.cli import app, main\nfrom capbench.cli.output import say\n{fake}\nmain()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"], cwd=tmp_path, env=environment, stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_a_defect_with_its_traceback(tmp_path):
+    fake = "from capbench.cli import app\ndef fail(*_, **__): raise BrokenPipeError\napp.app = fail"
+    done = run(cwd=tmp_path, before=fake)
+    assert done.returncode == 1
+    assert "BrokenPipeError" in done.stderr
+
+
+def test_words_between_colons_and_brackets_are_printed_as_they_are(monkeypatch, capsys):
+    say("a :cat: on /data/run:b:1 [b]")
+    table = Table(title="the :cat:")
+    table.add_row("a :dog:")
+    console.print(table)
+    printed = capsys.readouterr().out
+    assert all(words in printed for words in ("a :cat: on /data/run:b:1 [b]\n", "the :cat:", "a :dog:"))
+    with reporter(True, "of :cat: [b]") as report, byte_bar("a :dog: [b]", 1) as add:
+        report(1, 1)
+        add(1)
+
+    def refuse(*_, **__):
+        raise CapbenchError("no :cow: [b]")
+
+    monkeypatch.setattr("capbench.cli.app.app", refuse)
+    with pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr().err
+    assert all(words in printed for words in ("of :cat: [b]", "a :dog: [b]", "no :cow: [b]"))
+    sources = {path.relative_to(ROOT): path.read_text() for path in (ROOT / "capbench").rglob("*.py")}
+    assert [str(path) for path, text in sources.items() if "rich.console" in text] == ["capbench/base/console.py"]
 
 
 def test_work_that_was_stopped_and_saved_exits_with_75(monkeypatch, capsys):

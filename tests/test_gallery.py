@@ -7,18 +7,22 @@ import re
 import shutil
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from capbench.base.errors import CapbenchError
 from capbench.cli.app import app
+from capbench.data.datasets import load_dataset
 from capbench.data.scenes import scenes
+from capbench.data.vocabulary import Vocabulary
 from capbench.evidence.records import add_records, load_arrays, load_results
 from capbench.metrics.retrieval import match_ranks
-from capbench.runs.job import description
-from capbench.runs.loaded import load_run
+from capbench.runs.job import Job, description
+from capbench.runs.loaded import Trained, load_run
 from capbench.site.gallery import asking, finding, thumbnails, unseen
 from capbench.site.gallery.finding import ALIGNMENT, CAPTIONS, REGIONS, SEARCH, Gallery, galleries
 from capbench.site.gallery.shown import Found, Joined, Written
@@ -28,7 +32,10 @@ from capbench.site.gallery.unseen import Looked, Unseen
 from capbench.site.pages import documents
 from capbench.tools.align import align_words
 from capbench.tools.search import embedded, similarities
+from capbench.vision.encoders import Encoder
+from capbench.vision.features import features
 from tests.made_up import HOSTILE
+from tests.own_data import draw
 from tests.tiny_runs import FEW, tiny_runs
 
 PICTURES = 4
@@ -291,3 +298,29 @@ def test_the_features_that_a_run_learnt_from_are_taken_from_the_store(made, runs
             known = Looked.at(trained, gallery.test, learnt_from)
         assert known.array == pytest.approx(new.array, abs=1e-4)
         assert known.boxes is None or known.boxes.array == pytest.approx(new.boxes and new.boxes.array)
+
+
+def test_a_run_whose_pictures_or_boxes_have_changed_since_is_refused(tmp_path, monkeypatch):
+    folder = draw(tmp_path / "squares")
+    regions = folder / "regions.json"
+    boxes = {path.name: [[0, 0, 30, 40]] for path in (folder / "images").iterdir()}
+    regions.write_text(json.dumps(boxes))
+    monkeypatch.setenv("CAPBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(unseen, "load_dataset", load_dataset)
+    data = load_dataset(str(folder))
+    learnt = features(data, Encoder("scenes", "regions"), "whole", "file")
+    recipe = SimpleNamespace(region_provider="file", output="regions", view="whole")
+    job = Job("karpathy", "brnn-file-ours", "squares", "scenes", 0)
+    trained = Trained(job, recipe, Vocabulary.build(data.tokens, 1, data.tokenizer), nn.Identity(), {})
+    test = Unseen.of(str(folder))
+    looked = Looked.at(trained, test, learnt.fingerprint)
+    assert learnt.boxes is not None
+    assert looked.boxes is not None
+    assert np.array_equal(looked.boxes.array, learnt.boxes.array[test.split.image_index])
+    regions.write_text(json.dumps(boxes | {"0.png": [[0, 0, 5, 5]]}))
+    with pytest.raises(CapbenchError, match=r"^boxes of squares have changed since; train it again"):
+        Looked.at(trained, Unseen.of(str(folder)), learnt.fingerprint)
+    regions.write_text(json.dumps(boxes))
+    Image.new("L", (64, 64)).save(folder / "images" / "0.png")
+    with pytest.raises(CapbenchError, match=r"^images of squares have changed since; train it again"):
+        Looked.at(trained, Unseen.of(str(folder)), learnt.fingerprint)

@@ -258,9 +258,10 @@ def test_the_preset_that_another_starts_from_keeps_its_own_recipe(few, tmp_path)
     assert (found["vsepp-ft"].overrides, found["vsepp-ft"].recipe["margin"]) == ({"margin": 0.1}, 0.1)
 
 
-def test_an_unknown_metric_set_by_hand_is_named_with_those_of_validation(few, tmp_path):
+def test_an_unknown_metric_set_by_hand_is_refused_before_any_work(few, tmp_path):
     with pytest.raises(CapbenchError, match="no validation metric 'rsun'; did you mean 'rsum'"):
         run(changed(metric="rsun"), places(tmp_path), Materials(), silent)
+    assert not places(tmp_path).runs.exists()
 
 
 @pytest.mark.parametrize("reason", ["fresh", "no record", "no snapshot", "another recipe"])
@@ -436,10 +437,27 @@ def test_a_read_only_place_is_refused_before_any_work(few, tmp_path):
         run(job(), places(tmp_path), Materials(), never)
 
 
+def test_a_finished_run_or_a_checkpoint_of_another_job_of_the_same_name_stays(few, tmp_path):
+    other = Job("vsepp", "vsepp", "ours-scenes", "scenes", 0)
+    assert other.name == job().name
+    run(job(), places(tmp_path), Materials(), silent)
+    folder = places(tmp_path).folder(job())
+    for kept in ("run", "checkpoint"):
+        if kept == "checkpoint":
+            (folder / "run.json").unlink()
+            checkpoint.save_step(folder, 1, {}, {"identity": {"job": asdict(job())}})
+        before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+        with pytest.raises(
+            CapbenchError, match=r"keeps another run, vsepp vsepp-ours on scenes.*another --runs folder"
+        ):
+            run(other, places(tmp_path), Materials(), never, fresh=True)
+        assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
 @pytest.mark.fault("two trainings in one folder")
 def test_a_folder_in_use_is_refused_and_stays_locked(few, tmp_path):
     folder = places(tmp_path).folder(job())
-    with harness.claimed(folder, places(tmp_path)):
+    with harness.claimed(job(), places(tmp_path)):
         with pytest.raises(CapbenchError, match="another process"):
             run(job(), places(tmp_path), Materials(), never)
         assert (folder / harness.LOCK).exists()

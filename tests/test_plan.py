@@ -59,6 +59,13 @@ def test_an_unknown_preset_is_refused_with_the_known_ones():
         plan(paper("vsepp"), "scenes", ["vse0", "vse3"])
 
 
+def test_two_encoders_that_would_share_a_folder_are_refused():
+    with pytest.raises(
+        CapbenchError, match=r"file/a-b.* and .*file/a_b.* would both be kept in vsepp/vse0-flickr8k-file"
+    ):
+        plan(paper("vsepp"), "flickr8k", ["vse0"], ["file/a-b", "file/a_b"])
+
+
 @pytest.fixture
 def jobs() -> list[Job]:
     return [Job("vsepp", "vse0", "scenes", "scenes", seed) for seed in range(2)]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
 from capbench.base.errors import CapbenchError
 from capbench.cli.app import app
-from capbench.evidence.records import assignments
+from capbench.evidence.records import assignments, load_results
+from capbench.metrics.registry import METRICS
 from capbench.runs.paper import Paper, paper, papers
 from capbench.runs.plan import Session, plan
 from capbench.runs.recipes import meaning, overridden, parsed, values
 from capbench.training.experiment import Recipe
 
+ROOT = Path(__file__).parents[1]
 VSEPP = paper("vsepp").recipe("vsepp-ours", "scenes")
 
 
@@ -35,8 +38,8 @@ def test_the_value_of_each_field_of_each_preset_reads_back_from_its_text(owner: 
         ("training.clip_norm=None", None),
         ("training.clip_norm=null", None),
         ("same_image_negatives=True", True),
-        ("metric=bleu4", "bleu4"),
-        ("metric=5", "5"),
+        ("metric=rsum", "rsum"),
+        ("init_from=5", "5"),
         ("input=unit", "unit"),
         ("region_provider=objects", "objects"),
     ],
@@ -87,6 +90,9 @@ def test_a_field_that_files_decide_cannot_be_set():
         ({"ensemble_size": 2}, "ensemble_size is 2, and this paper makes no use of it; leave it at 1"),
         ({"init_from": "vsep"}, "no vsepp preset to start from 'vsep'; did you mean 'vsepp'"),
         ({"margins": 1.0}, "the recipe has no field 'margins'; did you mean margin"),
+        ({"finetune": True}, "finetune takes random crops, and view is whole; set view to RC"),
+        ({"metric": "rsun"}, "no validation metric 'rsun'; did you mean 'rsum'.*image_to_caption_r1"),
+        ({"metric": "image_to_caption_median_rank"}, "no validation metric 'image_to_caption_median_rank'"),
     ],
 )
 def test_recipes_that_cannot_run_are_refused_before_anything_is_made(overrides, said):
@@ -128,6 +134,24 @@ def test_what_fits_neither_the_paper_nor_the_preset_to_start_from_is_refused_bef
 def test_every_preset_fits_the_one_that_it_starts_from(owner: Paper):
     for name, recipe in owner.presets("scenes").items():
         assert owner.recipe(name, "scenes", {"training.learning_rate": 1e-5}).init_from == recipe.init_from
+
+
+def test_an_encoder_is_fine_tuned_on_random_crops_alone():
+    owner = paper("vsepp")
+    assert owner.recipe("vsepp", "scenes", {"finetune": True, "view": "RC"}).finetune
+    with pytest.raises(CapbenchError, match="finetune takes random crops, and view is 1C"):
+        owner.recipe("vsepp-ft", "scenes", {"view": "1C"})
+
+
+@pytest.mark.parametrize("owner", papers().values(), ids=papers())
+def test_the_metrics_that_can_choose_are_those_of_validation_and_the_higher_the_better(owner: Paper):
+    records = [each for each in load_results(ROOT / "leaderboards" / "results", owner.name) if each.dataset == "scenes"]
+    lower = {key for key, metric in METRICS.items() if metric.lower_is_better}
+    for record in records:
+        choosers = set(owner.recipe(record.preset, record.dataset).choosers)
+        assert choosers <= record.validation.keys()
+        assert not choosers & lower
+    assert records or not owner.in_repository
 
 
 def test_the_meaning_of_a_field_is_the_comment_beside_it():

@@ -35,6 +35,8 @@ from capbench.runs import importing
 from capbench.runs.loaded import load_run
 from capbench.runs.paper import paper
 from capbench.runs.released import load_checkpoint
+from capbench.site.gallery import unseen
+from capbench.site.gallery.finding import SEARCH, galleries
 from capbench.vision.encoders import Encoder
 from capbench.vision.features import features
 from reproductions.vsepp.released import cnn_of
@@ -191,6 +193,19 @@ def test_an_imported_run_is_found_and_used_by_search(here, capsys):
     capsys.readouterr()
     app(["search", "a red circle", "--images", "pictures"], result_action="return_value")
     assert "vsepp released-vsepp on scenes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [(), ("--record",)])
+def test_an_imported_run_has_a_gallery(here, monkeypatch, more):
+    monkeypatch.setattr(unseen, "load_dataset", lambda name: FEW)
+    write_vse(here)
+    command(*VSE, *more)
+    reasons: list[str] = []
+    (gallery,) = galleries(here / "runs", here / "none", 4, reasons.append)
+    assert (gallery.kind, gallery.record is not None, reasons) == (SEARCH, bool(more), [])
+    monkeypatch.setattr(unseen, "load_dataset", lambda name: scenes(seed=6, train=30, val=5, test=12))
+    found = galleries(here / "runs", here / "none", 4, reasons.append)
+    assert ([], "has changed since; import it again" in reasons[0]) == (found, True) if more else len(found) == 1
 
 
 def test_without_record_neither_data_nor_weights_are_needed_and_the_file_says_its_data_and_encoder(here):

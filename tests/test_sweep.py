@@ -19,15 +19,17 @@ from filelock import FileLock
 from capbench.base.errors import CapbenchError
 from capbench.cli import sweep as command
 from capbench.cli.app import app
-from capbench.runs import sweep
+from capbench.runs import harness, sweep
 from capbench.runs.engines import Cluster, Commands, Resources, _here
 from capbench.runs.harness import LOCK, Places
 from capbench.runs.job import Job
+from capbench.runs.materials import Materials
 from capbench.runs.paper import paper
 from capbench.runs.plan import plan
-from tests.own_data import draw
+from tests.own_data import RUSSIAN, draw
 
 OVERRIDES = {"embedding_dim": 16, "training.batch_size": 8, "training.epochs": 40}
+SHORT = Job("vsepp", "vsepp-ours", "squares", "scenes", 0, OVERRIDES | {"training.epochs": 2})
 SMALL = ("--set", *(f"{name}={value}" for name, value in OVERRIDES.items()))
 PATIENCE = 200  # seconds
 
@@ -46,6 +48,13 @@ def here(tmp_path, monkeypatch) -> Path:
 def words(*more: object) -> list[str]:
     few = ("vsepp", "--dataset", "squares", "--encoder", "scenes", "--preset", "vsepp-ours", *SMALL)
     return [*few, "--leaderboards", "pages", *map(str, more)]
+
+
+def squares() -> Materials:
+    """Those of a sweep over `squares`, which is a folder: known by its name once it was loaded."""
+    materials = Materials()
+    materials.dataset("squares")
+    return materials
 
 
 ENDLESS = OVERRIDES | {"training.epochs": 100_000}
@@ -112,13 +121,45 @@ def test_two_ensembles_of_absent_members_share_a_task():
 def test_a_run_is_missing_running_or_stopped_by_its_folder(tmp_path):
     places, job = Places(tmp_path), Job("vsepp", "vse0", "scenes", "scenes", 0)
     folder = places.folder(job)
-    assert sweep.state(job, places) == "missing"
+    assert sweep.state(job, places, Materials()) == "missing"
     folder.mkdir(parents=True)
     with FileLock(folder / LOCK):
-        assert sweep.state(job, places) == "running"
-    assert sweep.state(job, places) == "missing"
+        assert sweep.state(job, places, Materials()) == "running"
+    assert sweep.state(job, places, Materials()) == "missing"
     (folder / "checkpoint-000000007.safetensors").touch()
-    assert sweep.state(job, places) == "stopped"
+    assert sweep.state(job, places, Materials()) == "stopped"
+
+
+def test_a_run_is_done_on_the_data_that_it_was_made_on_alone(here):
+    job, places = SHORT, Places(Path("runs"))
+    harness.run(job, places, squares(), lambda *_: None)
+    assert sweep.state(job, places, squares()) == "done"
+    other = Materials()
+    other.dataset(str(draw(here / "other" / "squares", RUSSIAN)))
+    assert sweep.state(job, places, other) == "missing"
+    picture = here / "squares" / "images" / "3.png"
+    kept = picture.read_bytes()
+    picture.write_bytes((here / "squares" / "images" / "2.png").read_bytes() + b"more")
+    assert sweep.state(job, places, squares()) == "missing"
+    picture.write_bytes(kept)
+    assert sweep.state(job, places, squares()) == "done"
+
+
+def test_a_run_that_left_a_picture_out_is_done(here):
+    job, places = SHORT, Places(Path("runs"))
+    (here / "squares" / "images" / "3.png").write_bytes(b"no picture")
+    tolerant = Materials(tolerant=True)
+    tolerant.dataset("squares")
+    with pytest.warns(UserWarning, match="could not be decoded"):
+        harness.run(job, places, tolerant, lambda *_: None)
+    assert sweep.state(job, places, squares()) == "done"
+
+
+def test_two_data_sets_of_one_name_are_refused(here):
+    draw(here / "other" / "squares")
+    with pytest.raises(CapbenchError, match="the data sets squares and other/squares are both kept as squares"):
+        call("vsepp", "--dataset", "squares", "other/squares", "--encoder", "scenes", "--preset", "vsepp-ours")
+    assert not (here / "runs").exists()
 
 
 def test_a_sweep_that_is_stopped_saves_all_and_continues_with_what_is_missing(here):
@@ -127,7 +168,7 @@ def test_a_sweep_that_is_stopped_saves_all_and_continues_with_what_is_missing(he
     first.send_signal(signal.SIGTERM)
     assert first.wait(PATIENCE) == 75
     jobs = [Job("vsepp", "vsepp-ours", "squares", "scenes", seed, OVERRIDES) for seed in (0, 1)]
-    assert [sweep.state(job, Places(here / "runs")) for job in jobs] == ["stopped", "missing"]
+    assert [sweep.state(job, Places(here / "runs"), squares()) for job in jobs] == ["stopped", "missing"]
 
     second = begin("--seeds", 2)
     assert "2 done" in second.communicate(timeout=PATIENCE)[0]
@@ -136,7 +177,7 @@ def test_a_sweep_that_is_stopped_saves_all_and_continues_with_what_is_missing(he
     assert metrics(here / "runs")[0] == whole(here)
 
     job = replace(jobs[0], overrides=OVERRIDES | {"margin": 0.1})
-    assert sweep.state(job, Places(here / "runs")) == "missing"
+    assert sweep.state(job, Places(here / "runs"), squares()) == "missing"
     before = sorted(here.rglob("*"))
     assert call(*words("--seeds", 2)) is None
     assert sorted(here.rglob("*")) == before  # nothing is missing: nothing is begun
@@ -309,7 +350,7 @@ def test_ctrl_c_at_a_terminal_reaches_a_run_once_and_it_saves(here):
     os.killpg(first.pid, signal.SIGINT)
     assert first.wait(PATIENCE) == 75
     job = Job("vsepp", "vsepp-ours", "squares", "scenes", 0, ENDLESS)
-    assert sweep.state(job, Places(here / "runs")) == "stopped"  # and no longer running
+    assert sweep.state(job, Places(here / "runs"), squares()) == "stopped"  # and no longer running
     (output,) = here.glob("runs/sweep/*/*_log.out")
     assert "stopped and saved" in output.read_text()
 
@@ -324,7 +365,7 @@ def test_ray_runs_a_task_and_stops_one(here, monkeypatch):
     first.send_signal(signal.SIGINT)
     assert first.wait(PATIENCE) == 75
     job = Job("vsepp", "vsepp-ours", "squares", "scenes", 0, ENDLESS)
-    assert sweep.state(job, Places(here / "runs")) == "stopped"
+    assert sweep.state(job, Places(here / "runs"), squares()) == "stopped"
     done = begin(*on_ray)
     assert "1 done" in done.communicate(timeout=PATIENCE)[0]
     assert set(metrics(here / "runs")) == {0}

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -16,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+from capbench.base.console import Terminal
 
 Report = Callable[[int, int], None]
 
@@ -27,9 +28,9 @@ def reporter(progress: Report | bool | None, what: str) -> Iterator[Report]:
         yield progress
         return
     start = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     speed = TextColumn("{task.fields[speed]} images/s")
-    with Progress(*columns, speed, console=Console(stderr=True), disable=not progress) as bar:
+    with Progress(*columns, speed, console=Terminal(stderr=True), disable=not progress) as bar:
         task = bar.add_task(what, total=None, speed="0")
         yield lambda done, total: bar.update(
             task, completed=done, total=total, speed=_rounded(done / (time.perf_counter() - start))
@@ -40,7 +41,7 @@ def reporter(progress: Report | bool | None, what: str) -> Iterator[Report]:
 def byte_bar(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Draws a bar of bytes, their rate and the time left; gives the function to call with each number of new bytes."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}", markup=False), *columns, console=Console(stderr=True)) as bar:
+    with Progress(TextColumn("{task.description}", markup=False), *columns, console=Terminal(stderr=True)) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda new: bar.advance(task, new)
 

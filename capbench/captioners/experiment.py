@@ -62,6 +62,10 @@ class CaptioningRecipe(Recipe):
     beam_size: PositiveInt  # the paper's width of the beam, or ours where it states none
     choose_beam: bool = True  # whether another width writes the captions if it has a better BLEU-4 on validation
 
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        return ("log_likelihood", "word_accuracy", *(f"bleu{n}" for n in range(1, 5)))
+
 
 Objective = Callable[[Any, Tensor, Tensor], Tensor]  # model, images, captions -> scalar
 MakeModel = Callable[[Any, Vocabulary, int], nn.Module]  # recipe, vocabulary, feature dimension -> captioner

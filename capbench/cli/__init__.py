@@ -7,25 +7,45 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
-REFUSED, STOPPED, INTERRUPTED = 2, 75, 130
+REFUSED, STOPPED, INTERRUPTED, UNREAD = 2, 75, 130, 141
 
 
 def main() -> None:
     """Run `capbench` with the words of the command line; the help of `capbench.cli.app` lists the exit codes."""
     os.environ["MPLBACKEND"] = "agg"  # matplotlib draws to files, whatever the environment asks for
     try:
-        _main()
+        try:
+            _main()
+        finally:
+            sys.stdout.flush()  # here, not when the interpreter ends
     except KeyboardInterrupt:  # also while a module is imported
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not unread:
+            raise
+        for stream in unread:  # which the interpreter flushes once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(UNREAD)
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    import select
+
+    poll = select.poll()
+    poll.register(stream, 0)  # errors alone
+    return bool(poll.poll(0))
 
 
 def _main() -> None:
     import io
 
     from cyclopts import CycloptsError
-    from rich.console import Console
 
+    from capbench.base.console import Terminal
     from capbench.base.errors import CapbenchError, StoppedError
     from capbench.base.launch import name_of_this, started_together
     from capbench.cli.app import app
@@ -40,7 +60,8 @@ def _main() -> None:
             )
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (CapbenchError, CycloptsError) as error:
-        Console(stderr=True).print(f"capbench: {name_of_this()}{error}", markup=False, highlight=False, soft_wrap=True)
+        line = f"capbench: {name_of_this()}{error}"
+        Terminal(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
         sys.exit(REFUSED)
     except OSError as error:
         if not isinstance(error.filename, str | bytes):  # none, or the number of an open file

@@ -12,6 +12,7 @@ from capbench.cli.doctor import doctor
 from capbench.cli.importing import import_released
 from capbench.cli.leaderboard import leaderboard
 from capbench.cli.listing import papers, results, show
+from capbench.cli.output import console
 from capbench.cli.records import add
 from capbench.cli.run import run
 from capbench.cli.score import rescore, score
@@ -27,6 +28,7 @@ EXIT_CODES = """Exit codes:
 - 2: refused; one line names the fault
 - 75: stopped by a signal and saved; the same command resumes
 - 130: interrupted, nothing to save
+- 141: nobody reads what it prints any more, as behind `| head`
 """
 
 app = App(
@@ -34,6 +36,7 @@ app = App(
     version=__version__,
     help="Reproductions of the classic image-caption papers, measured under one protocol.",
     help_epilogue=EXIT_CODES,
+    console=console,
     default_parameter=Parameter(negative=()),  # no --no-check, no --empty-preset
 )
 REPRODUCE, OWN, MODEL, INSIDE = (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from capbench.base.console import Terminal
 
-console = Console()
+console = Terminal()
 
 
 def say(text: object) -> None:
-    """Print a line as it is: no markup, no colours, and never broken, so that paths can be copied whole."""
+    """Print a line as it is: no markup, no colours, no emoji, and never broken, so that paths can be copied whole."""
     console.print(str(text), markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +17,7 @@ from rich.progress import (
 )
 
 from capbench import leaderboard
+from capbench.base.console import Terminal
 from capbench.cli.output import console, say
 from capbench.evidence.results import Results
 from capbench.runs.harness import FinishedRun, Places
@@ -32,8 +32,8 @@ class Bars:
     def __init__(self, paper: Paper, jobs: int, *, shown: bool = True) -> None:
         self.paper, self.jobs, self.started = paper, jobs, 0
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        screen = console if shown else Console(quiet=True)
-        self.progress = Progress(TextColumn("{task.description}"), *columns, console=screen)
+        screen = console if shown else Terminal(quiet=True)
+        self.progress = Progress(TextColumn("{task.description}", markup=False), *columns, console=screen)
         self.task: TaskID | None = None
 
     def __enter__(self) -> Bars:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from capbench.runs.harness import Places
     from capbench.runs.job import Job
+    from capbench.runs.materials import Materials
 
 # Spelled out here because the module that defines it imports torch; a test compares the two.
 Engine = Literal["local", "slurm", "ray"]
@@ -95,16 +96,18 @@ def sweep(
     from capbench.runs import sweep as sweeping
     from capbench.runs.engines import Resources, submit, work
     from capbench.runs.harness import Places
+    from capbench.runs.materials import Materials
 
+    materials = Materials()
     places, folder = Places(runs), runs.resolve() / "sweep"
-    jobs = _jobs(papers, dataset or ["scenes"], preset, encoder, seeds, assignments or ())
+    jobs = _jobs(papers, dataset or ["scenes"], preset, encoder, seeds, assignments or (), materials)
     submitted = _Submitted(folder)
     if status:
-        console.print(_table(jobs, places, submitted))
-        if any(sweeping.state(job, places) != "done" for job in jobs):
+        console.print(_table(jobs, places, submitted, materials))
+        if any(sweeping.state(job, places, materials) != "done" for job in jobs):
             raise SystemExit(1)
         return
-    missing, held = _missing(jobs, places, submitted)
+    missing, held = _missing(jobs, places, submitted, materials)
     if held:
         say(f"{len(held)} runs wait for others, which are under way: {listed(held)}; give the command again then")
     tasks, pages = sweeping.tasks(missing), leaderboards
@@ -116,19 +119,19 @@ def sweep(
     if cluster == "slurm":
         ids = submit(words, folder, resources, parallel or 32) if tasks else []
         submitted.add({job: number for task, number in zip(tasks, ids, strict=True) for job in task.jobs})
-        console.print(_table(jobs, places, submitted))
+        console.print(_table(jobs, places, submitted, materials))
         say(f"{len(ids)} jobs submitted; the same command with --status says what they are at")
         return
     with Live(console=console, refresh_per_second=2) as live:
 
         def look() -> None:
-            live.update(_table(jobs, places, submitted))
+            live.update(_table(jobs, places, submitted, materials))
 
         try:
             work(words, folder, cluster, resources, parallel or (1 if cluster == "local" else 32), look)
         finally:
             look()
-    left = [job for job in missing if sweeping.state(job, places) != "done"]
+    left = [job for job in missing if sweeping.state(job, places, materials) != "done"]
     if left:
         named = listed(left)
         raise CapbenchError(f"{len(left)} of {len(missing)} runs failed: {named}; their output is under {folder}")
@@ -136,18 +139,22 @@ def sweep(
 
 def _jobs(
     papers: Sequence[str], datasets: Sequence[str], presets: Sequence[str] | None, encoders: Sequence[str] | None,
-    seeds: int, assignments: Sequence[str],
+    seeds: int, assignments: Sequence[str], materials: Materials,
 ) -> dict[Job, str]:  # fmt: skip
     """The jobs, each with its data set as it was given: by name, or by folder."""
     from capbench.base.errors import unknown
-    from capbench.runs.materials import Materials
     from capbench.runs.paper import paper
-    from capbench.runs.plan import plan
+    from capbench.runs.plan import check_folders, plan
 
     found: dict[Job, str] = {}
+    given: dict[str, str] = {}
     owners = [paper(name) for name in dict.fromkeys(papers)]
     for dataset in dict.fromkeys(datasets):
         name = recorded_name(dataset)
+        if (other := given.setdefault(name, dataset)) != dataset:
+            raise CapbenchError(
+                f"the data sets {other} and {dataset} are both kept as {name}; give each a sweep and --runs of its own"
+            )
         known = {owner.name: [*owner.presets(name), "all"] for owner in owners}
         for wanted in presets or ():
             if not any(wanted in names for names in known.values()):
@@ -157,7 +164,8 @@ def _jobs(
             if own or not presets:
                 planned = plan(owner, name, own or None, encoders, seeds, None, assignments)
                 found |= dict.fromkeys(planned, dataset)
-        Materials().check(dataset, {job.encoder for job in found if found[job] == dataset})
+        materials.check(dataset, {job.encoder for job in found if found[job] == dataset})
+    check_folders(found)
     return found
 
 
@@ -193,11 +201,11 @@ class _Submitted:
         return word if word != "UNKNOWN" else "PENDING" if time.time() - at < PATIENCE else ""
 
 
-def _state(job: Job, places: Places, submitted: _Submitted) -> str:
+def _state(job: Job, places: Places, submitted: _Submitted, materials: Materials) -> str:
     """What a run is at, by its folder and by Slurm."""
     from capbench.runs.sweep import state
 
-    found = state(job, places)
+    found = state(job, places, materials)
     if found in ("done", "running") or not (word := submitted.state(job)):
         return found
     if word.startswith(WAITING):
@@ -205,22 +213,24 @@ def _state(job: Job, places: Places, submitted: _Submitted) -> str:
     return "running" if word.startswith("RUNNING") else f"{found} ({word.split()[0].lower()})"
 
 
-def _missing(jobs: dict[Job, str], places: Places, submitted: _Submitted) -> tuple[list[Job], list[Job]]:
+def _missing(
+    jobs: dict[Job, str], places: Places, submitted: _Submitted, materials: Materials
+) -> tuple[list[Job], list[Job]]:
     """The jobs to begin now, and those that wait for others, from which they start and which are under way."""
     from capbench.runs.sweep import involved
 
     busy = ("running", "queued")
-    missing = [job for job in jobs if _state(job, places, submitted) not in ("done", *busy)]
-    held = [job for job in missing if any(_state(each, places, submitted) in busy for each in involved(job))]
+    missing = [job for job in jobs if _state(job, places, submitted, materials) not in ("done", *busy)]
+    held = [job for job in missing if any(_state(each, places, submitted, materials) in busy for each in involved(job))]
     return [job for job in missing if job not in held], held
 
 
-def _table(jobs: dict[Job, str], places: Places, submitted: _Submitted) -> Table:
+def _table(jobs: dict[Job, str], places: Places, submitted: _Submitted, materials: Materials) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    states = {job: _state(job, places, submitted) for job in jobs}
+    states = {job: _state(job, places, submitted, materials) for job in jobs}
     counted = Counter(states.values())
     title = ", ".join(f"{count} {state}" for state, count in counted.items())
     table = Table("paper", "preset", "data set", "encoder", "seed", "state", box=SIMPLE_HEAD, title=title, padding=0)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Num
 from capbench.base.errors import CapbenchError
 
 DEPTHS = (1, 5, 10)
+RECALLS = tuple(f"{direction}_r{n}" for direction in ("image_to_caption", "caption_to_image") for n in DEPTHS)
 
 
 def rsum_statistics(

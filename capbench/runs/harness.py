@@ -35,6 +35,7 @@ from capbench.training.machine import ENERGY_OF, peak_memory_bytes, restart_peak
 
 LOCK, SCRATCH = ".lock", "scratch"
 LOCK_SECONDS = 5.0
+LEFT_OUT = "left out, not decodable: "  # how the note on an image begins
 
 OnJobStep = Callable[[Job, TrainingState, int], None]  # see `capbench.training.loop.train`
 
@@ -69,7 +70,8 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
     again. `fresh` trains it in any case, from its beginning. The presets that it starts from are trained first, by
     their own recipes, whatever was set by hand here. Of several processes, all call it; the main one has the folder.
 
-    Raises CapbenchError for bad input, which leaves no folder behind; StoppedError after a signal.
+    Raises CapbenchError for bad input, which leaves no folder behind, and where the folder keeps the run of another
+    job; StoppedError after a signal.
     """
     owner = paper(job.paper)
     recipe = owner.recipe(job.preset, job.dataset, job.overrides).here()
@@ -77,7 +79,7 @@ def run(job: Job, places: Places, materials: Materials, report: OnJobStep, *, fr
         raise CapbenchError(f"the seed is {job.seed}; give 0 or more")
     folder = places.folder(job)
     with ExitStack() as stack:
-        processes.once(lambda: stack.enter_context(claimed(folder, places)))
+        processes.once(lambda: stack.enter_context(claimed(job, places)))
         inputs = processes.main_first(lambda: materials.inputs(job, recipe))
         if recipe.init_from is not None:
             snapshots = (_snapshot(each, places, materials, report) for each in sources(job, recipe))
@@ -170,7 +172,7 @@ def _result(
     made_by: Mapping[str, Any],
 ) -> Result:
     damaged = [f"resumed past a damaged checkpoint: {name}" for name in state.fallbacks]
-    skipped = [f"left out, not decodable: {name}" for name in inputs.left_out]
+    skipped = [f"{LEFT_OUT}{name}" for name in inputs.left_out]
     split = scored(inputs.dataset.split("test"), protocol)
     command = replace(job, dataset=inputs.dataset.place or job.dataset).command_of(processes.size())
     return Result(
@@ -238,17 +240,30 @@ def _finished(folder: Path, wanted: Mapping[str, Any], places: Places) -> tuple[
     return described.records, described.finished
 
 
+def _check_own(folder: Path, job: Job) -> None:
+    """Raises CapbenchError where a folder keeps a finished run, or a checkpoint, of another job of its name."""
+    try:
+        other = description(folder).job
+    except CapbenchError:
+        saved = checkpoint.identity(folder).get("job")
+        other = Job(**saved) if saved else job
+    if other != job:
+        raise CapbenchError(f"{folder} keeps another run, {other}; give {job} another --runs folder")
+
+
 @contextmanager
-def claimed(folder: Path, places: Places) -> Iterator[None]:
+def claimed(job: Job, places: Places) -> Iterator[None]:
     """A run's folder for this process alone, without what a killed one left; folders that stay empty are removed.
 
-    The system releases the lock of a dead process. Raises CapbenchError when another process holds it, or when a folder
-    cannot be written.
+    The system releases the lock of a dead process. Raises CapbenchError when another process holds it, when the folder
+    keeps the run of another job, or when a folder cannot be written.
     """
+    folder = places.folder(job)
     check_writable(places.records)
     check_writable(folder)
     try:
         with locked(folder / LOCK, LOCK_SECONDS, "wait for it, or choose other --runs"):
+            _check_own(folder, job)
             remove_remains(folder, age=0.0)
             remove_remains(places.records)
             try:

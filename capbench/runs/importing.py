@@ -77,7 +77,7 @@ def import_run(paper: Paper, request: Request, places: Places, materials: Materi
         "vocabulary": released.vocabulary.fingerprint,
     }
     folder = places.folder(job)
-    with claimed(folder, places):
+    with claimed(job, places):
         _check_free(folder, identity)
         encoder = _encoder(job, released) if request.record or released.encoder_weights else None
         made = _scored(paper, job, released, request, model, encoder, materials) if encoder and request.record else []

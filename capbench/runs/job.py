@@ -49,7 +49,10 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The name of its folder, which no other job has."""
+        """The name of its folder.
+
+        Another job can have the same one, as with the encoders `file/a-b` and `file/a_b`: the second run is refused.
+        """
         name = f"{self.preset}-{self.dataset}-{_word(self.encoder)}-s{self.seed}"
         if not self.overrides:
             return name

@@ -33,6 +33,7 @@ class Materials:
         self.store, self.tolerant = store, tolerant  # tolerant: leave out the images that cannot be decoded
         self._datasets: dict[str, CaptionDataset] = {}
         self._captions: dict[str, CaptionDataset] = {}
+        self._without: dict[tuple[str, bool, tuple[str, ...]], CaptionDataset] = {}
         self._features: dict[tuple[str | None, ...], tuple[CaptionDataset, Encoder, Features]] = {}
 
     def dataset(self, name: str) -> CaptionDataset:
@@ -52,6 +53,14 @@ class Materials:
             dataset = self._trainable(name, encoder)
             if encoder.startswith(IMPORTED):
                 check_imported(dataset, encoder, self.store)
+
+    def without(self, job: Job, left_out: tuple[str, ...]) -> CaptionDataset:
+        """The data set of a job without some images, made once. Raises CapbenchError as `check`."""
+        key = (job.dataset, job.encoder.startswith(IMPORTED), left_out)
+        if key not in self._without:
+            dataset = self._trainable(job.dataset, job.encoder)
+            self._without[key] = without_images(dataset, left_out) if left_out else dataset
+        return self._without[key]
 
     def inputs(self, job: Job, recipe: Recipe) -> Inputs:
         """What the experiment of a job is made from.

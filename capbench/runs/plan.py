@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -33,7 +33,8 @@ def plan(
     `presets` are the paper's headline presets if not given, and all of them if "all" is among them. `seeds` counts
     from 0, and an ensemble of n models takes n of them; `seed` names one instead. What is named twice runs once.
     `assignments` set fields of every preset's recipe ("training.learning_rate=1e-3").
-    Raises CapbenchError naming an unknown preset or encoder, or a field or value that cannot be set.
+    Raises CapbenchError naming an unknown preset or encoder, a field or value that cannot be set, or two jobs that
+    would be kept in one folder.
 
     >>> from capbench.runs.paper import paper
     >>> print(*plan(paper("vsepp"), "scenes", ["vse0"], seeds=2), sep="\\n")
@@ -55,7 +56,20 @@ def plan(
         for name in names
         if seed is not None or number < max(1, seeds // size[name])
     ]
+    check_folders(jobs)
     return sorted(jobs, key=lambda job: size[job.preset] > 1)
+
+
+def check_folders(jobs: Iterable[Job]) -> None:
+    """Raises CapbenchError where two different jobs would be kept in one folder."""
+    known: dict[tuple[str, str], Job] = {}
+    for job in jobs:
+        other = known.setdefault((job.paper, job.name), job)
+        if other != job:
+            place = f"{job.paper}/{job.name}"
+            raise CapbenchError(
+                f"{other} and {job} would both be kept in {place}; give each a --runs folder of its own"
+            )
 
 
 def _overrides(paper: Paper, preset: str, dataset: str, assignments: Sequence[str]) -> dict[str, JsonValue]:

@@ -76,7 +76,10 @@ def parsed(recipe: Recipe, assignments: Sequence[str]) -> dict[str, JsonValue]:
 
 
 def overridden(recipe: Recipe, overrides: Mapping[str, JsonValue]) -> Recipe:
-    """The recipe with some fields set, by dotted name. Raises CapbenchError naming a field or value that cannot be."""
+    """The recipe with some fields set, by dotted name.
+
+    Raises CapbenchError naming a field or value that cannot be, or that would change nothing or not what it says.
+    """
     present = values(recipe)
     for name, value in overrides.items():
         if name not in present:

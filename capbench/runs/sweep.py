@@ -10,10 +10,14 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from capbench.base.errors import CapbenchError
-from capbench.runs.harness import LOCK, Places, sources
+from capbench.base.json_records import read_record
+from capbench.evidence.records import Result
+from capbench.runs.harness import LEFT_OUT, LOCK, Places, sources
 from capbench.runs.job import Job, description
+from capbench.runs.materials import Materials
 from capbench.runs.paper import paper
 from capbench.training import checkpoint
+from capbench.vision.features import pictures_of
 
 State = Literal["done", "running", "stopped", "missing"]
 
@@ -29,12 +33,12 @@ class Task:
         return f"{first}{f' and {others} more' if others else ''}"
 
 
-def state(job: Job, places: Places) -> State:
-    """What a run is at, by its folder: finished with today's recipe, held by a process, left with a checkpoint, or not
-    begun. Its data and features are not looked at: `capbench run` does.
+def state(job: Job, places: Places, materials: Materials) -> State:
+    """What a run is at, by its folder: finished with today's recipe on today's data, held by a process, left with a
+    checkpoint, or not begun. Weights and boxes are not looked at: `capbench run` does.
     """
     folder = places.folder(job)
-    if _done(job, places):
+    if _done(job, places, materials):
         return "done"
     if _held(folder / LOCK):
         return "running"
@@ -66,14 +70,31 @@ def involved(job: Job) -> set[Job]:
     return {job}.union(*map(involved, sources(job, recipe)))
 
 
-def _done(job: Job, places: Places) -> bool:
+def _done(job: Job, places: Places, materials: Materials) -> bool:
     try:
         described = description(places.folder(job))
     except CapbenchError:
         return False
+    if described.job != job:
+        return False
     recipe = paper(job.paper).recipe_of(job.preset, job.dataset, described.identity["recipe"], job.overrides)
     there = bool(described.records) and all((places.records / name).exists() for name in described.records)
-    return there and not checkpoint.differences(asdict(recipe), described.identity["recipe"])
+    if not there or checkpoint.differences(asdict(recipe), described.identity["recipe"]):
+        return False
+    dataset = materials.without(job, _left_out(places.records / described.records[0]))
+    if described.identity.get("dataset") != dataset.fingerprint:
+        return False
+    pictures = pictures_of(described.identity["features"], materials.store)
+    return pictures is None or pictures == dataset.images.fingerprint
+
+
+def _left_out(record: Path) -> tuple[str, ...]:
+    """The images that a run went without; none where its record is damaged."""
+    try:
+        notes = read_record(Result, record).notes
+    except CapbenchError:
+        return ()
+    return tuple(note.removeprefix(LEFT_OUT) for note in notes if note.startswith(LEFT_OUT))
 
 
 def _held(path: Path) -> bool:

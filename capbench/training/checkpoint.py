@@ -83,6 +83,18 @@ def kept(folder: Path) -> bool:
     return bool(_steps(folder))
 
 
+def identity(folder: Path) -> Mapping[str, Any]:
+    """That of the newest checkpoint whose head can be read; empty without one."""
+    for path in _steps(folder):
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                found: Mapping[str, Any] = json.loads((file.metadata() or {})["state"])["identity"]
+                return found
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError):
+            continue
+    return {}
+
+
 def clear(folder: Path) -> None:
     """Remove the checkpoints of a folder."""
     for path in _steps(folder):

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from capbench.base.errors import CapbenchError
+from capbench.base.errors import CapbenchError, unknown
 from capbench.base.json_records import LARGEST
 from capbench.data.captions import CaptionDataset
 from capbench.data.vocabulary import UNKNOWN, Vocabulary
@@ -81,6 +81,11 @@ class Recipe:
         if self.warmup >= self.training.epochs:
             fault = f"warmup is {self.warmup} of {self.training.epochs} epochs, and no snapshot is left"
             raise CapbenchError(f"{fault}; set training.epochs above warmup")
+        if self.finetune and self.view != "RC":
+            fault = f"finetune takes random crops, and view is {self.view}"
+            raise CapbenchError(f"{fault}; set view to RC, or finetune to false")
+        if self.choosers and self.metric not in (None, *self.choosers):
+            raise unknown("validation metric", str(self.metric), self.choosers)
         if self.ensemble_size > 1 and source is None:
             fault = f"ensemble_size is {self.ensemble_size}, and init_from names no preset to join"
             raise CapbenchError(f"{fault}; set ensemble_size to 1, or init_from to a preset")
@@ -89,6 +94,14 @@ class Recipe:
         if source is not None and source.min_count != self.min_count:
             fault = f"min_count is {self.min_count}, and {source.min_count} in {self.init_from}, from which this starts"
             raise CapbenchError(f"{fault}; the words must be the same: leave min_count at {source.min_count}")
+
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        """The validation metrics that can choose the snapshot, the higher the better; empty where they are not known.
+
+        Some may need data of their own, such as true boxes.
+        """
+        return ()
 
     def here(self) -> Recipe:
         """The recipe as it runs on this machine, its `of_files` filled in. Raises CapbenchError without those files."""

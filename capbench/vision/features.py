@@ -6,8 +6,8 @@ import itertools
 import json
 import shutil
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Features:
     skipped: tuple[str, ...] = ()  # names of images that could not be decoded; their rows are NaN
     boxes: Boxes | None = None  # the places of the regions
     imported: str = ""  # what was imported, in words; empty where an encoder made them
+    made_of: Mapping[str, Any] = field(default_factory=dict)  # what the fingerprint covers, where an encoder made them
 
 
 def features(
@@ -105,6 +106,15 @@ def stored_features(name: str, store: Path | None = None) -> Features | None:
     return _open((store or cache_folder()) / "features" / name)
 
 
+def pictures_of(name: str, store: Path | None = None) -> str | None:
+    """The fingerprint of the pictures that features were made of, by theirs; None where they are not in the store."""
+    try:
+        meta = json.loads(((store or cache_folder()) / "features" / name / "meta.json").read_text())
+        return str(meta["spec"]["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _check(output: Output, view: str, region_provider: str | None) -> None:
     wanted, given, known = "region_provider", region_provider, PROVIDERS
     if output != "regions":
@@ -155,7 +165,7 @@ def _open(folder: Path, set_aside: bool = False) -> Features | None:
             and sha256(path) == meta["sha256"]
         )
         if intact:
-            return Features(array, path, folder.name, tuple(meta["skipped"]))
+            return Features(array, path, folder.name, tuple(meta["skipped"]), made_of=meta["spec"])
         reason = "their checksum or shape differs"
     except (*NO_ARRAYS, TypeError) as error:
         reason = str(error)

@@ -20,6 +20,8 @@ from capbench.base.files import sha256
 from capbench.captioners.experiment import CaptioningRecipe
 from capbench.data.word_vectors import dimension_of, file_of
 from capbench.kernels.maxsim.reference import Form
+from capbench.metrics.alignment import BETAS
+from capbench.metrics.rsum import RECALLS
 from capbench.training.experiment import Recipe, Share, Training
 from capbench.vision.extraction import View
 from capbench.vision.regions import Provider
@@ -65,6 +67,10 @@ class AlignmentRecipe(Recipe):
 
     of_files: ClassVar = ("word_dim", "vectors_sha256")
 
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        return (*RECALLS, "rsum", "pointing", "overlap", *(f"snippet_f1_beta{beta:g}" for beta in BETAS))
+
     def here(self) -> AlignmentRecipe:
         if self.word_vectors == "learnt" or self.vectors_sha256 is not None:
             return self
@@ -108,6 +114,10 @@ class GeneratorRecipe(CaptioningRecipe):
         if self.level == "regions" and not isinstance(source, AlignmentRecipe):
             fault = f"level is regions, and init_from is {self.init_from}, no alignment whose snippets to learn from"
             raise CapbenchError(f"{fault}; set init_from to an alignment, such as brnn-ours")
+
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        return ("log_likelihood", "word_accuracy") if self.level == "regions" else super().choosers
 
 
 def protocols(dataset: str, recipe: Recipe) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from capbench.metrics.rsum import RECALLS
 from capbench.training.experiment import Recipe, Training
 from capbench.vision.extraction import View
 
@@ -40,6 +41,10 @@ class VSERecipe(Recipe):
     training: Training = PUBLISHED
 
     heeded: ClassVar = ("warmup", "finetune")
+
+    @property
+    def choosers(self) -> tuple[str, ...]:
+        return (*RECALLS, "rsum")
 
 
 VSE0 = VSERecipe(loss="sum_of_hinges", similarity="dot")

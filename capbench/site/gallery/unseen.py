@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from capbench.base.errors import CapbenchError
@@ -21,7 +22,7 @@ from capbench.tools.pictures import Seen
 from capbench.vision.features import features, stored_features
 from capbench.vision.imported import imported_features
 from capbench.vision.networks import IMPORTED
-from capbench.vision.regions import Boxes, region_boxes
+from capbench.vision.regions import Boxes, Provider, region_boxes
 
 MOST = 1000  # test pictures that are looked through: the first ones of a larger split
 
@@ -67,6 +68,16 @@ class Unseen:
             captions[image].append(caption)
         return captions
 
+    def boxes(self, provider: Provider) -> Boxes:
+        """The regions of all pictures of the data set, made once."""
+        if provider not in self._boxes:
+            self._boxes[provider] = region_boxes(self.whole, provider)
+        return self._boxes[provider]
+
+    @cached_property
+    def _boxes(self) -> dict[str, Boxes]:
+        return {}
+
     @cached_property
     def pixels(self) -> str:
         """The fingerprint of the pictures."""
@@ -79,6 +90,10 @@ def _only(images: Images, names: list[str], index: list[int]) -> Images:
     if isinstance(images, SceneImages):
         return SceneImages([images.scenes[i] for i in index])
     raise CapbenchError(f"pictures of the type {type(images).__name__} have no gallery")
+
+
+def _only_boxes(boxes: Boxes | None, rows: NDArray[np.int64]) -> Boxes | None:
+    return boxes and replace(boxes, array=boxes.array[rows], count=boxes.count[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,18 +109,22 @@ class Looked:
     def at(cls, trained: Trained, test: Unseen, learnt_from: str = "") -> Looked:
         """The features of the test pictures: of those that it learnt from where these are in the store, else new ones.
 
-        `learnt_from` is the fingerprint of the former. Raises CapbenchError for weights that are not at hand.
+        `learnt_from` is the fingerprint of the former. Raises CapbenchError for weights that are not at hand, and where
+        pictures, boxes or imported features have changed since.
         """
         recipe, job, rows = trained.recipe, trained.job, test.split.image_index
         if job.encoder.startswith(IMPORTED):
             imported = imported_features(test.whole, job.encoder, recipe.output)
-            boxes = imported.boxes
-            boxes = boxes and replace(boxes, array=boxes.array[rows], count=boxes.count[rows])
-            return cls(trained, test, imported.array[rows], boxes)
+            if learnt_from not in ("", imported.fingerprint):
+                raise CapbenchError(f"{job.encoder} of {job.dataset} was imported anew since; train it again")
+            return cls(trained, test, imported.array[rows], _only_boxes(imported.boxes, rows))
         known = stored_features(learnt_from) if learnt_from and not trained.encoder_weights else None
         if known is not None:
-            boxes = None if recipe.region_provider is None else region_boxes(test.part, recipe.region_provider)
-            return cls(trained, test, known.array[rows], boxes)
+            boxes = None if recipe.region_provider is None else test.boxes(recipe.region_provider)
+            today = {"images": test.whole.images.fingerprint, "boxes": boxes and boxes.fingerprint}
+            if changed := [name for name, value in today.items() if known.made_of.get(name) != value]:
+                raise CapbenchError(f"{' and '.join(changed)} of {job.dataset} have changed since; train it again")
+            return cls(trained, test, known.array[rows], _only_boxes(boxes, rows))
         new = features(test.part, trained.encoder, recipe.view, recipe.region_provider)
         return cls(trained, test, new.array, new.boxes)
 
