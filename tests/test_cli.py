@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from cyclopts import App
 from rich.table import Table
 
@@ -150,6 +151,7 @@ REFUSED = {
     "features scenes --encoder file/typo": "file/typo names imported features: no network",
     "run vsepp --encoder file/": 'no encoder "file/"',
     "run vsepp --encoder file/typo": "no imported features file/typo of this scenes; there are none",
+    "features scenes --view 10C --region-provider multiscale": "give --region-provider or --view 10C, not both",
     "features scenes --view 2C": '"2C" for --view.*1C',
     "features scenes --region-provider boxes": '"boxes" for --region-provider.*multiscale',
     "search ball --images . --top 0": '"0" for --top.*>= 1',
@@ -211,6 +213,23 @@ def test_each_data_set_is_listed_in_whole_lines_on_a_narrow_terminal_that_lacks_
     assert "  3,750 images, 18,750 captions: 3,000 train / 250 val / 500 test" in lines
     (flickr30k,) = (line for line in lines if str(folder / "flickr30k").replace("→", "\\u2192") in line)
     assert SPLIT_FILES in flickr30k
+
+
+def test_features_and_probes_are_made_on_the_device_of_runs(here, monkeypatch):
+    """With the fingerprint of another device they would be made once more."""
+    seen = []
+
+    def made(dataset, encoder, *_, **__):
+        seen.append(encoder.mean.device.type)
+        raise CapbenchError("enough")
+
+    monkeypatch.setattr("capbench.runs.materials.default_device", lambda: torch.device("meta"))
+    monkeypatch.setattr("capbench.vision.features.features", made)
+    monkeypatch.setattr("capbench.tools.probe.features", made)
+    for words in (["features", "scenes"], ["probe", "scenes", "--dataset", "scenes", "--out", str(here)]):
+        with pytest.raises(CapbenchError, match="enough"):
+            app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    assert seen == ["meta", "meta"]
 
 
 def test_the_shape_and_the_place_of_features_are_told(here, monkeypatch, capsys):

@@ -210,13 +210,120 @@ def test_views_are_the_mean_over_two_sizes_and_their_mirrors(dataset, tmp_path):
     assert np.allclose(made[3], torch.stack(vectors).mean(0).detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
+def test_views_of_a_size_that_the_network_cannot_take_are_refused_before_any_image_is_read(
+    dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ImageFolder, "__getitem__", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(CapbenchError, match=r"timm/test_vit takes .* 160 pixels.* 205 .*--set view=whole") as caught:
+        features(dataset, Encoder("timm/test_vit", weights="random"), "views", store=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not [left for left in (tmp_path / "features").iterdir() if left.suffix != ".lock"]
+
+
 @pytest.mark.fault("truncated JPEG among the images of a data set")
-def test_a_bad_image_stops_the_work_and_leaves_nothing_behind(dataset, encoder, tmp_path):
-    path = dataset.images.root / "4.jpg"
+def test_a_bad_image_stops_the_work_and_what_was_done_before_is_not_done_again(dataset, encoder, tmp_path, monkeypatch):
+    path = dataset.images.root / "9.jpg"
     path.write_bytes(path.read_bytes()[:-900])
-    with pytest.raises(CapbenchError, match=r"4\.jpg is truncated"):
-        features(dataset, encoder, store=tmp_path / "s")
-    assert not [left for left in (tmp_path / "s" / "features").iterdir() if left.suffix != ".lock"]
+    with pytest.raises(CapbenchError, match=r"9\.jpg is truncated"):
+        features(dataset, encoder, store=tmp_path)
+    asked = noted(monkeypatch)
+    with pytest.warns(UserWarning, match=r"1 images of little could not be decoded"):
+        made = features(dataset, encoder, store=tmp_path, tolerant=True)
+    assert sorted(asked) == [8, 9, 10]
+    with pytest.warns(UserWarning, match=r"1 images of little could not be decoded"):
+        anew = features(dataset, encoder, store=tmp_path / "anew", tolerant=True)
+    assert np.array_equal(made.array, anew.array, equal_nan=True)
+    assert {path.name for path in only_folder(tmp_path).iterdir()} == {"features.npy", "meta.json"}
+
+
+def test_features_that_could_not_be_described_need_no_image_when_they_are_made_again(
+    dataset, encoder, tmp_path, monkeypatch
+):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "sha256", full)
+        with pytest.raises(CapbenchError, match=r"cannot write .*No space left"):
+            features(dataset, encoder, store=tmp_path)
+    asked = noted(monkeypatch)
+    assert features(dataset, encoder, store=tmp_path).array.shape == (COUNT, 512)
+    assert asked == []
+
+
+def noted(monkeypatch):
+    """The numbers of the images that are asked for from now on."""
+    asked, read = [], ImageFolder.__getitem__
+
+    def noting(images, index):
+        asked.append(index)
+        return read(images, index)
+
+    monkeypatch.setattr(ImageFolder, "__getitem__", noting)
+    return asked
+
+
+@pytest.fixture
+def alike(tmp_path):
+    """Two folders of other pictures with equal names and sizes."""
+    for seed, place in enumerate(("one", "other")):
+        (tmp_path / place).mkdir()
+        for i in range(COUNT):
+            pixels = np.random.default_rng([seed, i]).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / place / f"{i}.jpg", "BMP")
+    return tmp_path / "one", tmp_path / "other"
+
+
+def test_features_of_other_pictures_of_the_same_names_and_sizes_are_made_again(alike, encoder, tmp_path):
+    one, other = map(dataset_of, alike)
+    before = features(one, encoder, store=tmp_path)
+    kept = before.array.copy()
+    with pytest.warns(UserWarning, match=r"made again: they are of other images, which had the names and sizes"):
+        after = features(other, encoder, store=tmp_path)
+    assert after.fingerprint == before.fingerprint
+    assert np.array_equal(after.array, features(other, encoder, store=tmp_path / "anew").array)
+    assert not np.array_equal(after.array, kept)
+    assert [path.name for path in (tmp_path / "features").iterdir() if path.is_dir()] == [after.fingerprint]
+
+
+def test_features_that_do_not_say_what_their_pictures_held_stay_valid(alike, encoder, tmp_path):
+    made = features(dataset_of(alike[0]), encoder, store=tmp_path)
+    description = only_folder(tmp_path) / "meta.json"
+    meta = json.loads(description.read_text())
+    assert meta.pop("pictures")
+    description.write_text(json.dumps(meta))
+    assert np.array_equal(features(dataset_of(alike[1]), encoder, store=tmp_path).array, made.array)
+
+
+def test_unfinished_features_of_other_pictures_are_not_continued(alike, encoder, tmp_path):
+    def press(done, total):
+        raise KeyboardInterrupt
+
+    one, other = map(dataset_of, alike)
+    with pytest.raises(StoppedError):
+        features(one, encoder, store=tmp_path, progress=press)
+    made = features(other, encoder, store=tmp_path)
+    assert np.array_equal(made.array, features(other, encoder, store=tmp_path / "anew").array)
+
+
+def test_features_get_a_picture_that_was_left_out_once_it_is_repaired(dataset, encoder, tmp_path):
+    paths = [dataset.images.root / name for name in ("4.jpg", "9.jpg")]
+    whole = [path.read_bytes() for path in paths]
+    expected = features(dataset, encoder, store=tmp_path / "whole").array
+    for path in paths:
+        path.write_bytes(bytes(path.stat().st_size))  # of the same size: a download that never came
+    with pytest.warns(UserWarning, match="2 images"):
+        features(dataset_of(dataset.images.root), encoder, store=tmp_path, tolerant=True)
+    paths[0].write_bytes(whole[0])
+    with pytest.raises(CapbenchError, match=r"1 images of little could not be decoded .*: 9\.jpg; repair them"):
+        features(dataset_of(dataset.images.root), encoder, store=tmp_path)
+    with pytest.warns(UserWarning, match=r"made again: images that were left out can be decoded now: 4\.jpg"):
+        made = features(dataset_of(dataset.images.root), encoder, store=tmp_path, tolerant=True)
+    assert made.skipped == ("9.jpg",)
+    paths[1].write_bytes(whole[1])
+    with pytest.warns(UserWarning, match=r"can be decoded now: 9\.jpg"):
+        made = features(dataset_of(dataset.images.root), encoder, store=tmp_path)
+    assert np.array_equal(made.array, expected)
 
 
 @pytest.mark.fault("truncated JPEG among the images of a data set")
@@ -371,13 +478,7 @@ def test_a_signal_to_stop_keeps_the_batches_that_are_done_and_the_next_call_make
     command = [sys.executable, "-c", STOPPED, str(tmp_path), name]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.stdout == "stopped and saved\n", done.stderr
-    asked, seen, read = [], [], ImageFolder.__getitem__
-
-    def noting(images, index):
-        asked.append(index)
-        return read(images, index)
-
-    monkeypatch.setattr(ImageFolder, "__getitem__", noting)
+    asked, seen = noted(monkeypatch), []
     resumed = features(dataset, encoder, store=tmp_path, progress=lambda *step: seen.append(step))
     assert asked == [8, 9, 10]
     assert seen == [(COUNT, COUNT)]

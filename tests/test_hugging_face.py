@@ -69,6 +69,16 @@ def test_the_splits_of_a_saved_data_set_become_ours_and_pictures_are_written_as_
     assert sorted(path.name for path in here.iterdir()) == ["mine", "saved"]
 
 
+def test_a_jpeg_of_several_pictures_as_phones_take_it_is_a_jpeg(here):
+    file, picture = io.BytesIO(), Image.new("RGB", (8, 8), "red")
+    picture.save(file, "MPO", save_all=True, append_images=[picture])
+    built({"image": [{"bytes": file.getvalue()}], "caption": ["A square."]}).save_to_disk("saved")
+    run("saved", "mine", "--split", "train")
+    (name,) = load_dataset("mine").image_names
+    assert name.endswith(".jpg")
+    assert Path("mine/images", name).read_bytes() == file.getvalue()
+
+
 def test_rows_with_one_caption_each_are_folded_by_their_picture(here):
     colours = [colour for colour in COLOURS for _ in range(2)]
     made = rows(

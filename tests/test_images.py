@@ -79,6 +79,23 @@ def test_a_sixteen_bit_grey_picture_keeps_its_upper_bits(tmp_path):
     assert np.array_equal(decoded, np.stack([grey >> 8] * 3, 2))
 
 
+@pytest.mark.fault("grey or 16-bit picture")
+def test_a_sixteen_bit_pgm_keeps_its_upper_bits(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 65536, (8, 9), dtype=np.uint16)
+    (tmp_path / "a.pgm").write_bytes(b"P5\n9 8\n65535\n" + grey.astype(">u2").tobytes())
+    assert np.array_equal(decode(tmp_path / "a.pgm"), np.stack([grey >> 8] * 3, 2))
+
+
+@pytest.mark.fault("grey or 16-bit picture")
+@pytest.mark.parametrize(("kind", "said"), [(np.float32, "floats"), (np.int32, "whole numbers of 32 bits")])
+def test_pixels_of_an_unknown_range_are_refused(tmp_path, kind, said):
+    path = saved(tmp_path / "a.tif", Image.fromarray(np.linspace(0, 1, 72).reshape(8, 9).astype(kind)))
+    with pytest.raises(
+        CapbenchError, match=rf"a\.tif has {said} for pixels, of an unknown range; save it with 8 or 16"
+    ):
+        decode(path)
+
+
 @pytest.mark.fault("palette picture")
 def test_a_palette_picture_gets_its_colours(tmp_path):
     image = Image.new("P", (2, 1))

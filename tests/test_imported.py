@@ -240,6 +240,18 @@ NAMES = {
     "numbers of Flickr30K's names": (FLICKR, range(IMAGES), range(10**9, 10**9 + IMAGES), "file names"),
     "numbers of COCO's names": (None, range(IMAGES), COCOIDS, "numbers of the file names"),
     "running indices": (None, None, range(IMAGES), "running indices"),
+    "names that are numbers, to the letter": (
+        [f"{i:04d}.jpg" for i in reversed(range(IMAGES))],
+        range(IMAGES),
+        [f"{i:04d}" for i in reversed(range(IMAGES))],
+        "file names",
+    ),
+    "numbers with their endings": (
+        [f"{i}.jpg" for i in reversed(range(IMAGES))],
+        range(IMAGES),
+        [f"{i}.jpg" for i in reversed(range(IMAGES))],
+        "file names",
+    ),
     "names": ([f"a_{i}.jpg" for i in range(IMAGES)], None, [f"a_{i}.jpg" for i in range(IMAGES)], "file names"),
 }
 

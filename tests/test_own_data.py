@@ -14,6 +14,7 @@ import pytest
 from capbench.base.errors import CapbenchError
 from capbench.cli.app import app
 from capbench.data.captions import protocol_line
+from capbench.data.checking import check
 from capbench.data.datasets import check_trainable, describe, is_published, load_dataset
 from capbench.data.folders import read_own
 from capbench.data.registered import KNOWN, Own, find, register, registered, unregister
@@ -93,6 +94,18 @@ def test_images_lie_in_their_folder_or_beside_the_file(here, place):
     found = load_dataset("birds")
     assert found.images[0].shape == (64, 64, 3)
     assert len(found.images) == 12
+
+
+def test_images_beside_the_file_of_which_one_is_missing_are_looked_for_there(here):
+    """Also where there is a folder `images`, of something else."""
+    names = load_dataset("birds").image_names
+    for name in names[1:]:
+        os.replace(Path("birds/images", name), Path("birds", name))
+    Path("birds/images", names[0]).unlink()
+    found = check("birds")
+    assert (found.missing, found.decoded) == ((names[0],), len(names) - 1)
+    with pytest.raises(CapbenchError, match=rf"1 of 12 images are missing from .*birds: {names[0]}"):
+        load_dataset("birds")
 
 
 REFUSED = {

@@ -206,6 +206,11 @@ def test_a_file_that_is_missing_is_asked_for_where_it_belongs(photos, drawn):
         region_boxes(drawn, "file")
 
 
+def test_regions_lie_beside_the_split_file_also_in_a_folder_called_images(photos, tmp_path):
+    (photos.images.root / "regions.json").write_text(json.dumps({name: [[0, 0, 9, 9]] for name in photos.image_names}))
+    assert region_boxes(photos, "file", tmp_path).count.tolist() == [2, 2, 2]
+
+
 # ---- detectors ---------------------------------------------------------------
 
 
@@ -274,6 +279,9 @@ def test_boxes_are_made_once_for_the_same_weights_and_again_where_damaged(photos
         assert ask(1.0).fingerprint == made.fingerprint
     ask(2.0)
     assert len(list((tmp_path / "boxes").glob("*.npz"))) == 2
+    photos.images.__dict__["sample"] = "of other pictures"
+    with pytest.warns(UserWarning, match="of other pictures; they are made again"):
+        assert ask(2.0, lambda *_: [(0.0, 0.0, 0.5, 1.0)]).fingerprint != made.fingerprint
 
 
 def test_the_wait_for_another_process_that_detects_is_bounded(photos, tmp_path, monkeypatch):

@@ -543,7 +543,7 @@ def test_the_examples_of_the_readme_run_as_they_stand(here, monkeypatch):
     assert len(lines) == 2
     write_vse(here)
     write_tell(here)
-    monkeypatch.setattr(importing, "Encoder", lambda name, output, weights: Encoder("scenes", output))
+    monkeypatch.setattr(importing, "encoder_on_device", lambda name, output, weights: Encoder("scenes", output))
     for line in lines:
         app(shlex.split(line, comments=True)[1:], exit_on_error=False, print_error=False, result_action="return_value")
     assert {record.paper for record in load_results(here / "runs" / "records")} == {"vsepp"}

@@ -17,7 +17,8 @@ from capbench.runs.paper import paper
 from capbench.runs.plan import plan
 from capbench.vision import networks
 from capbench.vision.encoders import Encoder
-from capbench.vision.weights import find_timm_weights
+from capbench.vision.folding import fold_convolutions
+from capbench.vision.weights import find_timm_weights, hash_tensors
 from tests.test_encoders import images, spread
 
 SMALL, SMALL_VIT = "test_efficientnet", "test_vit"  # timm's own for tests
@@ -100,6 +101,38 @@ def test_the_map_of_a_vision_transformer_is_its_patches_and_its_vector_their_mea
         tokens = model.forward_features((batch / 255 - grid.mean) / grid.std)[:, model.num_prefix_tokens :]
         assert torch.allclose(grid(batch), tokens, atol=1e-5)
         assert torch.allclose(vector(batch), tokens.mean(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_s3_tiny_224"])
+def test_a_transformer_takes_a_second_size_and_at_its_own_its_bits_are_those_of_timm_s_plain_model(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain: Any = timm.create_model(name).eval()
+    encoder = Encoder(f"timm/{name}", "grid", "random")
+    batch = images(1)
+    with torch.inference_mode():
+        expected = plain.forward_features((batch / 255 - encoder.mean) / encoder.std).flatten(1, -2)
+        assert torch.equal(encoder(batch), expected[:, getattr(plain, "num_prefix_tokens", 0) :])
+        assert encoder(images(1, 288)).shape[2] == encoder.dim
+    body: Any = encoder.body
+    assert hash_tensors(plain.state_dict()) == hash_tensors(body[0].model.state_dict())
+
+
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "pit_ti_224"])
+def test_a_network_whose_output_is_no_map_of_the_image_is_refused(name):
+    with pytest.raises(CapbenchError, match="no map of the image; take a network that does"):
+        Encoder(f"timm/{name}", weights="random")
+
+
+@pytest.mark.parametrize("padding", [{"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}])
+def test_a_convolution_of_other_padding_than_zeros_is_folded_and_agrees(padding):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, **padding), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    folded = fold_convolutions(body)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    x = torch.randn(2, 3, 9, 9)
+    with torch.inference_mode():
+        assert torch.allclose(folded(x), body(x), atol=1e-5)
 
 
 def test_channels_that_come_last_are_put_first():
@@ -188,7 +221,7 @@ def test_a_failed_download_says_which_file_to_put_where(given, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     with pytest.raises(CapbenchError, match=rf"no route to the hub\. Put {SMALL}\.safetensors into {given}"):
-        find_timm_weights(SMALL)
+        find_timm_weights(SMALL, f"{SMALL}.safetensors")
 
 
 def test_weights_come_from_the_hub_as_safetensors(given, tmp_path, monkeypatch):
@@ -204,6 +237,18 @@ def test_weights_come_from_the_hub_as_safetensors(given, tmp_path, monkeypatch):
     config = timm.get_pretrained_cfg(SMALL)
     assert config is not None
     assert asked == [(config.hf_hub_id, "model.safetensors")]
+
+
+def test_a_model_that_torchvision_has_too_is_not_read_from_torchvision_s_file(given, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    save_file(shaken("densenet121").state_dict(), given / "densenet121.safetensors")
+    with pytest.raises(
+        CapbenchError, match=rf"no weights of densenet121: .*Put timm_densenet121\.safetensors into {given}"
+    ):
+        Encoder("timm/densenet121")
+    (given / "densenet121.safetensors").rename(given / "timm_densenet121.safetensors")
+    assert Encoder("timm/densenet121").dim == 1024
 
 
 def test_names_of_options_parse():

@@ -207,7 +207,7 @@ def features(
     /,
     *,
     encoder: Encoder | None = None,
-    view: View = "1C",
+    view: View | None = None,
     region_provider: RegionProvider | None = None,
     tolerant: bool = False,
     source: Annotated[Path | None, Parameter(name="--from")] = None,
@@ -227,10 +227,10 @@ def features(
         the scenes' own for scenes.
     view
         What the network sees: the centre (1C), the mean of ten crops (10C), the whole image squeezed to a square, or
-        the mean of that image and its mirror at two sizes (views).
+        the mean of that image and its mirror at two sizes (views). 1C if not given.
     region_provider
-        Compute the features of 20 regions instead, with boxes from a fixed grid (multiscale), the scenes' own objects,
-        the data set's regions.json (file), or a detector.
+        Compute the features of 20 regions of the whole image instead, with boxes from a fixed grid (multiscale), the
+        scenes' own objects, the data set's regions.json (file), or a detector.
     tolerant
         Leave out the images that cannot be decoded and list them; without it the first one stops the command.
     source
@@ -245,20 +245,21 @@ def features(
     if source is not None or format is not None or name is not None:
         if source is None or format is None:
             raise CapbenchError("an import needs both --from FOLDER and --format scan, butd or h5")
-        if encoder is not None or region_provider is not None or tolerant or view != "1C":
+        if encoder is not None or region_provider is not None or tolerant or view is not None:
             raise CapbenchError("--from imports features: leave out --encoder, --view, --region-provider, --tolerant")
         if not source.exists():
             raise CapbenchError(f"there is no folder {source}; name the one that holds the features")
         _import(dataset, source, format, name)
         return
+    if region_provider is not None and view is not None:
+        raise CapbenchError(f"regions are of the whole image: give --region-provider or --view {view}, not both")
     from capbench.data.datasets import default_encoder, load_dataset
-    from capbench.vision import encoders
+    from capbench.runs.materials import encoder_on_device
     from capbench.vision import features as store
 
-    output: encoders.Output = "regions" if region_provider else "vector"
     pictures = load_dataset(dataset)
-    network = encoders.Encoder(encoder or default_encoder(dataset), output)
-    stored = store.features(pictures, network, view, region_provider, tolerant=tolerant, progress=True)
+    network = encoder_on_device(encoder or default_encoder(dataset), "regions" if region_provider else "vector")
+    stored = store.features(pictures, network, view or "1C", region_provider, tolerant=tolerant, progress=True)
     say(f"{stored.array.shape} {stored.array.dtype} in {stored.path}")
     if network.licence:
         say(f"timm states that its weights of {network.name} have the licence {network.licence}")

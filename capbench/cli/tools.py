@@ -225,13 +225,13 @@ def probe(
     from capbench.base.files import check_writable
     from capbench.data.datasets import load_dataset
     from capbench.evidence.probes import save_probe
+    from capbench.runs.materials import encoder_on_device
     from capbench.tools.probe import probe_encoder
-    from capbench.vision import encoders as vision
 
     check_writable(out)
     pictures = load_dataset(dataset)
     for name in encoders:
-        record = probe_encoder(pictures, vision.Encoder(name), view, images or ())
+        record = probe_encoder(pictures, encoder_on_device(name), view, images or ())
         for entry in record.entries:
             measured = f"{entry.area:.4f} (standard error {entry.standard_error:.4f})"
             say(f"{name}, {entry.images:,} training images: {measured}")

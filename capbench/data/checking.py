@@ -57,7 +57,7 @@ def check(name: str, sample: int | None = None, progress: Report | bool | None =
         dataset = read_own(own, pictures=False) if own else load_captions("coco" if name == WITHOUT_RESTVAL else name)
     assert isinstance(dataset.images, ImageFolder)
     root, names = dataset.images.root, dataset.images.names
-    missing = [image for image in names if not (root / image).is_file()]
+    missing = dataset.images.missing()
     there = sorted(set(names) - set(missing))
     chosen = there if sample is None else sorted(random.Random(0).sample(there, min(sample, len(there))))
     faults: list[str] = []

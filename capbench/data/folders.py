@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from capbench.base.errors import CapbenchError
-from capbench.data.captions import CaptionDataset, Images
+from capbench.data.captions import CaptionDataset
 from capbench.data.images import ImageFolder
 from capbench.data.karpathy_split import read_karpathy_split
 from capbench.data.registered import Own
@@ -22,9 +22,10 @@ FORMAT = "dataset*.json in Karpathy's format, captions.csv (columns image, capti
 def read_own(own: Own, *, pictures: bool = True) -> CaptionDataset:
     """The data set of a folder that holds one of `FORMAT`, or of such a file, which may have another name.
 
-    Images lie in `images/` or beside the file. The tokeniser of a table is `unicode` unless another one is named. A
-    split file has tokens: they stay, and their tokeniser is the one that makes them from the raw captions, else
-    `whitespace`; if `karpathy` or `unicode` is named, it makes them anew. Without `pictures` they need not be there.
+    Images lie in `images/` or beside the file: where fewer are missing. The tokeniser of a table is `unicode` unless
+    another one is named. A split file has tokens: they stay, and their tokeniser is the one that makes them from the
+    raw captions, else `whitespace`; if `karpathy` or `unicode` is named, it makes them anew. Without `pictures` they
+    need not be there.
 
     Raises CapbenchError naming file, line and value of a fault, and with a list of the missing images.
     """
@@ -34,9 +35,10 @@ def read_own(own: Own, *, pictures: bool = True) -> CaptionDataset:
         dataset = _of_split_file(file, own)
     else:
         dataset = read_table(file, root / "images", own.name, own.tokenizer or UNICODE)
-    beside = ImageFolder(root, dataset.image_names)
+    inside, beside = (ImageFolder(place, dataset.image_names) for place in (root / "images", root))
     try:
-        if not (root / "images").is_dir() or (_missing(dataset.images) and not _missing(beside)):
+        missing = len(inside.missing())
+        if not inside.root.is_dir() or (missing and len(beside.missing()) < missing):
             dataset = replace(dataset, images=beside)
         if pictures:
             dataset.images.check()
@@ -81,11 +83,3 @@ def _tokenizer_of(captions: Sequence[str], tokens: Sequence[Sequence[str]]) -> s
         if equal >= AGREEMENT * len(captions):
             return tokenizer
     return WHITESPACE
-
-
-def _missing(images: Images) -> bool:
-    try:
-        images.check()
-    except CapbenchError:
-        return True
-    return False

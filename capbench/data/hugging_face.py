@@ -21,7 +21,7 @@ from capbench.data.captions import SPLITS, one_line
 
 SPLIT_OF = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 CAPTIONS = ("caption", "captions", "text", "sentences", "sentences_raw", "raw")
-SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
+SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from capbench.base.errors import CapbenchError, listed
 from capbench.base.files import fingerprint, printable, read_bytes, sha256
-from capbench.data.captions import Box, CaptionDataset, path_fault
+from capbench.data.captions import Box, CaptionDataset, Images, path_fault
 
 MAX_PIXELS = 50_000_000  # a larger picture is refused before its pixels are decoded
+SIXTEEN_BITS = ("PPM", "PNG")  # formats whose pixels of Pillow's mode "I" have 16 bits
+SAMPLED = 256  # pictures of a folder whose contents are looked at
 MAX_ASPECT = 200  # a thinner one would need gigabytes once its shorter side has the encoder's size
 
 
@@ -29,7 +31,7 @@ def decode(path: Path) -> UInt8[np.ndarray, "height width 3"]:
 
     Grey and palette pictures become RGB, CMYK is converted without a colour profile, 16-bit grey keeps its upper eight
     bits, transparent pixels lie on white. Raises CapbenchError naming the file when it is missing, empty, truncated,
-    not a picture, or larger than `MAX_PIXELS`.
+    not a picture, larger than `MAX_PIXELS`, or of numbers whose range is unknown (32 bits, floats).
     """
     place = f"the image {printable(path)}"
     content = read_bytes(path, place)
@@ -45,6 +47,9 @@ def decode(path: Path) -> UInt8[np.ndarray, "height width 3"]:
                 f"{place} of {size} is more than {MAX_ASPECT} times as long as wide; crop it or leave it out"
             )
         image.load()
+        if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BITS):
+            kind = "floats" if image.mode == "F" else "whole numbers of 32 bits"
+            raise CapbenchError(f"{place} has {kind} for pixels, of an unknown range; save it with 8 or 16 bits")
         return np.array(_rgb(ImageOps.exif_transpose(image)))
     except CapbenchError:
         raise
@@ -65,7 +70,7 @@ def _what(content: bytes) -> str:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
@@ -133,20 +138,42 @@ class ImageFolder:
     def fingerprint(self) -> str:
         """SHA-256 over the names and file sizes in order; the folder's place does not count.
 
-        The pixels are not read, so a picture replaced by another of equal size goes unnoticed.
+        The pixels are not read, so a picture replaced by another of equal size goes unnoticed; see `sample`.
         """
         self.check()
         return fingerprint([(name, (self.root / name).stat().st_size) for name in self.names])
+
+    @cached_property
+    def sample(self) -> str:
+        """SHA-256 over the contents of at most `SAMPLED` pictures, evenly spaced: it tells equal fingerprints apart."""
+        chosen = np.linspace(0, len(self) - 1, min(len(self), SAMPLED)).astype(int)
+        return fingerprint([_digest(self.root / self.names[i]) for i in chosen])
+
+    def missing(self) -> list[str]:
+        """The names that are no files."""
+        return [name for name in self.names if not (self.root / name).is_file()]
 
     def check(self) -> None:
         """Raises CapbenchError that counts and lists the missing files."""
         if not self.root.is_dir():
             raise CapbenchError(f"there is no image folder {self.root}; put the {len(self):,} images there")
-        missing = [name for name in self.names if not (self.root / name).is_file()]
+        missing = self.missing()
         if missing:
             raise CapbenchError(
                 f"{len(missing):,} of {len(self):,} images are missing from {self.root}: {listed(missing)}"
             )
+
+
+def sample_of(images: Images) -> str:
+    """`ImageFolder.sample`; empty for images whose fingerprint tells any two contents apart."""
+    return images.sample if isinstance(images, ImageFolder) else ""
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError:
+        return ""  # reading it as a picture says why
 
 
 def without_images(dataset: CaptionDataset, names: Sequence[str]) -> CaptionDataset:

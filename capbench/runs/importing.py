@@ -21,7 +21,7 @@ from capbench.evidence.records import Result, save_result
 from capbench.metrics.retrieval import scored
 from capbench.runs.harness import Places, claimed
 from capbench.runs.job import VOCABULARY, Job, describe, description
-from capbench.runs.materials import Materials, default_device
+from capbench.runs.materials import Materials, default_device, encoder_on_device
 from capbench.runs.paper import Paper, papers
 from capbench.runs.released import PREFIX, Released
 from capbench.scoring.records import split_fields
@@ -111,13 +111,13 @@ def _encoder(job: Job, released: Released) -> Encoder:
     """The encoder of the job, with the weights of the checkpoint where it has some."""
     if released.encoder_weights and job.encoder != released.encoder:
         raise CapbenchError(f"the checkpoint holds a {released.encoder} of its own; leave out --encoder {job.encoder}")
-    encoder = Encoder(job.encoder, released.recipe.output, released.encoder_weights or "auto")
+    encoder = encoder_on_device(job.encoder, released.recipe.output, released.encoder_weights or "auto")
     if encoder.dim != released.feature_dim:
         raise CapbenchError(
             f"the model takes vectors of {released.feature_dim}, and {job.encoder} gives {encoder.dim}; "
             "name the encoder that it was trained with: --encoder"
         )
-    return encoder.to(default_device())
+    return encoder
 
 
 def _scored(

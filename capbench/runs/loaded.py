@@ -23,6 +23,7 @@ from capbench.data.vocabulary import UNKNOWN, Vocabulary
 from capbench.evidence.records import Result
 from capbench.runs.harness import Places
 from capbench.runs.job import DESCRIPTION, VOCABULARY, Description, Job, description
+from capbench.runs.materials import encoder_on_device
 from capbench.runs.paper import paper
 from capbench.training import checkpoint
 from capbench.vision.encoders import Encoder
@@ -63,7 +64,8 @@ class Trained:
 
     @cached_property
     def encoder(self) -> Encoder:
-        encoder = Encoder(self.job.encoder, self.recipe.output, "random" if self.encoder_weights else "auto")
+        weights = "random" if self.encoder_weights else "auto"
+        encoder = encoder_on_device(self.job.encoder, self.recipe.output, weights)
         if self.encoder_weights:
             encoder.load_state_dict(self.encoder_weights)
         return encoder

@@ -18,10 +18,10 @@ from capbench.data.vocabulary import Vocabulary
 from capbench.runs.job import Job
 from capbench.training import processes
 from capbench.training.experiment import Inputs, Recipe
-from capbench.vision.encoders import Encoder
+from capbench.vision.encoders import Encoder, Output
 from capbench.vision.features import Features, features
 from capbench.vision.imported import check_imported, imported_features
-from capbench.vision.networks import IMPORTED
+from capbench.vision.networks import IMPORTED, Weights
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA is deterministic only with it, set before its start
 
@@ -88,7 +88,7 @@ class Materials:
         """The images that have features, the encoder and the features."""
         key = (job.dataset, job.encoder, recipe.output, recipe.view, recipe.region_provider)
         if key not in self._features:
-            encoder = Encoder(job.encoder, recipe.output).to(default_device())
+            encoder = encoder_on_device(job.encoder, recipe.output)
             make = partial(features, encoder=encoder, view=recipe.view, region_provider=recipe.region_provider)
             show = processes.main()
             stored = make(dataset, store=self.store, progress=show, tolerant=self.tolerant)
@@ -110,6 +110,11 @@ class Materials:
 def default_device() -> torch.device:
     """The GPU that torch finds, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def encoder_on_device(name: str, output: Output = "vector", weights: Weights = "auto") -> Encoder:
+    """The encoder, see `Encoder`, on `default_device()`: features of another device have another fingerprint."""
+    return Encoder(name, output, weights).to(default_device())
 
 
 def _once(known: dict[str, CaptionDataset], load: Callable[[str], CaptionDataset], name: str) -> CaptionDataset:

@@ -57,7 +57,7 @@ def probe_encoder(dataset: CaptionDataset, encoder: Encoder, view: View, images:
                 influence=tuple(np.round(found.influence, 4).tolist()),
             )
         )
-    made_by = provenance()
+    made_by = provenance(encoder.mean.device)
     return ProbeRecord(
         dataset=dataset.name,
         dataset_fingerprint=dataset.fingerprint,

@@ -23,7 +23,7 @@ from capbench.base.errors import CapbenchError, StoppedError
 from capbench.base.files import atomic_write
 from capbench.base.progress import Report
 from capbench.base.signals import stop_requests
-from capbench.data.images import Pictures, mirrored, one_crop, ten_crops, whole_image
+from capbench.data.images import Pictures, mirrored, one_crop, sample_of, ten_crops, whole_image
 from capbench.vision.encoders import Encoder
 from capbench.vision.regions import Boxes
 
@@ -39,6 +39,21 @@ VIEWS: dict[str, Callable[[NDArray[np.uint8], int], tuple[Tensor, ...]]] = {
 VIEWS["RC"] = VIEWS["1C"]  # training crops at random; everything else sees the centre
 COUNT = {"1C": 1, "10C": 10, "whole": 1, "views": 4, "RC": 1}
 SAVE_SECONDS = 60.0  # between two saves of unfinished work
+STATE = "done.json"  # beside unfinished features: which of their batches are complete
+
+
+def check_sizes(encoder: Encoder, view: View) -> None:
+    """Raises CapbenchError for a view that shows images of another size than the network takes."""
+    for stack in VIEWS[view](np.zeros((2, 2, 3), np.uint8), encoder.input_size):
+        side = stack.shape[-1]
+        try:
+            if side != encoder.input_size:
+                encode(encoder, [stack[None]], None)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise CapbenchError(
+                f"{encoder.name} takes images of {encoder.input_size} pixels, and the view {view} shows some of {side} "
+                f"({str(error).splitlines()[0]}); choose a view of one size, as with --set view=whole of a run"
+            ) from error
 
 
 @torch.inference_mode()
@@ -72,7 +87,8 @@ def extract(
 ) -> tuple[list[int], list[str]]:
     """Write `features.npy` into `folder`; return its shape and the names of the undecodable images, whose rows are NaN.
 
-    Batches that an interrupted call saved in `folder` are kept; the bits are those of one call. On a CPU each thread
+    Batches that a call saved in `folder` before it was interrupted or failed are kept; the bits are those of one call.
+    `STATE` stays beside the features, so that they can be continued until the caller removes it. On a CPU each thread
     decodes and encodes its own batches with single-threaded operations: faster than to share each operation, and no
     collapse beside another job. On a GPU the threads decode and the encoder takes turns.
 
@@ -81,7 +97,7 @@ def extract(
     """
     total, on_cpu = len(pictures.images), encoder.mean.device.type == "cpu"
     size = max(1, (8 if on_cpu else 128) // (COUNT[view] if boxes is None else 4))  # a region is a small part of a map
-    partial = _Partial(folder, total, size)
+    partial = _Partial(folder, total, size, sample_of(pictures.images))
     lock, turn = threading.Lock(), nullcontext() if on_cpu else threading.Lock()
     skipped: list[int] = []
     looked_at = total - sum(min(size, total - first) for first in partial.to_do())
@@ -116,18 +132,19 @@ def extract(
                         partial.save()
             if stop_requested():
                 raise StoppedError
-    except (KeyboardInterrupt, StoppedError) as error:
+    except BaseException as error:
         with lock:
             partial.save()
-        raise StoppedError from error
+        if isinstance(error, KeyboardInterrupt):
+            raise StoppedError from error
+        raise
     finally:
         torch.set_num_threads(threads)
     if partial.array is None:
         raise CapbenchError(f"no image of {pictures.name} could be decoded; check the image folder")
     skipped.sort()
     partial.array[skipped] = np.nan
-    partial.array.flush()  # type: ignore[attr-defined]
-    partial.state.unlink(missing_ok=True)
+    partial.save()
     return list(partial.array.shape), [pictures.image_names[i] for i in skipped]
 
 
@@ -146,18 +163,18 @@ def _views(
 
 
 class _Partial:
-    """An unfinished `features.npy`, and beside it `done.json`: which of its batches are complete."""
+    """An unfinished `features.npy` of the pictures with this `sample_of`, and `STATE` beside it."""
 
     array: NDArray[np.float32] | None = None
 
-    def __init__(self, folder: Path, total: int, size: int) -> None:
-        self.path, self.state = folder / "features.npy", folder / "done.json"
-        self.total, self.size = total, size
+    def __init__(self, folder: Path, total: int, size: int, sample: str) -> None:
+        self.path, self.state = folder / "features.npy", folder / STATE
+        self.total, self.size, self.sample = total, size, sample
         self.done: set[int] = set()  # the first image of each complete batch
         self.saved_at = time.monotonic()
         with suppress(OSError, ValueError, KeyError, TypeError):  # then there is nothing to continue
             saved = json.loads(self.state.read_text())
-            if saved["size"] == size:
+            if saved["size"] == size and saved.get("pictures", sample) == sample:
                 self.array = open_memmap(self.path, "r+")
                 self.done = set(saved["done"])
 
@@ -167,17 +184,21 @@ class _Partial:
     def add(self, first: int, rows: list[int], encoded: NDArray[np.float32] | None, complete: bool) -> None:
         if encoded is not None:
             if self.array is None:
-                self.array = open_memmap(self.path, "w+", np.float32, (self.total, *encoded.shape[1:]))
+                self.state.unlink(missing_ok=True)  # of another array
+                array = open_memmap(self.path, "w+", np.float32, (self.total, *encoded.shape[1:]))
                 if hasattr(os, "posix_fallocate"):  # a full disk would kill the process at a later write to the map
                     with self.path.open("r+b") as file:
                         os.posix_fallocate(file.fileno(), 0, self.path.stat().st_size)
+                self.array = array
             self.array[rows] = encoded
         if complete:
             self.done.add(first)
 
     def save(self) -> None:
-        """Put the array on the disk, then the list of its batches."""
+        """Put the array on the disk, then the list of its batches, if there are any."""
         if self.array is not None:
             self.array.flush()  # type: ignore[attr-defined]
-            atomic_write(self.state, json.dumps({"size": self.size, "done": sorted(self.done)}).encode())
+        if self.done:
+            state = {"size": self.size, "done": sorted(self.done), "pictures": self.sample}
+            atomic_write(self.state, json.dumps(state).encode())
         self.saved_at = time.monotonic()

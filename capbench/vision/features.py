@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capbench.base.cache import cache_folder
-from capbench.base.errors import CapbenchError, StoppedError, listed
+from capbench.base.errors import CapbenchError, listed
 from capbench.base.files import NO_ARRAYS, check_writable, fingerprint, locked, sha256
 from capbench.base.npy import load_npy
 from capbench.base.progress import Report, reporter
-from capbench.data.images import Pictures
+from capbench.data.images import Pictures, sample_of
 from capbench.vision.encoders import Encoder, Output
-from capbench.vision.extraction import COUNT, View, extract
+from capbench.vision.extraction import COUNT, STATE, View, check_sizes, extract
 from capbench.vision.regions import PROVIDERS, Boxes, Provider, region_boxes
 
 VERSION = 1  # of the path from pixels to features and of the folder's layout: a change makes new features
@@ -40,6 +40,7 @@ class Features:
     boxes: Boxes | None = None  # the places of the regions
     imported: str = ""  # what was imported, in words; empty where an encoder made them
     made_of: Mapping[str, Any] = field(default_factory=dict)  # what the fingerprint covers, where an encoder made them
+    pictures: str = ""  # `sample_of` the pictures; empty where it is not known
 
 
 def features(
@@ -60,12 +61,14 @@ def features(
     image and 19 boxes, from one map of the squeezed image.
 
     The fingerprint covers images, weights, layer, view, boxes, number format and code version. Features that fail their
-    SHA-256 are set aside and made again, with a warning. Of two processes one works and the other waits. `progress`
-    draws a bar (True) or is called with (images done, images). With `tolerant`, undecodable images are left out, listed
-    in `skipped` and warned about; boxes from a file or a detector need every image.
+    SHA-256 are set aside and made again, with a warning. Those of other pictures of the same names and sizes, and those
+    that left out a picture which can be decoded now, are made again too. Of two processes one works and the other
+    waits. `progress` draws a bar (True) or is called with (images done, images). With `tolerant`, undecodable images
+    are left out, listed in `skipped` and warned about; boxes from a file or a detector need every image.
 
-    Raises CapbenchError for missing or undecodable images, an undefined view, a folder that cannot be written, and a
-    wait longer than `LOCK_SECONDS`; StoppedError after a signal to stop: the next call continues.
+    Raises CapbenchError for missing or undecodable images, a view that is undefined or that the network cannot take, a
+    folder that cannot be written, and a wait longer than `LOCK_SECONDS`; StoppedError after a signal to stop. Whatever
+    it was that ended the work, the next call continues it.
 
     >>> from capbench.data.scenes import scenes
     >>> from tempfile import TemporaryDirectory
@@ -81,23 +84,31 @@ def features(
     def fill(part: Path) -> tuple[list[int], list[str]]:
         dataset.images.check()
         folded = encoder if encoder.folded else encoder.fold()
+        if boxes is None:
+            check_sizes(folded, view)
         with reporter(progress, f"features of {dataset.name}") as report:
             return extract(part, dataset, folded, "whole" if boxes else view, boxes, report, tolerant)
 
-    stored = _open(folder)
+    def current(set_aside: bool) -> Features | None:
+        found = _open(folder, set_aside)
+        reason = "" if found is None else _outdated(found, dataset, tolerant)
+        if reason and set_aside:
+            folder.rename(folder.with_name(f".{folder.name}.outdated"))  # `_make` removes it
+            warnings.warn(f"the features in {folder} are made again: {reason}", stacklevel=3)
+        return None if reason else found
+
+    stored = current(set_aside=False)
     if stored is None:
         check_writable(folder.parent)
         with locked(folder.with_name(f"{folder.name}.lock"), LOCK_SECONDS):
-            stored = _open(folder, set_aside=True)
+            stored = current(set_aside=True)
             if stored is None:
-                _make(folder, spec, fill)
+                _make(folder, spec, sample_of(dataset.images), fill)
                 stored = _open(folder)
                 if stored is not None and stored.skipped:
-                    warnings.warn(_undecodable(dataset, stored), stacklevel=2)
+                    warnings.warn(_undecodable(dataset, stored.skipped), stacklevel=2)
     if stored is None:
         raise CapbenchError(f"the features just written to {folder} do not read back; check the disk")
-    if stored.skipped and not tolerant:
-        raise CapbenchError(f"{_undecodable(dataset, stored)}; repair them, or leave them out with --tolerant")
     return replace(stored, boxes=boxes)
 
 
@@ -145,9 +156,32 @@ def _spec(dataset: Pictures, encoder: Encoder, crop: str, boxes: Boxes | None) -
     return spec if boxes is None else spec | {"boxes": boxes.fingerprint}
 
 
-def _undecodable(dataset: Pictures, stored: Features) -> str:
-    fault = f"{len(stored.skipped)} images of {dataset.name} could not be decoded and have no features"
-    return f"{fault}: {listed(stored.skipped)}"
+def _undecodable(dataset: Pictures, names: Sequence[str]) -> str:
+    return f"{len(names)} images of {dataset.name} could not be decoded and have no features: {listed(names)}"
+
+
+def _outdated(stored: Features, dataset: Pictures, tolerant: bool) -> str:
+    """Why stored features are not those of the present pictures; empty if they are.
+
+    Raises CapbenchError for features without an image that cannot be decoded now either, unless `tolerant`.
+    """
+    repaired = [name for name in stored.skipped if _decodes(dataset, name)]
+    bad = [name for name in stored.skipped if name not in repaired]
+    if bad and not tolerant:
+        raise CapbenchError(f"{_undecodable(dataset, bad)}; repair them, or leave them out with --tolerant")
+    if repaired:
+        return f"images that were left out can be decoded now: {listed(repaired)}"
+    if stored.pictures and stored.pictures != sample_of(dataset.images):
+        return f"they are of other images, which had the names and sizes of those of {dataset.name}"
+    return ""
+
+
+def _decodes(dataset: Pictures, name: str) -> bool:
+    try:
+        dataset.images[dataset.image_names.index(name)]
+    except CapbenchError:
+        return False
+    return True
 
 
 def _open(folder: Path, set_aside: bool = False) -> Features | None:
@@ -165,7 +199,8 @@ def _open(folder: Path, set_aside: bool = False) -> Features | None:
             and sha256(path) == meta["sha256"]
         )
         if intact:
-            return Features(array, path, folder.name, tuple(meta["skipped"]), made_of=meta["spec"])
+            pictures = str(meta.get("pictures", ""))
+            return Features(array, path, folder.name, tuple(meta["skipped"]), made_of=meta["spec"], pictures=pictures)
         reason = "their checksum or shape differs"
     except (*NO_ARRAYS, TypeError) as error:
         reason = str(error)
@@ -177,8 +212,13 @@ def _open(folder: Path, set_aside: bool = False) -> Features | None:
     return None
 
 
-def _make(folder: Path, spec: dict[str, Any], fill: Callable[[Path], tuple[list[int], list[str]]]) -> None:
-    """Let `fill` write the features beside their place, then rename the folder. StoppedError leaves them to resume."""
+def _make(
+    folder: Path, spec: dict[str, Any], pictures: str, fill: Callable[[Path], tuple[list[int], list[str]]]
+) -> None:
+    """Let `fill` write the features beside their place, then rename the folder.
+
+    Where anything ends that, the batches that `fill` has saved stay, to be continued.
+    """
     part = folder.with_name(f".{folder.name}.part")
     for remains in folder.parent.glob(f".{folder.name}.*"):  # of a process that died: we hold the lock
         if remains != part:
@@ -188,13 +228,14 @@ def _make(folder: Path, spec: dict[str, Any], fill: Callable[[Path], tuple[list[
         shape, skipped = fill(part)
         digest = sha256(part / "features.npy")
         meta = {"shape": shape, "dtype": "float32", "sha256": digest, "skipped": skipped, "spec": spec}
+        meta |= {"pictures": pictures} if pictures else {}
         (part / "meta.json").write_text(json.dumps(meta, indent=1))
         part.chmod(0o755)
+        (part / STATE).unlink(missing_ok=True)
         part.rename(folder)
-    except StoppedError:
-        raise
     except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
+        if not (part / STATE).is_file():
+            shutil.rmtree(part, ignore_errors=True)
         if isinstance(error, OSError):
             raise CapbenchError(f"cannot write {folder}: {error.strerror or error}") from error
         raise

@@ -17,7 +17,9 @@ class _Convolution(nn.Module):
         super().__init__()
         self.conv, self.activation = conv, activation
         pointwise = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-        one_pass = torch.backends.mkldnn.is_available() and type(activation) in (nn.ReLU, nn.ReLU6, type(None))
+        zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)  # the only padding that it knows
+        known = zeros and type(activation) in (nn.ReLU, nn.ReLU6, type(None))
+        one_pass = known and torch.backends.mkldnn.is_available()
         self.pointwise = pointwise if one_pass else None
         self.kind = "relu" if type(activation) is nn.ReLU else "hardtanh" if activation else "none"
         self.limits = [0.0, 6.0] if self.kind == "hardtanh" else []

@@ -245,18 +245,15 @@ def _timm_trunk(name: str, weights: str | Path) -> Trunk:
 
     A vision transformer's map is its patches, and its vector their mean.
     """
-    import timm
-
     model_name, options = _timm_name(name)
     source: dict[str, Any] = {}
     if weights != "random":
-        path = find_timm_weights(model_name) if weights == "auto" else Path(weights)
+        file = f"timm_{model_name}.safetensors" if model_name in ENCODERS else f"{model_name}.safetensors"
+        path = find_timm_weights(model_name, file) if weights == "auto" else Path(weights)
         load_weights(path)  # whether it is whole
         source = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model: Any = timm.create_model(model_name, **source, **options)
+        model = _timm_model(model_name, source | options)
     except TypeError as error:
         raise CapbenchError(f"timm cannot make {name}: {error}; correct its options") from error
     except RuntimeError as error:
@@ -269,6 +266,8 @@ def _timm_trunk(name: str, weights: str | Path) -> Trunk:
     body: nn.Module = _Method(model, "forward_features")
     with torch.inference_mode():
         grid = body(torch.zeros(1, 3, size, size))
+        if not isinstance(grid, Tensor):
+            raise CapbenchError(f"{name} gives a {type(grid).__name__}, no map of the image; take a network that does")
         if grid.ndim == 4 and grid.shape[1] == model.num_features:
             head: nn.Module = _Method(model, "forward_head", pre_logits=True)
         else:
@@ -279,6 +278,21 @@ def _timm_trunk(name: str, weights: str | Path) -> Trunk:
     return Trunk(body, head, grid.shape[1], dim, layers, pixels, size, config.get("license") or "")
 
 
+def _timm_model(name: str, options: dict[str, Any]) -> Any:
+    """timm's model; one that can take images of other sizes than its own does, which changes nothing at its own."""
+    import timm
+
+    def make(**flexible: bool) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return timm.create_model(name, **(flexible | options))
+
+    try:
+        return make(dynamic_img_size=True)
+    except TypeError:  # most networks take any size, and have no such option
+        return make()
+
+
 class _ToMap(nn.Module):
     """A map [n, channel, height, width] from one with channels last, or from the patches of a vision transformer."""
 
@@ -286,7 +300,7 @@ class _ToMap(nn.Module):
         super().__init__()
         self.prefix = getattr(model, "num_prefix_tokens", 0)
         patches = sample.shape[1] - self.prefix
-        square = sample.ndim == 3 and math.isqrt(patches) ** 2 == patches
+        square = sample.ndim == 3 and patches > 1 and math.isqrt(patches) ** 2 == patches  # 1: a class token alone
         if not (square or (sample.ndim == 4 and sample.shape[-1] == model.num_features)):
             raise CapbenchError(f"{type(model).__name__} gives no map of the image; take a network that does")
 

@@ -23,7 +23,7 @@ from capbench.base.files import atomic_write, check_writable, fingerprint, locke
 from capbench.base.progress import Report, reporter
 from capbench.data.captions import Box, CaptionDataset
 from capbench.data.checked_json import Checked, read_json
-from capbench.data.images import ImageFolder, Pictures
+from capbench.data.images import ImageFolder, Pictures, sample_of
 from capbench.vision.networks import Detector, load_detector
 from capbench.vision.weights import hash_tensors
 
@@ -98,16 +98,17 @@ def region_boxes(
         spec |= {"weights": hash_tensors(detector.state_dict()), "computed_in": f"float32 on {device}"}
         proposed = (_detect(detector, dataset.images[i]) for i in range(len(dataset.images)))
     path, total = (store or cache_folder()) / "boxes" / f"{fingerprint(spec)}.npz", len(dataset.images)
-    if boxes := _read(path, provider, total):
+    sample = sample_of(dataset.images)
+    if boxes := _read(path, provider, total, sample):
         return boxes
     check_writable(path.parent)
     with locked(path.with_suffix(".lock"), LOCK_SECONDS):
-        if boxes := _read(path, provider, total):
+        if boxes := _read(path, provider, total, sample):
             return boxes
         dataset.images.check()
         with reporter(progress, f"regions of {dataset.name}") as report:
             boxes = _boxes(proposed, provider, lambda done: report(done, total))
-        atomic_write(path, partial(np.savez, array=boxes.array, count=boxes.count))
+        atomic_write(path, partial(np.savez, array=boxes.array, count=boxes.count, pictures=sample))
         return boxes
 
 
@@ -122,15 +123,22 @@ def _boxes(
     return Boxes(np.stack(rows), provider, np.array(count, np.int64))
 
 
-def _read(path: Path, provider: str, images: int) -> Boxes | None:
-    """The stored boxes; None if there are none or damaged ones (a zip archive has checksums)."""
+def _read(path: Path, provider: str, images: int, sample: str) -> Boxes | None:
+    """The stored boxes; None if there are none, damaged ones (a zip archive has checksums) or those of other pictures.
+
+    `sample` is that of the pictures; files of old have none.
+    """
     try:
         with np.load(path, allow_pickle=False) as stored:
             boxes = Boxes(stored["array"], provider, stored["count"])
+            others = "pictures" in stored and str(stored["pictures"]) != sample
     except FileNotFoundError:
         return None
     except Exception as error:  # BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError
         warnings.warn(f"the boxes in {path} are damaged ({error}); they are made again", stacklevel=3)
+        return None
+    if others:
+        warnings.warn(f"the boxes in {path} are of other pictures; they are made again", stacklevel=3)
         return None
     intact = boxes.array.shape == (images, REGIONS, 4) and boxes.array.dtype == np.float32
     return boxes if intact and boxes.count.shape == (images,) else None
@@ -230,10 +238,11 @@ def _regions_file(dataset: Pictures) -> Path:
     if not isinstance(dataset.images, ImageFolder):
         raise CapbenchError(f"there is no folder for a {FILE} of {dataset.name}; take regions of multiscale or objects")
     root = dataset.images.root
-    path = (root.parent if root.name == "images" else root) / FILE
-    if not path.is_file():
-        raise CapbenchError(f"{path} is missing; put a JSON object from image names to lists of boxes there")
-    return path
+    places = [folder / FILE for folder in ([root.parent, root] if root.name == "images" else [root])]
+    for path in places:
+        if path.is_file():
+            return path
+    raise CapbenchError(f"{places[0]} is missing; put a JSON object from image names to lists of boxes there")
 
 
 @lru_cache(maxsize=1)

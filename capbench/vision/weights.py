@@ -44,15 +44,15 @@ def find_weights(name: str, address: str | None = None) -> Path:
         raise CapbenchError(f"{error}. Put {file}, or {name}.safetensors, into {where}") from error
 
 
-def find_timm_weights(name: str) -> Path:
+def find_timm_weights(name: str, file: str) -> Path:
     """The weights file of a model of timm, downloaded from the Hugging Face hub if there is none; safetensors only.
 
-    Looks for `<name>.safetensors` in $CAPBENCH_WEIGHTS and in the cache folder's `weights`. Raises CapbenchError that
+    Looks for `file` in $CAPBENCH_WEIGHTS and in the cache folder's `weights`. Raises CapbenchError that
     says which file to put where when the download fails.
     """
     folders, cache, where = _folders()
     for folder in folders:
-        if (path := folder / f"{name}.safetensors").is_file():
+        if (path := folder / file).is_file():
             return path
     import timm
     from huggingface_hub import hf_hub_download
@@ -64,7 +64,7 @@ def find_timm_weights(name: str) -> Path:
         return Path(hf_hub_download(config.hf_hub_id, "model.safetensors", cache_dir=cache / "hub"))
     except Exception as error:  # the hub's client and its transport raise many kinds
         fault = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CapbenchError(f"no weights of {name}: {fault}. Put {name}.safetensors into {where}") from error
+        raise CapbenchError(f"no weights of {name}: {fault}. Put {file} into {where}") from error
 
 
 def _folders() -> tuple[list[Path], Path, str]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset
-from capbench.vision.imported.joining import join, plain
+from capbench.vision.imported.joining import join, written
 from capbench.vision.imported.source import (
     MOST_BYTES,
     File,
@@ -100,7 +100,7 @@ def _tables(dataset: CaptionDataset, folder: Path, tables: list[Path], beside: C
                     f"{line.place}: {line.regions} boxes of {expected:,} numbers are {4 * expected * line.regions:,} "
                     f"bytes, and {column} holds {line.bytes_of(column):,}; fetch the file again"
                 )
-        ids.append(plain(line.image))
+        ids.append(written(line.image))
         counts.append(line.regions)
     image_of_row, said = join(ids, dataset, folder, beside)
 
@@ -142,7 +142,7 @@ def _arrays(dataset: CaptionDataset, folder: Path, files: list[Path], beside: Co
             shapes.append(array_header(file, place, size).shape)
     counts = [regions_of(shape, str(path)) for shape, path in zip(shapes, files, strict=True)]
     dim = same_dim({shape[-1] for shape in shapes}, folder)
-    image_of_row, said = join([plain(path.stem) for path in files], dataset, folder, beside)
+    image_of_row, said = join([path.stem for path in files], dataset, folder, beside)
 
     def rows() -> Iterator[Row]:
         for path in files:

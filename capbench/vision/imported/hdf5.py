@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import CaptionDataset
-from capbench.vision.imported.joining import join, plain
+from capbench.vision.imported.joining import join, written
 from capbench.vision.imported.source import Row, Source, checked, fractions, regions_of, same_dim, span
 
 FEATURES = ("features", "image_features", "feats", "feat")
@@ -106,7 +106,7 @@ def _of_table(path: Path, file: Any, key: str) -> Iterator[_Entry]:
         raise CapbenchError(f"{path} has {key} and no ids; add a data set {IDS[0]} with the id of each image")
     if features.ndim < 2:
         raise CapbenchError(f"{path}: {key} is {list(features.shape)}, not [image, dim] or [image, region, dim]")
-    names = [plain(name) for name in _column(path, file, ids, len(features))]
+    names = [written(name) for name in _column(path, file, ids, len(features))]
     boxes, widths, heights = (_first(names_of, file) for names_of in (BOXES, WIDTHS, HEIGHTS))
     sizes: list[tuple[float, float] | None] = [None] * len(names)  # boxes in pixels of an unknown size say nothing
     if boxes and widths and heights:
@@ -128,7 +128,7 @@ def _by_key(path: Path, file: Any) -> Iterator[_Entry]:
             continue
         inner = "" if suffixed else _first(FEATURES, _node(path, file, key))
         full = f"{key}/{inner}" if inner else key
-        yield _Entry(path, full, None, plain(key.removesuffix(suffix)), _floats(path, file, full).shape)
+        yield _Entry(path, full, None, written(key.removesuffix(suffix)), _floats(path, file, full).shape)
 
 
 def _first(names: tuple[str, ...], group: Any) -> str:

@@ -16,15 +16,23 @@ from capbench.data.captions import CaptionDataset, duplicates
 ELSEWHERE = -1  # the row of an image that the data set leaves out
 
 
+def written(name: object) -> str:
+    """An id as it is written."""
+    return (name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)).strip()
+
+
 def plain(name: object) -> str:
     """An id as it is compared: a file name without folder and extension, a number without leading zeros.
 
     >>> plain("val2014/COCO_val2014_000000000042.jpg"), plain(b"0042"), plain(42)
     ('COCO_val2014_000000000042', '42', '42')
     """
-    text = (name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)).strip()
-    text = re.sub(r"\.(jpe?g|png|bmp|gif|webp)$", "", PurePosixPath(text).name, flags=re.IGNORECASE)
+    text = _stem(written(name))
     return text.lstrip("0") or "0" if text.isascii() and text.isdigit() else text
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\.(jpe?g|png|bmp|gif|webp)$", "", PurePosixPath(name).name, flags=re.IGNORECASE)
 
 
 def numberings(dataset: CaptionDataset) -> dict[str, Mapping[str, int]]:
@@ -74,23 +82,42 @@ def joins(
 def join(
     ids: Sequence[str], dataset: CaptionDataset, source: Path, beside: Collection[int] = ()
 ) -> tuple[Int64[np.ndarray, " row"], str]:
-    """The image of each id, and the numbering in words.
+    """The image of each id, given as it is written, and the numbering in words.
+
+    Ids that are file names to the letter ("0042" of 0042.png) are that, whatever their numbers may be.
 
     Raises CapbenchError as `joins` and `check_complete` do, for an id that is given twice, and where two numberings
     know all ids and disagree.
     """
+    named = _by_file_names(ids, dataset)
+    ids = [plain(name) for name in ids] if named is None else ids
     twice = duplicates(ids)
     if twice:
         raise CapbenchError(f"{source}: {len(twice):,} ids are given twice: {listed(twice)}; keep one row of each")
-    found = joins(ids, dataset, source, beside)
+    found = joins(ids, dataset, source, beside) if named is None else {"file names": named}
     if len(found) > 1:
         raise CapbenchError(
             f"{source}: the ids can be read as {' or as '.join(found)}, which are other images; name the rows by the "
-            "images' file names"
+            f"images' file names with their endings, as in {dataset.image_names[0]}"
         )
     ((way, image_of_row),) = found.items()
     check_complete(image_of_row, dataset, source)
     return image_of_row, f"{len(ids):,} rows, named by {way}"
+
+
+def _by_file_names(ids: Sequence[str], dataset: CaptionDataset) -> Int64[np.ndarray, " row"] | None:
+    """The image of each id where all are file names to the letter, with or without folder and ending.
+
+    None where they are not, or are all ids of the split file or running indices to the letter too.
+    """
+    asked = set(ids)
+    if any(asked <= set(map(str, numbers)) for numbers in (dataset.image_ids, range(len(dataset.image_names)))):
+        return None
+    for read in (written, lambda name: PurePosixPath(name).name, _stem):
+        table = {read(name): image for image, name in enumerate(dataset.image_names)}
+        if len(table) == len(dataset.image_names) and asked <= table.keys():
+            return np.array([table[name] for name in ids], np.int64)
+    return None
 
 
 def check_complete(image_of_row: Int64[np.ndarray, " row"], dataset: CaptionDataset, source: Path) -> None:
