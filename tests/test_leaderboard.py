@@ -705,12 +705,7 @@ def test_every_reported_number_and_every_metric_of_ours_is_a_row_of_the_json(tmp
 def test_other_systems_are_rows_of_the_json_too(tmp_path):
     saved(tmp_path, record(paper="systems", preset="theirs", seed=3, notes=["signature: a|depth:5|version:1"]))
     *_, row = leaderboard.rows_as_json({"fake": fake(tmp_path / "p", reported())}, tmp_path)
-    assert (row["paper"], row["preset"], row["seeds"], row["scoring"]) == (
-        "systems",
-        "theirs",
-        (3,),
-        "a|similarity:dot",
-    )
+    assert (row["paper"], row["preset"], row["seeds"], row["scoring"]) == ("systems", "theirs", (3,), "a|depth:5")
     assert (row["metric"], row["mean"], row["verdict"]) == ("image_to_caption_r1", 40.0, "not reported")
 
 

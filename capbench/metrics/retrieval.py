@@ -200,6 +200,11 @@ def scored(split: Split, protocol: str) -> Split:
     """The part of a split that a protocol scores: under "1K" its first 1,000 images, else all.
 
     Raises CapbenchError when there are fewer images, or when captions of other images lie between theirs.
+
+    >>> from capbench.data.scenes import scenes
+    >>> from capbench.metrics.retrieval import scored
+    >>> len(scored(scenes().split("test"), "whole").image_index)
+    500
     """
     return split.first(FOLD) if protocol == "1K" else split
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -24,6 +24,7 @@ from capbench.base.signals import stop_requests
 
 LONGEST = 60 * 24 * 365  # minutes: processes here have no limit
 SECONDS = 0.5  # between two looks at what runs
+AGAIN = 10.0  # between two demands that a task of Ray stop
 RETRIES = 3  # of a task whose node Ray has lost
 TIMES = 10**6  # that a Slurm job may be over its time, and is queued again
 
@@ -90,7 +91,9 @@ class Commands:
 
     def _stop(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
-        self._waiting.join()
+        while self._waiting.is_alive():
+            with suppress(KeyboardInterrupt):  # Ray's, once more: the run knows
+                self._waiting.join(SECONDS)
 
 
 def submit(tasks: Sequence[Words], folder: Path, resources: Resources, parallel: int) -> list[str]:
@@ -208,7 +211,8 @@ class _OfRay:
         self.ray.cancel(self.task)  # raises KeyboardInterrupt in it
 
     def wait(self) -> None:
-        self.ray.wait([self.task])
+        while not self.ray.wait([self.task], timeout=AGAIN)[0]:
+            self.stop()  # the exception can be lost in code that swallows it, as in a destructor
 
 
 def _ray(resources: Resources) -> Callable[[Words], Begun]:

@@ -88,10 +88,8 @@ def _gallery(run: Usable, unseen: Callable[[str], Unseen], places: tuple[Path, .
     kind = _kind(run, described)
     test = unseen(run.job.dataset)
     record, arrays = _record(described, places)
-    identity = {
-        "dataset": record.dataset_fingerprint if record else "",
-        **described.identity,
-    }  # released weights lack it
+    of_record = record.dataset_fingerprint if record else ""
+    identity = {"dataset": of_record, **described.identity}  # that of released weights names no data set
     if identity["dataset"] not in ("", test.whole.fingerprint):
         made = "import" if "released" in identity else "train"
         raise CapbenchError(f"its data set {run.job.dataset} has changed since; {made} it again")
