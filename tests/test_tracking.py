@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,17 +89,29 @@ def test_mlflow_has_one_run_with_the_recipe_and_the_curve(places):
         assert [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, name)] == points
 
 
-def wandb_records(file: Path) -> Iterator[Any]:
-    """The records of an offline run, whose file is a log as LevelDB has it: checksum, length, kind, content."""
+def wandb_records(file: Path) -> list[Any]:
+    """The records of an offline run, to the last, which its service may write a little after the run has finished."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        found = list(parsed(file.read_bytes()))
+        if any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.2)
+    pytest.fail(f"{file} has no end")
+
+
+def parsed(content: bytes) -> Iterator[Any]:
+    """The records of such a file, a log as LevelDB has it: checksum, length, kind, content."""
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-    content, at = file.read_bytes(), 7  # after the magic number
+    at = 7  # after the magic number
     assert len(content) < 2**15  # one block
-    while at < len(content):
+    while at + 7 <= len(content):
         _, length, kind = struct.unpack_from("<IHB", content, at)
         assert kind == 1  # whole
-        yield Record.FromString(content[at + 7 : at + 7 + length])
-        at += 7 + length
+        start, at = at + 7, at + 7 + length
+        if at <= len(content):
+            yield Record.FromString(content[start:at])
 
 
 def test_wandb_has_the_curve_offline_under_one_id(places):
