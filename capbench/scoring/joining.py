@@ -18,7 +18,7 @@ from torch import Tensor
 from capbench.base.errors import CapbenchError
 from capbench.data.captions import Split
 from capbench.metrics import positives
-from capbench.metrics.retrieval import FOLD, check_protocol
+from capbench.metrics.retrieval import FOLD, check_protocol, scored
 from capbench.scoring.ids import UNKNOWN, Key, Side
 from capbench.scoring.outputs import Captions
 
@@ -136,14 +136,14 @@ def captions_in_order(split: Split, protocol: str, outputs: Captions) -> tuple[S
     if protocol == "5-fold 1K" or protocol in positives.PROTOCOLS:
         raise CapbenchError(f"the protocol {protocol} is of rankings; score captions under whole, 1K or 5K")
     check_protocol(protocol, len(split.image_index))
-    side, scored = Side("image", split), split.first(FOLD) if protocol == "1K" else split
+    side, part = Side("image", split), scored(split, protocol)
     side.refuse_ambiguous(outputs.source, chain.from_iterable(outputs.images))
     places = np.array([_place(side, names, outputs.source) for names in outputs.images])
-    of_whole = bool((places >= len(scored.image_index)).any())
+    of_whole = bool((places >= len(part.image_index)).any())
     keys = [names[0] for names in outputs.images]
-    side.check(outputs.source, keys, places, np.arange(len((split if of_whole else scored).image_index)))
-    order = np.argsort(places)[: len(scored.image_index)]
-    return scored, [outputs.captions[entry] for entry in order]
+    side.check(outputs.source, keys, places, np.arange(len((split if of_whole else part).image_index)))
+    order = np.argsort(places)[: len(part.image_index)]
+    return part, [outputs.captions[entry] for entry in order]
 
 
 def in_order(order: Int[np.ndarray, " item"], rows: Tensor) -> Tensor:

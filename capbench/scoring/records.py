@@ -18,7 +18,7 @@ from capbench.base.provenance import provenance
 from capbench.data.captions import CaptionDataset, Split, protocol_line
 from capbench.data.datasets import is_published
 from capbench.evidence.records import SYSTEMS, Result, load_arrays, save_result, signature_of
-from capbench.metrics.retrieval import FOLD, Ranks, metrics_of_ranks
+from capbench.metrics.retrieval import Ranks, metrics_of_ranks, scored
 from capbench.scoring.ranking import DIRECTIONS
 from capbench.scoring.score import score_captions
 from capbench.scoring.signature import noted, of_captions, renewed
@@ -26,14 +26,8 @@ from capbench.scoring.words import captions_of
 from capbench.training.experiment import Evaluation
 
 LONGEST_NAME = 100  # of a system, in characters
-_REPLACED = (
-    "tokeniser:",
-    "candidates:",
-    "cider:",
-    "meteor:",
-    "spice:",
-    "novelty:",
-)  # how notes begin that scoring makes anew
+# How notes begin that scoring makes anew.
+_REPLACED = ("tokeniser:", "candidates:", "cider:", "meteor:", "spice:", "novelty:")
 
 
 @dataclass(frozen=True)
@@ -122,8 +116,7 @@ def rescored(record: Result, folder: Path, dataset: CaptionDataset) -> Evaluatio
             f"{record.file} is of the data set {record.dataset} {theirs}, and this one is {dataset.fingerprint[:12]}; "
             "give the data that it was run on"
         )
-    arrays, split = load_arrays(record, folder), dataset.split(record.split)
-    split = split.first(FOLD) if record.protocol == "1K" else split
+    arrays, split = load_arrays(record, folder), scored(dataset.split(record.split), record.protocol)
     captions = captions_of(record, arrays, dataset)
     metrics: dict[str, float] = {}
     made: dict[str, np.ndarray] = {}
